@@ -1,0 +1,1 @@
+"""bigru-asr: speech recognition with a bidirectional GRU and CTC."""

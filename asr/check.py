@@ -1,0 +1,121 @@
+"""What could go wrong in a training set, found before the first step and told in a page."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from asr.config import AugmentConfig, DataConfig
+from asr.errors import AsrError
+from asr.manifest import Utterance
+from asr.model import CTCModel, steps_needed
+from asr.text import Vocabulary, normalize_transcript
+
+__all__ = ["CheckedCorpus", "Example", "check_corpus"]
+
+MOST_LISTED = 8
+"""Findings of one kind that the page shows; the full list is in the file that training writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An utterance that can be learned from."""
+
+    utterance: Utterance
+    reference: str
+    """The normal transcript."""
+
+
+@dataclass
+class CheckedCorpus:
+    """The usable part of some manifests, and all that was found wrong with the rest."""
+
+    examples: list[Example] = field(default_factory=list)
+    findings: dict[str, list[str]] = field(default_factory=dict)
+    """Kind of finding to one line per utterance, each with its place."""
+    dropped_characters: Counter[str] = field(default_factory=Counter)
+    """Characters that normalization could not keep."""
+
+    @property
+    def hours(self) -> float:
+        return sum(example.utterance.duration_seconds for example in self.examples) / 3600
+
+    def report(self, most: int | None = MOST_LISTED) -> str:
+        """The page; `most` findings of each kind, or all of them."""
+        lines = [f"{len(self.examples):,} utterances, {self.hours:.2f} hours"]
+        if self.dropped_characters:
+            counts = ", ".join(f"{char!r} × {count}" for char, count in self.dropped_characters.most_common())
+            lines.append(f"characters dropped from transcripts: {counts}")
+        for kind, places in self.findings.items():
+            lines.append(f"{kind}: {len(places)}")
+            lines.extend(f"  {place}" for place in places[:most])
+            if most is not None and len(places) > most:
+                lines.append(f"  ... and {len(places) - most} more")
+        return "\n".join(lines)
+
+
+def check_corpus(
+    utterances: Sequence[Utterance], model: CTCModel, limits: DataConfig | None, augment: AugmentConfig | None
+) -> CheckedCorpus:
+    """Sort utterances into examples and findings.
+
+    limits: the durations to train on; None keeps every duration (valid and test).
+    augment: its fastest speed must still leave CTC enough steps; None where nothing is augmented.
+    Raises AsrError where audio files are missing or nothing is left.
+    """
+    corpus = CheckedCorpus()
+    missing = _missing_files(utterances)
+    speed = max(augment.speeds) if augment else 1.0
+    for utterance in utterances:
+        reference = normalize_transcript(utterance.text, corpus.dropped_characters)
+        problem = _problem(utterance, reference, model, speed, limits, missing)
+        if problem is None:
+            corpus.examples.append(Example(utterance, reference))
+        else:
+            kind, detail = problem
+            corpus.findings.setdefault(kind, []).append(f"{utterance.place}: {utterance.id}: {detail}")
+    if missing or not corpus.examples:
+        what = "audio files are missing" if missing else "no utterance is left to use"
+        raise AsrError(f"{what}; mend the manifest, then run again\n{corpus.report()}")
+    return corpus
+
+
+def _missing_files(utterances: Sequence[Utterance]) -> set[str]:
+    return {path for path in {utterance.audio_path for utterance in utterances} if not os.path.isfile(path)}
+
+
+def _problem(
+    utterance: Utterance,
+    reference: str,
+    model: CTCModel,
+    speed: float,
+    limits: DataConfig | None,
+    missing: set[str],
+) -> tuple[str, str] | None:
+    """Kind and detail of the first thing that keeps an utterance out, or None."""
+    seconds = utterance.duration_seconds
+    if utterance.audio_path in missing:
+        return "audio file not found", utterance.audio_path
+    if limits is not None and not limits.min_seconds <= seconds <= limits.max_seconds:
+        kind = "left out, too short" if seconds < limits.min_seconds else "left out, too long"
+        return kind, f"{seconds:.2f} s (allowed: {limits.min_seconds:g} to {limits.max_seconds:g} s)"
+    token_ids, unknown = _encode(model.vocabulary, reference)
+    if unknown is not None:
+        return "left out, not in the vocabulary", unknown
+    if not token_ids and limits is not None:
+        return "left out, nothing left of the transcript", repr(utterance.text)
+    steps = int(model.output_lengths(torch.tensor(int(seconds / speed * model.sample_rate))))
+    if limits is not None and steps < steps_needed(token_ids):
+        return "left out, too few steps for CTC", f"{seconds:.2f} s at speed {speed:g} for {len(token_ids)} tokens"
+    return None
+
+
+def _encode(vocabulary: Vocabulary, reference: str) -> tuple[list[int], str | None]:
+    try:
+        return vocabulary.encode(reference), None
+    except AsrError as error:
+        return [], str(error)

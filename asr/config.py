@@ -1,0 +1,262 @@
+"""Every setting of the project, once: one frozen dataclass per stage, a default and its meaning per field.
+
+`load_config` reads a recipe's YAML over these defaults, then `section.key=value` overrides over that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asr.errors import AsrError
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "EncoderConfig",
+    "FrontendConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "VocabularyConfig",
+    "load_config",
+    "model_config_from_dict",
+]
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raise AsrError `name=value must <rule>` unless `condition` holds."""
+    if not condition:
+        raise AsrError(f"{name}={value!r} must {rule}")
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """Waveforms to log-mel features. Stored in the model file."""
+
+    sample_rate: int = 16000
+    """Hz; audio of any other rate is resampled to it."""
+    num_mels: int = 80
+    """Mel bands between 0 Hz and half the sample rate (Slaney's scale and norm)."""
+    window_ms: float = 25.0
+    """Width of the Hann window, ms."""
+    hop_ms: float = 10.0
+    """Distance between two frames, ms."""
+
+    def __post_init__(self) -> None:
+        require(self.sample_rate >= 1000, "frontend.sample_rate", self.sample_rate, "be at least 1000 Hz")
+        require(self.num_mels >= 8, "frontend.num_mels", self.num_mels, "be at least 8")
+        require(self.hop_ms > 0, "frontend.hop_ms", self.hop_ms, "be above 0 ms")
+        require(self.window_ms >= self.hop_ms, "frontend.window_ms", self.window_ms, "be at least frontend.hop_ms")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Features to encodings. Stored in the model file."""
+
+    conv_channels: int = 32
+    """Channels of the two strided convolutions that make four frames one step."""
+    cell: str = "gru"
+    """Recurrent cell: gru, lstm or rnn (tanh)."""
+    num_layers: int = 4
+    """Residual bidirectional layers."""
+    hidden_size: int = 320
+    """Units per direction; a layer reads and writes twice as many."""
+    dropout: float = 0.1
+    """Share of a layer's output that training zeroes before it joins the residual."""
+
+    def __post_init__(self) -> None:
+        require(self.cell in ("gru", "lstm", "rnn"), "encoder.cell", self.cell, "be gru, lstm or rnn")
+        require(self.num_layers >= 1, "encoder.num_layers", self.num_layers, "be at least 1")
+        require(self.hidden_size >= 1, "encoder.hidden_size", self.hidden_size, "be at least 1")
+        require(self.conv_channels >= 1, "encoder.conv_channels", self.conv_channels, "be at least 1")
+        require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that shapes the model besides its vocabulary. Stored in the model file."""
+
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+
+@dataclass(frozen=True)
+class VocabularyConfig:
+    """The output symbols of a model trained from nothing."""
+
+    kind: str = "characters"
+    """characters (blank, space, apostrophe, A-Z) or sentencepiece (unigram pieces learned from the training text)."""
+    size: int = 256
+    """Pieces, blank included; sentencepiece only."""
+
+    def __post_init__(self) -> None:
+        kinds = ("characters", "sentencepiece")
+        require(self.kind in kinds, "vocabulary.kind", self.kind, "be characters or sentencepiece")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What the training step, and nothing else, does to its batches."""
+
+    speeds: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
+    """One is drawn per utterance: resampling, so the pitch moves too. [1.0] switches it off."""
+    gain_db: float = 6.0
+    """Loudness is moved by up to this much either way, dB."""
+    noise_probability: float = 0.2
+    """Share of the utterances that get Gaussian noise, its colour drawn between white and brown."""
+    noise_snr_db: list[float] = field(default_factory=lambda: [10.0, 40.0])
+    """Lowest and highest signal-to-noise ratio drawn, dB."""
+    num_frequency_masks: int = 2
+    """SpecAugment masks over mel bands, per utterance."""
+    frequency_mask_mels: int = 20
+    """Greatest width of one, mel bands."""
+    num_time_masks: int = 5
+    """SpecAugment masks over frames, per utterance."""
+    time_mask_share: float = 0.05
+    """Greatest width of one, share of the utterance."""
+
+    def __post_init__(self) -> None:
+        snr = self.noise_snr_db
+        require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds", self.speeds, "be numbers above 0")
+        require(len(snr) == 2 and snr[0] <= snr[1], "augment.noise_snr_db", snr, "be [lowest, highest]")
+        require(0 <= self.time_mask_share <= 1, "augment.time_mask_share", self.time_mask_share, "be in [0, 1]")
+        require(
+            0 <= self.noise_probability <= 1, "augment.noise_probability", self.noise_probability, "be in [0, 1]"
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Manifests to batches."""
+
+    train: list[str] = field(default_factory=list)
+    """Manifests to learn from."""
+    valid: list[str] = field(default_factory=list)
+    """Manifests that choose the best checkpoint."""
+    batch_seconds: float = 120.0
+    """Audio per batch and device, padding included, seconds."""
+    min_seconds: float = 0.3
+    """Shorter utterances are left out of training, and listed."""
+    max_seconds: float = 20.0
+    """Longer utterances are left out of training, and listed."""
+    shortest_first: bool = True
+    """The first epoch goes from short to long utterances (SortaGrad, Amodei et al., 2016), which CTC finds easier."""
+    num_workers: int = 1
+    """Processes that read audio ahead; 0 reads in the training process."""
+    cache_hours: float = 0.0
+    """Decoded audio that each of them keeps in memory, hours (115 MB each)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.batch_seconds >= self.max_seconds,
+            "data.batch_seconds",
+            self.batch_seconds,
+            f"be at least data.max_seconds={self.max_seconds}",
+        )
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be at least 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine down to zero."""
+
+    learning_rate: float = 2e-3
+    """At the end of the warm-up."""
+    warmup_share: float = 0.1
+    """Share of all steps."""
+    weight_decay: float = 1e-2
+    """On matrices; biases and norms have none."""
+    beta2: float = 0.98
+    """AdamW's memory of squared gradients."""
+    clip_norm: float = 5.0
+    """Longest gradient, L2 norm over all weights."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long, where and how exactly."""
+
+    epochs: int = 30
+    """Passes over the training set."""
+    valid_every_epochs: int = 1
+    """Epochs between two validations."""
+    seed: int = 1
+    """Of the initial weights, the order of the utterances and the augmentation."""
+    precision: str = "auto"
+    """auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16 or fp16 where the device has it."""
+    accelerator: str = "auto"
+    """auto, cpu or gpu."""
+    devices: str = "auto"
+    """auto or how many, on this machine."""
+    average_decay: float = 0.998
+    """Of the exponential moving average of the weights, per step; it is what is validated and kept. 0 switches it off."""
+    log_every_steps: int = 10
+    """Steps between two TensorBoard points."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole recipe."""
+
+    output_dir: str = "runs/asr"
+    """Gets model.safetensors, last.ckpt, config.yaml and TensorBoard's events."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The recipe in a YAML file over the defaults, with `section.key=value` overrides over both.
+
+    Raises AsrError for a missing file, a key that does not exist (with the nearest that does) and a value that breaks
+    a rule.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if path is not None and not Path(path).is_file():
+        raise AsrError(f"recipe not found: {path}")
+    try:
+        recipe = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        changes = OmegaConf.from_dotlist(list(overrides))
+        for source in (recipe, changes):
+            _check_keys(OmegaConf.to_container(source), TrainConfig, "")
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), recipe, changes)
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise AsrError(f"{path or 'overrides'}: {str(error).splitlines()[0]}") from error
+    except AsrError as error:
+        raise AsrError(f"{path or 'overrides'}: {error}") from error
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def _check_keys(given: Any, section: Any, prefix: str) -> None:
+    """Raise AsrError for the first key of `given` that the dataclass `section` lacks."""
+    if not isinstance(given, dict):
+        raise AsrError(f"{prefix.rstrip('.') or 'the recipe'} must be a section of `key: value` lines")
+    known = {item.name: item for item in dataclasses.fields(section)}
+    for key, value in given.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise AsrError(f"unknown setting {prefix}{key}; {hint}")
+        inner = known[key].default_factory
+        if dataclasses.is_dataclass(inner):
+            _check_keys(value, inner, f"{prefix}{key}.")
+
+
+def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """The inverse of dataclasses.asdict for a ModelConfig; raises TypeError or KeyError for any other dict."""
+    return ModelConfig(
+        frontend=FrontendConfig(**values["frontend"]), encoder=EncoderConfig(**values["encoder"])
+    )

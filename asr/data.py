@@ -1,0 +1,229 @@
+"""Checked examples to batches of waveforms, planned so that a seed and an epoch give the same batches every time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from asr.audio import read_audio
+from asr.check import CheckedCorpus, Example
+from asr.config import DataConfig
+from asr.model import CTCModel
+from asr.text import Vocabulary
+
+__all__ = ["Batch", "DurationBatchSampler", "SpeechDataModule", "SpeechDataset", "plan_batches"]
+
+DURATION_JITTER = 0.1
+"""Sorting key noise, share of the duration: batches mix anew each epoch and padding stays at a few percent."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B utterances, longest first or not, padded with zeros."""
+
+    waveforms: Tensor
+    """(B, samples) in [-1, 1]."""
+    sample_lengths: Tensor
+    """(B,)"""
+    targets: Tensor
+    """(B, tokens) token ids."""
+    target_lengths: Tensor
+    """(B,)"""
+    references: list[str]
+    ids: list[str]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """The same on another device; Lightning calls it."""
+        tensors = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+class SpeechDataset(Dataset[Batch]):
+    """A list of indices to a Batch. Decoded audio is kept in memory up to a budget."""
+
+    def __init__(
+        self, examples: Sequence[Example], vocabulary: Vocabulary, sample_rate: int, cache_hours: float = 0.0
+    ) -> None:
+        self.examples = examples
+        self.vocabulary = vocabulary
+        self.sample_rate = sample_rate
+        self._cache: dict[int, Tensor] = {}
+        self._cache_samples_left = int(cache_hours * 3600 * sample_rate)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        examples = [self.examples[index] for index in indices]
+        waveforms = [self._samples(index) for index in indices]
+        targets = [torch.tensor(self.vocabulary.encode(example.reference)) for example in examples]
+        return Batch(
+            waveforms=pad_sequence(waveforms, batch_first=True),
+            sample_lengths=torch.tensor([len(samples) for samples in waveforms]),
+            targets=pad_sequence(targets, batch_first=True),
+            target_lengths=torch.tensor([len(token_ids) for token_ids in targets]),
+            references=[example.reference for example in examples],
+            ids=[example.utterance.id for example in examples],
+        )
+
+    def _samples(self, index: int) -> Tensor:
+        """(samples,) float32; what is cached is kept as 16-bit integers, and read from there the first time too."""
+        if index not in self._cache:
+            utterance = self.examples[index].utterance
+            samples = read_audio(
+                utterance.audio_path,
+                self.sample_rate,
+                start_seconds=utterance.start_seconds,
+                duration_seconds=utterance.duration_seconds,
+            )
+            if len(samples) > self._cache_samples_left:
+                return samples
+            self._cache_samples_left -= len(samples)
+            self._cache[index] = (samples * 32768).round().clamp(-32768, 32767).short()
+        return self._cache[index].float() / 32768
+
+
+def plan_batches(
+    durations: Sequence[float], batch_seconds: float, generator: numpy.random.Generator, min_utterances: int = 1
+) -> list[list[int]]:
+    """Every index once, in batches of like durations with at most `batch_seconds` padded, from short to long.
+
+    A batch that would hold fewer than `min_utterances` takes the missing ones from its neighbour in duration.
+    """
+    noise = generator.uniform(1 - DURATION_JITTER, 1 + DURATION_JITTER, len(durations))
+    order = numpy.argsort(numpy.asarray(durations) * noise, kind="stable")
+    batches: list[list[int]] = [[]]
+    longest = 0.0
+    for index in order.tolist():
+        longest = max(longest, durations[index])
+        if batches[-1] and longest * (len(batches[-1]) + 1) > batch_seconds:
+            batches.append([])
+            longest = durations[index]
+        batches[-1].append(index)
+    for earlier, later in zip(batches[-2::-1], batches[::-1]):
+        while len(later) < min_utterances and earlier:
+            later.append(earlier.pop())
+    return [batch for batch in batches if batch]
+
+
+class DurationBatchSampler(Sampler[list[int]]):
+    """The batches of one rank, epoch after epoch; an epoch's plan is a function of (seed, epoch) alone.
+
+    Across ranks a plan is made of batches `world_size` times as long, and each rank takes its part of every one, so
+    that all have as many batches, of like durations, and every utterance is seen once.
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float],
+        batch_seconds: float,
+        *,
+        seed: int,
+        shortest_first: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.durations = durations
+        self.shortest_first = shortest_first
+        self.batch_seconds = batch_seconds
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+        """Batches of the next epoch that were done before a resume."""
+        self._planned: tuple[int, list[list[int]]] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls it before each epoch."""
+        self.epoch = epoch
+
+    def _plan(self) -> list[list[int]]:
+        if self._planned is None or self._planned[0] != self.epoch:
+            generator = numpy.random.default_rng([self.seed, self.epoch])
+            seconds = self.batch_seconds * self.world_size
+            batches = plan_batches(self.durations, seconds, generator, self.world_size)
+            if self.epoch > 0 or not self.shortest_first:
+                batches = [batches[place] for place in generator.permutation(len(batches))]
+            self._planned = self.epoch, [batch[self.rank :: self.world_size] for batch in batches]
+        return self._planned[1]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first, self.first_batch = self.first_batch, 0
+        yield from self._plan()[first:]
+
+    def __len__(self) -> int:
+        return len(self._plan())
+
+
+class SpeechDataModule(lightning.LightningDataModule):
+    """Training and valid batches for Lightning, with the place in the epoch in every checkpoint."""
+
+    def __init__(
+        self, train: CheckedCorpus, valid: CheckedCorpus, config: DataConfig, model: CTCModel, seed: int
+    ) -> None:
+        super().__init__()
+        self.train_corpus, self.valid_corpus = train, valid
+        self.config, self.model, self.seed = config, model, seed
+        self._resumed_batches = 0
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Called once; Lightning moves the sampler on from epoch to epoch."""
+        assert self.trainer is not None
+        sampler = self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
+        # Lightning asks for the first batches of a resumed run before it tells the sampler its epoch.
+        sampler.set_epoch(self.trainer.current_epoch)
+        sampler.first_batch, self._resumed_batches = self._resumed_batches, 0
+        return self._loader(self.train_corpus, sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        longest = max(example.utterance.duration_seconds for example in self.valid_corpus.examples)
+        sampler = self._sampler(self.valid_corpus, max(self.config.batch_seconds, longest), shortest_first=True)
+        return self._loader(self.valid_corpus, sampler)
+
+    def _sampler(self, corpus: CheckedCorpus, batch_seconds: float, shortest_first: bool) -> DurationBatchSampler:
+        assert self.trainer is not None
+        durations = [example.utterance.duration_seconds for example in corpus.examples]
+        return DurationBatchSampler(
+            durations,
+            batch_seconds,
+            seed=self.seed,
+            shortest_first=shortest_first,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def _loader(self, corpus: CheckedCorpus, sampler: DurationBatchSampler) -> DataLoader[Batch]:
+        workers = self.config.num_workers
+        return DataLoader(
+            SpeechDataset(corpus.examples, self.model.vocabulary, self.model.sample_rate, self.config.cache_hours),
+            sampler=sampler,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self.trainer is not None
+        return {"batches_done": self.trainer.fit_loop.epoch_loop.batch_progress.current.ready}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed_batches = state_dict["batches_done"]
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,80 @@
+"""Waveforms to log-mel features, inside the model, on any device, a whole batch at once."""
+
+from __future__ import annotations
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from asr.config import FrontendConfig
+
+__all__ = ["LogMelFrontend", "mask_padding", "normalize_features", "valid_positions"]
+
+LOG_FLOOR = 2.0**-24
+"""Added to each mel energy before the logarithm: the quietest step of 24-bit audio, as power far below speech."""
+
+DEVIATION_FLOOR = 1e-3
+"""Added to each band's standard deviation, so that silence becomes zeros and not a division by zero."""
+
+
+class LogMelFrontend(nn.Module):
+    """Log-mel energies, each band with mean 0 and deviation 1 over the utterance."""
+
+    def __init__(self, config: FrontendConfig) -> None:
+        super().__init__()
+        self.window_samples = round(config.sample_rate * config.window_ms / 1000)
+        self.hop_samples = round(config.sample_rate * config.hop_ms / 1000)
+        # Zeros around the utterance, not its reflection: else its last frames would depend on its batch mates' padding.
+        self.melspectrogram = torchaudio.transforms.MelSpectrogram(
+            sample_rate=config.sample_rate,
+            n_fft=2 ** (self.window_samples - 1).bit_length(),
+            win_length=self.window_samples,
+            hop_length=self.hop_samples,
+            n_mels=config.num_mels,
+            mel_scale="slaney",
+            norm="slaney",
+            pad_mode="constant",
+        )
+
+    def output_lengths(self, sample_lengths: Tensor) -> Tensor:
+        """Frames of utterances of so many samples: one centred on every hop, the first on sample 0."""
+        return sample_lengths // self.hop_samples + 1
+
+    def log_mel(self, waveforms: Tensor) -> Tensor:
+        """Log-mel energies before normalization, (batch, frames, num_mels), of waveforms (batch, samples)."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            return (self.melspectrogram(waveforms.float()) + LOG_FLOOR).log().transpose(1, 2)
+
+    def forward(self, waveforms: Tensor, sample_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalized features and feature_lengths, zero past each length.
+
+        waveforms: (batch, samples) in [-1, 1] at the model's rate, of any content past each sample_length.
+        sample_lengths: (batch,) integers.
+        returns: (batch, frames, num_mels), (batch,).
+        """
+        feature_lengths = self.output_lengths(sample_lengths)
+        features = self.log_mel(mask_padding(waveforms, sample_lengths))
+        return normalize_features(features, feature_lengths), feature_lengths
+
+
+def valid_positions(lengths: Tensor, size: int) -> Tensor:
+    """(batch, size) booleans: True before each length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def mask_padding(batch: Tensor, lengths: Tensor) -> Tensor:
+    """`batch` (batch, positions, ...) with zeros past each length."""
+    valid = valid_positions(lengths, batch.shape[1])
+    return batch.masked_fill(~valid.reshape(*valid.shape, *[1] * (batch.dim() - 2)), 0.0)
+
+
+def normalize_features(features: Tensor, feature_lengths: Tensor) -> Tensor:
+    """Each band of each utterance with mean 0 and deviation 1 over its valid frames, and zeros past them.
+
+    features: (batch, frames, num_mels); feature_lengths: (batch,), each at least 1.
+    """
+    count = feature_lengths[:, None, None]
+    mean = mask_padding(features, feature_lengths).sum(1, keepdim=True) / count
+    centred = mask_padding(features - mean, feature_lengths)
+    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return centred / (deviation + DEVIATION_FLOOR)

@@ -1,0 +1,158 @@
+"""Manifests: what was said in which recording, one utterance a line.
+
+Read are lhotse's cuts (`.jsonl`, `.jsonl.gz`; what `asr prepare` writes), JSON lines with `audio`, `text` and, if
+known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the header. A relative audio path is
+relative to its manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from asr.audio import open_audio
+from asr.errors import AsrError
+
+__all__ = ["Utterance", "read_manifest", "read_manifests"]
+
+MOST_PROBLEMS = 20
+"""Bad lines that an error lists before it only counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One stretch of speech with its transcript."""
+
+    id: str
+    audio_path: str
+    text: str
+    """As it stands in the manifest."""
+    start_seconds: float
+    duration_seconds: float
+    speaker: str
+    """Empty where unknown."""
+    manifest: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """Where it is written, for messages."""
+        return f"{self.manifest}:{self.line}"
+
+
+class _LineError(Exception):
+    """What is wrong with a line."""
+
+
+def read_manifests(paths: Iterable[str | Path]) -> list[Utterance]:
+    """The utterances of several manifests, one after another."""
+    return [utterance for path in paths for utterance in read_manifest(path)]
+
+
+def read_manifest(path: str | Path) -> list[Utterance]:
+    """Every utterance of a manifest, in its order.
+
+    Raises AsrError that lists each bad line: no JSON, a missing column, an empty transcript, a duration that is not
+    above 0; a duration that is not given is read from the audio's header. Audio is not opened otherwise.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AsrError(f"{path}: manifest not found")
+    utterances, problems, manifest = [], [], str(path)
+    try:
+        with _open_text(path) as file:
+            for line, row in _rows(path, file):
+                try:
+                    utterances.append(_utterance(_fields(row), manifest, line, path.parent))
+                except (_LineError, AsrError) as error:
+                    problems.append(f"{manifest}:{line}: {error}")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise AsrError(f"{path}: the manifest is damaged: {error}") from error
+    if problems:
+        more = f"\n... and {len(problems) - MOST_PROBLEMS} more bad lines" if len(problems) > MOST_PROBLEMS else ""
+        raise AsrError("\n".join(problems[:MOST_PROBLEMS]) + more)
+    if not utterances:
+        raise AsrError(f"{path}: the manifest holds no utterance")
+    return utterances
+
+
+def _open_text(path: Path) -> TextIO:
+    """The manifest's text; a byte order mark, as spreadsheets write it, is skipped."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, str | dict[str, Any]]]:
+    """Line number and content: a JSON text, or the columns of a CSV or TSV line."""
+    if path.suffix in (".csv", ".tsv"):
+        table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        yield from ((table.line_num, row) for row in table)
+    else:
+        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
+    """The named values of a row, lhotse's cuts flattened to our names."""
+    if isinstance(row, dict):
+        return row
+    try:
+        fields = json.loads(row)
+    except json.JSONDecodeError as error:
+        raise _LineError(f"not a line of JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise _LineError("must be a JSON object such as {\"audio\": \"a.wav\", \"text\": \"HELLO\"}")
+    return _from_cut(fields) if "recording" in fields else fields
+
+
+def _from_cut(cut: dict[str, Any]) -> dict[str, Any]:
+    """Our names for a lhotse MonoCut with one file as its source and one supervision."""
+    try:
+        (source,) = cut["recording"]["sources"]
+        (supervision,) = cut["supervisions"]
+        if source["type"] != "file":
+            raise _LineError(f"cut {cut['id']}: audio of type {source['type']!r} is not read here, only files are")
+        return {
+            "id": cut["id"],
+            "audio": source["source"],
+            "text": supervision.get("text", ""),
+            "start": cut["start"],
+            "duration": cut["duration"],
+            "speaker": supervision.get("speaker") or "",
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise _LineError("must be a lhotse MonoCut with one audio source and one supervision") from error
+
+
+def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: Path) -> Utterance:
+    """The checked utterance of a line's named values."""
+    for name in ("audio", "text"):
+        if not fields.get(name):
+            given = ", ".join(str(key) for key in fields)
+            raise _LineError(f"{name!r} is empty" if name in fields else f"{name!r} is missing (there are: {given})")
+    audio_path = os.path.join(folder, str(fields["audio"]))
+    start, duration = _seconds(fields, "start", 0.0), _seconds(fields, "duration", None)
+    if duration is None:
+        with open_audio(audio_path, 16000) as audio:
+            duration = audio.duration_seconds - (start or 0.0)
+    if duration <= 0:
+        raise _LineError(f"duration={duration:g} must be above 0 seconds")
+    name = str(fields.get("id") or os.path.splitext(os.path.basename(audio_path))[0])
+    speaker = str(fields.get("speaker") or "")
+    return Utterance(name, audio_path, str(fields["text"]), start or 0.0, duration, speaker, manifest, line)
+
+
+def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float | None:
+    value = fields.get(name)
+    if value in (None, ""):
+        return default
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise _LineError(f"{name}={value!r} must be a number of seconds") from error

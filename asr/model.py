@@ -1,0 +1,61 @@
+"""The acoustic model: frontend, encoder and head in one module, with the vocabulary it was trained for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from asr.config import ModelConfig
+from asr.encoder import BiGRUEncoder
+from asr.features import LogMelFrontend
+from asr.text import Vocabulary
+
+__all__ = ["CTCModel", "steps_needed"]
+
+
+class CTCModel(nn.Module):
+    """Waveforms to per-step log-probabilities over the vocabulary; the same computation in training and evaluation."""
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.frontend = LogMelFrontend(config.frontend)
+        self.encoder = BiGRUEncoder(config.encoder, config.frontend.num_mels)
+        self.head = nn.Linear(self.encoder.output_size, len(vocabulary))
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.frontend.sample_rate
+
+    @property
+    def step_samples(self) -> int:
+        """Samples from one step to the next."""
+        return self.frontend.hop_samples * self.encoder.subsampling.subsampling_factor
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def output_lengths(self, sample_lengths: Tensor) -> Tensor:
+        """Steps of utterances of so many samples."""
+        return self.encoder.subsampling.output_lengths(self.frontend.output_lengths(sample_lengths))
+
+    def forward(self, waveforms: Tensor, sample_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities in float32, and their lengths in steps.
+
+        waveforms: (batch, samples) in [-1, 1] at `sample_rate`; sample_lengths: (batch,) integers.
+        returns: (batch, steps, vocabulary), (batch,); what stands past a length is undefined.
+        """
+        return self.log_probs(*self.frontend(waveforms, sample_lengths))
+
+    def log_probs(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, from (batch, frames, num_mels) normalized features."""
+        encodings, encoding_lengths = self.encoder(features, feature_lengths)
+        return self.head(encodings).float().log_softmax(dim=2), encoding_lengths
+
+
+def steps_needed(token_ids: list[int]) -> int:
+    """The fewest steps in which CTC can write these tokens: one each, and a blank between two equal ones."""
+    return len(token_ids) + sum(left == right for left, right in zip(token_ids, token_ids[1:]))

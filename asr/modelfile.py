@@ -1,0 +1,85 @@
+"""The model file: one .safetensors with weights, configuration, vocabulary and a format number.
+
+Reading it runs no code from the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from asr.config import model_config_from_dict
+from asr.errors import AsrError
+from asr.model import CTCModel
+from asr.text import vocabulary_from_dict
+
+__all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "save_model"]
+
+FORMAT_NUMBER = 1
+"""Goes up when an older release could not read the file."""
+
+PACKAGED_MODEL = Path(str(files("asr") / "models" / "base.safetensors"))
+"""The model that comes with the package."""
+
+
+def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Write a model file, to a temporary name first, so that `path` is whole or as it was.
+
+    dtype: of the weights in the file; half precision halves its size, and moved no word of the valid set.
+    """
+    metadata = {
+        "format": str(FORMAT_NUMBER),
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "vocabulary": json.dumps(model.vocabulary.to_dict()),
+    }
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(weights, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> CTCModel:
+    """The model of a model file (by default the packaged one), in evaluation mode, on `device`, in float32.
+
+    Raises AsrError for a file that is missing, damaged, of a newer format or not a model.
+    """
+    path = Path(path) if path is not None else PACKAGED_MODEL
+    if not path.is_file():
+        raise AsrError(f"{path}: model file not found")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise AsrError(f"{path}: the model file is damaged or not a model file: {error}") from error
+    model = _build(path, metadata)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise AsrError(f"{path}: the weights do not fit the model file's own configuration") from error
+    return model.eval().to(device)
+
+
+def _build(path: Path, metadata: dict[str, str]) -> CTCModel:
+    """The model that the metadata describes, its weights not yet loaded."""
+    if not metadata.get("format", "").isdecimal():
+        raise AsrError(f"{path}: not a model file of bigru-asr (it has no format number)")
+    if int(metadata["format"]) > FORMAT_NUMBER:
+        raise AsrError(
+            f"{path}: has model format {metadata['format']}, this release reads up to {FORMAT_NUMBER}; "
+            "upgrade bigru-asr"
+        )
+    try:
+        config = model_config_from_dict(json.loads(metadata["config"]))
+        return CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AsrError(f"{path}: the model file's configuration is damaged: {error}") from error

@@ -1,0 +1,155 @@
+"""Transcripts: their normal form, and the table between them and token ids."""
+
+from __future__ import annotations
+
+import base64
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+from asr.errors import AsrError
+
+__all__ = ["ALPHABET", "BLANK_ID", "CharacterVocabulary", "SentencePieceVocabulary", "Vocabulary", "normalize_transcript", "vocabulary_from_dict"]
+
+BLANK_ID = 0
+"""CTC's "no token", in every vocabulary."""
+
+ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""What LibriSpeech's transcripts are written with."""
+
+_APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff07"), "'")
+_SEPARATORS = dict.fromkeys(map(ord, "-\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
+
+
+def normalize_transcript(text: str, dropped: Counter[str] | None = None) -> str:
+    """`text` in LibriSpeech's alphabet: upper case, A-Z, apostrophes and single spaces.
+
+    Typographic apostrophes become ', dashes and slashes become spaces, letters lose their accents. Whatever else is
+    left is dropped, and counted in `dropped` by character as it stood in the text (in Unicode NFC).
+    """
+    kept = []
+    for character in unicodedata.normalize("NFC", text).translate(_APOSTROPHES).translate(_SEPARATORS):
+        letters = [part for part in unicodedata.normalize("NFKD", character).upper() if part in ALPHABET]
+        if letters:
+            kept.extend(letters)
+        elif character.isspace():
+            kept.append(" ")
+        elif dropped is not None:
+            dropped[character] += 1
+    return " ".join("".join(kept).split())
+
+
+class Vocabulary(Protocol):
+    """A two-way table between transcripts and token ids; id 0 is the blank and never comes out of `encode`."""
+
+    @property
+    def tokens(self) -> list[str]:
+        """Each id's token, the blank first."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a normal transcript; raises AsrError for a character that has none."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids without blanks."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the model file keeps; `vocabulary_from_dict` reads it."""
+
+    def __len__(self) -> int: ...
+
+
+class CharacterVocabulary:
+    """One token per character."""
+
+    def __init__(self, characters: str = ALPHABET) -> None:
+        if len(set(characters)) != len(characters):
+            raise AsrError(f"vocabulary {characters!r} must hold each character once")
+        self.tokens = ["<blank>", *characters]
+        self._ids = {character: token_id for token_id, character in enumerate(characters, start=1)}
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return [self._ids[character] for character in text]
+        except KeyError as error:
+            raise AsrError(f"character {error} is not in the vocabulary {''.join(self._ids)!r}") from error
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self.tokens[token_id] for token_id in token_ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "characters", "characters": "".join(self._ids)}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class SentencePieceVocabulary:
+    """Pieces of words, learned from text. The pieces' own unknown symbol has id 0 there and is the blank here."""
+
+    def __init__(self, model_proto: bytes) -> None:
+        self.model_proto = model_proto
+
+    @classmethod
+    def train(cls, sentences: Iterable[str], size: int) -> SentencePieceVocabulary:
+        """Learn `size` pieces (blank included) from normal transcripts; raises AsrError if the text has too few."""
+        import io
+
+        import sentencepiece
+
+        proto = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=proto,
+                vocab_size=size,
+                model_type="unigram",
+                character_coverage=1.0,
+                normalization_rule_name="identity",
+                unk_id=BLANK_ID,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise AsrError(f"vocabulary.size={size} does not suit the training text: {error}") from error
+        return cls(proto.getvalue())
+
+    @cached_property
+    def _processor(self) -> Any:
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model_proto)
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        pieces = [self._processor.id_to_piece(token_id) for token_id in range(len(self))]
+        return ["<blank>", *pieces[1:]]
+
+    def encode(self, text: str) -> list[int]:
+        token_ids: list[int] = self._processor.encode(text)
+        if BLANK_ID in token_ids:
+            unknown = "".join(sorted(set(text) - set("".join(self.tokens[1:])) - {" "}))
+            raise AsrError(f"characters {unknown!r} are not in the vocabulary")
+        return token_ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._processor.decode(list(token_ids))
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "sentencepiece", "model_proto": base64.b64encode(self.model_proto).decode("ascii")}
+
+    def __len__(self) -> int:
+        return int(self._processor.vocab_size())
+
+
+def vocabulary_from_dict(values: dict[str, Any]) -> Vocabulary:
+    """The inverse of `Vocabulary.to_dict`; raises KeyError or ValueError for anything else."""
+    if values["kind"] == "characters":
+        return CharacterVocabulary(values["characters"])
+    if values["kind"] == "sentencepiece":
+        return SentencePieceVocabulary(base64.b64decode(values["model_proto"], validate=True))
+    raise ValueError(f"unknown vocabulary kind {values['kind']!r}")

@@ -1,0 +1,279 @@
+"""Training: the Lightning module with CTC, and `train`, which turns a recipe into a model file.
+
+Every random draw of a step is a function of the seed and the step, so a resumed run draws what an uninterrupted one
+would have drawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytorch_lightning as lightning
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn.functional import ctc_loss
+
+from asr.augment import augment_features, augment_waveforms
+from asr.check import CheckedCorpus, check_corpus
+from asr.config import OptimizerConfig, TrainConfig, TrainerConfig
+from asr.data import Batch, SpeechDataModule
+from asr.decoder import decode_greedy
+from asr.errors import AsrError
+from asr.features import valid_positions
+from asr.manifest import read_manifests
+from asr.metrics import ErrorCounts, character_errors, word_errors
+from asr.model import CTCModel
+from asr.modelfile import save_model
+from asr.monitor import SampleTranscripts, TrainingMonitor
+from asr.text import BLANK_ID, CharacterVocabulary, SentencePieceVocabulary, Vocabulary, normalize_transcript
+
+__all__ = ["CTCTrainingModule", "train"]
+
+log = logging.getLogger(__name__)
+
+MODEL_NAME, LAST_CHECKPOINT = "model.safetensors", "last.ckpt"
+
+
+class CTCTrainingModule(lightning.LightningModule):
+    """What a step, a validation and the optimizer are."""
+
+    def __init__(self, model: CTCModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
+        self.valid_pairs: list[tuple[str, str]] = []
+        """Some references and hypotheses of the last validation."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(self._step_seed())  # dropout's draws
+
+    def _step_seed(self) -> int:
+        draws = numpy.random.SeedSequence([self.config.trainer.seed, self.global_step, self.global_rank])
+        return int(draws.generate_state(1)[0])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """CTC loss per target token of an augmented batch."""
+        generator = torch.Generator().manual_seed(self._step_seed())
+        augment = self.config.augment
+        waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
+        features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
+        features = augment_features(features, feature_lengths, augment, generator)
+        loss, impossible = self._loss(*self.model.log_probs(features, feature_lengths), batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
+        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=len(batch.ids))
+        return loss
+
+    def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Pooled CTC loss per target token, in float32, and how many utterances CTC could not write in their steps."""
+        losses = ctc_loss(
+            log_probs.transpose(0, 1),
+            batch.targets,
+            lengths,
+            batch.target_lengths,
+            blank=BLANK_ID,
+            reduction="none",
+            zero_infinity=True,
+        )
+        # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
+        return losses.sum() / batch.target_lengths.sum(), (losses == 0).sum().float()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        log_probs, lengths = self.model(batch.waveforms, batch.sample_lengths)
+        loss, _ = self._loss(log_probs, lengths, batch)
+        hypotheses = [self.model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(log_probs, lengths)]
+        for reference, hypothesis in zip(batch.references, hypotheses):
+            self.valid_words += word_errors(reference, hypothesis)
+            self.valid_characters += character_errors(reference, hypothesis)
+        self.valid_pairs.append((batch.references[0], hypotheses[0]))
+        valid = valid_positions(lengths, log_probs.shape[1])
+        blanks = (log_probs.argmax(2) == BLANK_ID)[valid].float().mean()
+        empty = sum(not hypothesis for hypothesis in hypotheses) / len(hypotheses)
+        shares = {"valid/loss": loss, "valid/blank_share": blanks, "valid/empty_hypothesis_share": empty}
+        self.log_dict(shares, batch_size=len(batch.ids), sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
+        self.valid_pairs = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log WER and CER from the counts of all ranks."""
+        for name, counts in (("valid/wer", self.valid_words), ("valid/cer", self.valid_characters)):
+            sums = torch.tensor([counts.errors, counts.reference_length], device=self.device)
+            errors, length = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            self.log(name, errors / length, prog_bar=True, rank_zero_only=True)
+
+    def configure_optimizers(self) -> Any:
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        return make_optimizer(self.model, self.config.optimizer, total_steps)
+
+
+def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
+    """AdamW and its schedule, as Lightning wants them."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2))
+    warmup_steps = max(1, round(config.warmup_share * total_steps))
+
+    def share_of_peak(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class BestModelFile(lightning.Callback):
+    """Writes the model file whenever a validation has the lowest WER so far; the averaged weights where there are any."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best_wer = float("inf")
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, CTCTrainingModule)
+        wer = module.valid_words.rate
+        if not trainer.sanity_checking and wer < self.best_wer and trainer.is_global_zero:
+            self.best_wer = wer
+            save_model(module.model, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_wer": self.best_wer}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_wer = state_dict["best_wer"]
+
+
+class KeepPlaceOnExit(lightning.Callback):
+    """Writes the last checkpoint when training is stopped from outside, by Ctrl-C or an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.sanity_checking or trainer.global_step == 0:
+            return
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        trainer.save_checkpoint(temporary)
+        os.replace(temporary, self.path)
+        log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.path)
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> Path:
+    """Train a model by a recipe; returns the path of its model file, the best by valid WER.
+
+    resume: continue the run in `config.output_dir` where it stopped.
+    Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
+    """
+    output_dir = Path(config.output_dir)
+    checkpoint = output_dir / LAST_CHECKPOINT
+    _check_output_dir(config, checkpoint, resume)
+    torch.manual_seed(config.trainer.seed)
+    model, train_corpus, valid_corpus = prepare_training(config)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _write_reports(output_dir, config, train_corpus, valid_corpus)
+    trainer = make_trainer(config, model.sample_rate)
+    data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
+    module = CTCTrainingModule(model, config)
+    trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+    return output_dir / MODEL_NAME
+
+
+def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, CheckedCorpus]:
+    """The model with its initial weights, and the checked training and valid sets; the findings are logged."""
+    if not config.data.train or not config.data.valid:
+        raise AsrError("data.train and data.valid must each name a manifest")
+    utterances = read_manifests(config.data.train)
+    references = [normalize_transcript(utterance.text) for utterance in utterances]
+    model = CTCModel(config.model, make_vocabulary(config, references))
+    train_corpus = check_corpus(utterances, model, config.data, config.augment)
+    valid_corpus = check_corpus(read_manifests(config.data.valid), model, None, None)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("model: %.1f million parameters, %d tokens", parameters / 1e6, len(model.vocabulary))
+    log.info("train: %s\nvalid: %s", train_corpus.report(), valid_corpus.report())
+    return model, train_corpus, valid_corpus
+
+
+def make_vocabulary(config: TrainConfig, references: Sequence[str]) -> Vocabulary:
+    """Characters, or pieces learned from the training references."""
+    if config.vocabulary.kind == "characters":
+        return CharacterVocabulary()
+    return SentencePieceVocabulary.train(references, config.vocabulary.size)
+
+
+def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
+    """Lightning's Trainer with this recipe's callbacks, writing to its output folder."""
+    settings, output_dir = config.trainer, Path(config.output_dir)
+    callbacks: list[lightning.Callback] = [
+        LearningRateMonitor(),
+        TrainingMonitor(sample_rate),
+        SampleTranscripts(),
+        BestModelFile(output_dir / MODEL_NAME),  # before the averaging puts the raw weights back
+        ModelCheckpoint(
+            output_dir, "best", monitor="valid/wer", mode="min", save_last=True, enable_version_counter=False
+        ),
+        KeepPlaceOnExit(output_dir / LAST_CHECKPOINT),
+    ]
+    if settings.average_decay > 0:
+        callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
+    return lightning.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices if settings.devices == "auto" else int(settings.devices),
+        precision=choose_precision(settings),
+        max_epochs=settings.epochs,
+        check_val_every_n_epoch=settings.valid_every_epochs,
+        gradient_clip_val=config.optimizer.clip_norm,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(output_dir, name="", version="tensorboard"),
+        log_every_n_steps=settings.log_every_steps,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+
+
+def choose_precision(settings: TrainerConfig) -> Any:
+    """Lightning's name of the precision; `auto` takes half precision only where the device computes in it."""
+    if settings.precision != "auto":
+        return settings.precision
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        return "16-mixed"  # cuDNN's recurrent layers take fp16 in every version, bf16 only in the newest
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def _check_output_dir(config: TrainConfig, checkpoint: Path, resume: bool) -> None:
+    """Raise AsrError where a run would overwrite another, or continue one of another model."""
+    if not resume:
+        if checkpoint.exists():
+            raise AsrError(f"{config.output_dir} holds a run; continue it with --resume, or set another output_dir=")
+        return
+    if not checkpoint.is_file():
+        raise AsrError(f"{checkpoint} not found: there is nothing to resume; start without --resume")
+    before = OmegaConf.load(checkpoint.parent / "config.yaml")
+    for section in ("model", "vocabulary"):
+        if before[section] != OmegaConf.structured(config)[section]:
+            raise AsrError(f"{config.output_dir} was trained with another {section} section; see its config.yaml")
+
+
+def _write_reports(output_dir: Path, config: TrainConfig, train: CheckedCorpus, valid: CheckedCorpus) -> None:
+    """config.yaml and the full data report beside the checkpoints."""
+    (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    report = f"train: {train.report(most=None)}\nvalid: {valid.report(most=None)}\n"
+    (output_dir / "data.txt").write_text(report, encoding="utf-8")
