@@ -1,1 +1,53 @@
-"""bigru-asr: speech recognition with a bidirectional GRU and CTC."""
+"""bigru-asr: speech recognition with a bidirectional GRU and CTC.
+
+The stages, in the order of the flow; a file imports only from files above it:
+
+    errors         AsrError: what the user can mend
+    config         every setting, one dataclass per stage
+    audio          any audio file            → waveforms (batch, samples)
+    text           transcripts               ↔ token ids; BLANK_ID
+    features       waveforms                 → features (batch, frames, num_mels)
+    augment        waveforms, features       → harder ones, in training only
+    recurrence     the GRU pair with a backward pass of its own, for training on a CPU
+    encoder        features                  → encodings (batch, steps, size)
+    model          waveforms                 → log_probs (batch, steps, vocabulary)
+    decoder        log_probs                 → token ids
+    metrics        references, hypotheses    → WER, CER
+    modelfile      model                     ↔ one .safetensors
+    manifest       CSV, JSON lines, cuts     → utterances
+    check          utterances                → examples to learn from, and what is wrong with the rest
+    download       URLs                      → verified, unpacked archives
+    librispeech    subset names              → folders → manifests
+    data           examples                  → batches by duration
+    monitor        what TensorBoard shows of a training
+    training       a recipe                  → a model file
+    longform       a recording of any length → one path of tokens
+    transcription  recordings                → transcripts
+    evaluation     model, manifest           → error rates
+    cli            the `asr` command
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asr.modelfile import load_model
+    from asr.transcription import transcribe
+
+__all__ = ["__version__", "load_model", "transcribe"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when it is needed, so that `asr --help` answers at once."""
+    if name == "load_model":
+        from asr.modelfile import load_model
+
+        return load_model
+    if name == "transcribe":
+        from asr.transcription import transcribe
+
+        return transcribe
+    raise AttributeError(f"module 'asr' has no attribute {name!r}")

@@ -23,8 +23,11 @@ __all__ = ["AudioFile", "AudioSource", "open_audio", "read_audio"]
 
 AudioSource = str | Path | BinaryIO
 
-READ_SECONDS = 60.0
-"""How much of a file is decoded at once."""
+BLOCK_SECONDS = 30.0
+"""How much of a long file is decoded at once."""
+
+END_TOLERANCE_SECONDS = 0.05
+"""How far past a file's end a manifest may reach: codecs round lengths."""
 
 RESAMPLE_LOBES = 6
 """Zero crossings of torchaudio's windowed sinc on either side; with the rates it fixes how far a sample reaches."""
@@ -48,29 +51,38 @@ class AudioFile:
 
         Raises AsrError for audio that ends early, and for samples that are not finite numbers.
         """
+        start, end = self._frames(start_seconds, duration_seconds)
+        return resample(self._read_native(start, end - start), self.file.samplerate, self.sample_rate)
+
+    def blocks(
+        self, start_seconds: float = 0.0, duration_seconds: float | None = None, block_seconds: float = BLOCK_SECONDS
+    ) -> Iterator[Tensor]:
+        """What `read` returns, as consecutive (samples,) tensors of about `block_seconds`."""
+        rate = self.file.samplerate
+        first, last = self._frames(start_seconds, duration_seconds)
+        # Blocks begin where samples of both rates fall together, and are resampled with all that reaches into them.
+        grid = rate // gcd(rate, self.sample_rate)
+        reach = RESAMPLE_LOBES * max(1.0, rate / self.sample_rate) + 1
+        context = grid * ceil(reach / grid) if rate != self.sample_rate else 0
+        size = grid * max(1, round(block_seconds * rate / grid))
+        for start in range(first, last, size):
+            before = min(context, start - first)
+            end = min(last, start + size)
+            samples = self._read_native(start - before, min(last, end + context) - start + before)
+            skipped = before * self.sample_rate // rate
+            kept = ceil((end - start) * self.sample_rate / rate)
+            yield resample(samples, rate, self.sample_rate)[skipped : skipped + kept]
+
+    def _frames(self, start_seconds: float, duration_seconds: float | None) -> tuple[int, int]:
+        """First frame and the one behind the last, at the file's own rate; raises AsrError past the file's end."""
         rate = self.file.samplerate
         start = round(start_seconds * rate)
-        count = self.file.frames - start if duration_seconds is None else round(duration_seconds * rate)
-        if not 0 <= start <= start + count <= self.file.frames:
+        end = self.file.frames if duration_seconds is None else start + round(duration_seconds * rate)
+        if not 0 <= start < end <= self.file.frames + END_TOLERANCE_SECONDS * rate:
             raise AsrError(
-                f"{self.name}: {start_seconds:g} s + {count / rate:g} s is past its end at {self.duration_seconds:g} s"
+                f"{self.name}: {start_seconds:g} to {end / rate:g} s is not inside its {self.duration_seconds:g} s"
             )
-        return resample(self._read_native(start, count), rate, self.sample_rate)
-
-    def blocks(self, block_seconds: float = READ_SECONDS) -> Iterator[Tensor]:
-        """The whole recording as consecutive (samples,) tensors; concatenated they are what `read` returns."""
-        rate, frames = self.file.samplerate, self.file.frames
-        # Blocks begin where a sample of both rates falls, and are resampled with all that reaches into them.
-        divisor = gcd(rate, self.sample_rate)
-        grid = rate // divisor
-        context = grid * ceil(2 * RESAMPLE_LOBES * max(1.0, rate / self.sample_rate) / grid) if grid > 1 else 0
-        size = grid * max(1, round(block_seconds * rate / grid))
-        for start in range(0, frames, size):
-            before, after = min(context, start), min(context, max(0, frames - start - size))
-            end = min(frames, start + size)
-            samples = resample(self._read_native(start - before, before + end - start + after), rate, self.sample_rate)
-            first = before // grid * (self.sample_rate // divisor)
-            yield samples[first : first + ceil((end - start) * self.sample_rate / rate)]
+        return start, min(end, self.file.frames)
 
     def _read_native(self, start: int, count: int) -> Tensor:
         """`count` mono samples from `start` on, at the file's own rate."""
@@ -82,7 +94,9 @@ class AudioFile:
             raise AsrError(f"{self.name}: the audio is damaged: {_reason(error)}") from error
         if len(samples) < count:
             ends = (start + len(samples)) / self.file.samplerate
-            raise AsrError(f"{self.name}: the audio is cut short: it ends at {ends:.2f} of {self.duration_seconds:.2f} s")
+            raise AsrError(
+                f"{self.name}: the audio is cut short: it ends at {ends:.2f} of {self.duration_seconds:.2f} s"
+            )
         mono = torch.from_numpy(samples).mean(dim=1)
         if not mono.isfinite().all():
             raise AsrError(f"{self.name}: the audio holds samples that are not finite numbers")

@@ -28,9 +28,7 @@ def augment_waveforms(
     return add_noise(waveforms, sample_lengths, config.noise_probability, low, high, generator), sample_lengths
 
 
-def augment_features(
-    features: Tensor, feature_lengths: Tensor, config: AugmentConfig, generator: Generator
-) -> Tensor:
+def augment_features(features: Tensor, feature_lengths: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
     """SpecAugment (Park et al., 2019) without time warping: bands and spans of frames become 0, the band's mean.
 
     features: (batch, frames, num_mels), normalized; feature_lengths: (batch,).

@@ -126,9 +126,7 @@ class AugmentConfig:
         require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds", self.speeds, "be numbers above 0")
         require(len(snr) == 2 and snr[0] <= snr[1], "augment.noise_snr_db", snr, "be [lowest, highest]")
         require(0 <= self.time_mask_share <= 1, "augment.time_mask_share", self.time_mask_share, "be in [0, 1]")
-        require(
-            0 <= self.noise_probability <= 1, "augment.noise_probability", self.noise_probability, "be in [0, 1]"
-        )
+        require(0 <= self.noise_probability <= 1, "augment.noise_probability", self.noise_probability, "be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ class TrainerConfig:
     devices: str = "auto"
     """auto or how many, on this machine."""
     average_decay: float = 0.998
-    """Of the exponential moving average of the weights, per step; it is what is validated and kept. 0 switches it off."""
+    """Of the moving average of the weights, per step; it is what is validated and kept. 0 switches it off."""
     log_every_steps: int = 10
     """Steps between two TensorBoard points."""
 
@@ -257,6 +255,4 @@ def _check_keys(given: Any, section: Any, prefix: str) -> None:
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """The inverse of dataclasses.asdict for a ModelConfig; raises TypeError or KeyError for any other dict."""
-    return ModelConfig(
-        frontend=FrontendConfig(**values["frontend"]), encoder=EncoderConfig(**values["encoder"])
-    )
+    return ModelConfig(frontend=FrontendConfig(**values["frontend"]), encoder=EncoderConfig(**values["encoder"]))

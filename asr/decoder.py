@@ -10,7 +10,7 @@ from torch import Tensor
 from asr.features import valid_positions
 from asr.text import BLANK_ID
 
-__all__ = ["GreedyTokens", "decode_greedy"]
+__all__ = ["GreedyTokens", "collapse_paths", "decode_greedy"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,16 @@ def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
 
     log_probs: (batch, steps, vocabulary); lengths: (batch,) steps.
     """
-    best = log_probs.argmax(dim=2)
-    starts = torch.ones_like(best, dtype=torch.bool)
-    starts[:, 1:] = best[:, 1:] != best[:, :-1]
-    kept = starts & (best != BLANK_ID) & valid_positions(lengths, best.shape[1])
-    rows = torch.where(kept, best, BLANK_ID).cpu().numpy()
+    return collapse_paths(log_probs.argmax(dim=2), lengths)
+
+
+def collapse_paths(paths: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+    """CTC's collapse: of each run of equal tokens the first, without the blanks.
+
+    paths: (batch, steps) token ids; lengths: (batch,) steps.
+    """
+    starts = torch.ones_like(paths, dtype=torch.bool)
+    starts[:, 1:] = paths[:, 1:] != paths[:, :-1]
+    kept = starts & valid_positions(lengths, paths.shape[1])
+    rows = torch.where(kept, paths, BLANK_ID).cpu().numpy()
     return [GreedyTokens(row[row != BLANK_ID].tolist(), row.nonzero()[0].tolist()) for row in rows]

@@ -1,8 +1,8 @@
 """Manifests: what was said in which recording, one utterance a line.
 
 Read are lhotse's cuts (`.jsonl`, `.jsonl.gz`; what `asr prepare` writes), JSON lines with `audio`, `text` and, if
-known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the header. A relative audio path is
-relative to its manifest.
+known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the header. A relative
+audio path is relative to its manifest.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _LineError(f"not a line of JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise _LineError("must be a JSON object such as {\"audio\": \"a.wav\", \"text\": \"HELLO\"}")
+        raise _LineError('must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}')
     return _from_cut(fields) if "recording" in fields else fields
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -58,4 +60,4 @@ class CTCModel(nn.Module):
 
 def steps_needed(token_ids: list[int]) -> int:
     """The fewest steps in which CTC can write these tokens: one each, and a blank between two equal ones."""
-    return len(token_ids) + sum(left == right for left, right in zip(token_ids, token_ids[1:]))
+    return len(token_ids) + sum(left == right for left, right in pairwise(token_ids))

@@ -58,7 +58,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
         raise AsrError(f"{path}: the model file is damaged or not a model file: {error}") from error
     model = _build(path, metadata)

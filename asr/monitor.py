@@ -19,8 +19,9 @@ PAIRS_PER_EPOCH = 8
 class TrainingMonitor(lightning.Callback):
     """Logs gradient norm, utterances and audio-seconds per second, the share of time spent waiting for data."""
 
-    def __init__(self, sample_rate: int) -> None:
+    def __init__(self, sample_rate: int, log_every_steps: int) -> None:
         self.sample_rate = sample_rate
+        self.log_every_steps = log_every_steps
         self._clear(time.perf_counter())
 
     def _clear(self, now: float) -> None:
@@ -53,7 +54,7 @@ class TrainingMonitor(lightning.Callback):
         self._utterances += len(batch.ids)
         self._audio_seconds += float(batch.sample_lengths.sum()) / self.sample_rate
         self._batch_ended = now = time.perf_counter()
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.log_every_steps == 0:
             elapsed = now - self._since
             rates = {
                 "speed/utterances_per_second": self._utterances / elapsed,

@@ -11,7 +11,15 @@ from typing import Any, Protocol
 
 from asr.errors import AsrError
 
-__all__ = ["ALPHABET", "BLANK_ID", "CharacterVocabulary", "SentencePieceVocabulary", "Vocabulary", "normalize_transcript", "vocabulary_from_dict"]
+__all__ = [
+    "ALPHABET",
+    "BLANK_ID",
+    "CharacterVocabulary",
+    "SentencePieceVocabulary",
+    "Vocabulary",
+    "normalize_transcript",
+    "vocabulary_from_dict",
+]
 
 BLANK_ID = 0
 """CTC's "no token", in every vocabulary."""
@@ -52,7 +60,7 @@ class Vocabulary(Protocol):
         """Token ids of a normal transcript; raises AsrError for a character that has none."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids without blanks."""
+        """The text of token ids without blanks; words are parted by single spaces, whatever the model wrote."""
 
     def to_dict(self) -> dict[str, Any]:
         """What the model file keeps; `vocabulary_from_dict` reads it."""
@@ -76,7 +84,7 @@ class CharacterVocabulary:
             raise AsrError(f"character {error} is not in the vocabulary {''.join(self._ids)!r}") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(self.tokens[token_id] for token_id in token_ids)
+        return " ".join("".join(self.tokens[token_id] for token_id in token_ids).split())
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "characters", "characters": "".join(self._ids)}
@@ -137,7 +145,7 @@ class SentencePieceVocabulary:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._processor.decode(list(token_ids))
-        return text
+        return " ".join(text.split())
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "sentencepiece", "model_proto": base64.b64encode(self.model_proto).decode("ascii")}

@@ -24,7 +24,7 @@ from torch.nn.functional import ctc_loss
 
 from asr.augment import augment_features, augment_waveforms
 from asr.check import CheckedCorpus, check_corpus
-from asr.config import OptimizerConfig, TrainConfig, TrainerConfig
+from asr.config import OptimizerConfig, TrainConfig, TrainerConfig, load_config
 from asr.data import Batch, SpeechDataModule
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
@@ -139,7 +139,7 @@ def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -
 
 
 class BestModelFile(lightning.Callback):
-    """Writes the model file whenever a validation has the lowest WER so far; the averaged weights where there are any."""
+    """Writes the model file whenever a validation has the lowest WER so far, with the averaged weights if any."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -223,7 +223,7 @@ def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
     settings, output_dir = config.trainer, Path(config.output_dir)
     callbacks: list[lightning.Callback] = [
         LearningRateMonitor(),
-        TrainingMonitor(sample_rate),
+        TrainingMonitor(sample_rate, settings.log_every_steps),
         SampleTranscripts(),
         BestModelFile(output_dir / MODEL_NAME),  # before the averaging puts the raw weights back
         ModelCheckpoint(
@@ -266,9 +266,9 @@ def _check_output_dir(config: TrainConfig, checkpoint: Path, resume: bool) -> No
         return
     if not checkpoint.is_file():
         raise AsrError(f"{checkpoint} not found: there is nothing to resume; start without --resume")
-    before = OmegaConf.load(checkpoint.parent / "config.yaml")
+    before = load_config(checkpoint.parent / "config.yaml")
     for section in ("model", "vocabulary"):
-        if before[section] != OmegaConf.structured(config)[section]:
+        if getattr(before, section) != getattr(config, section):
             raise AsrError(f"{config.output_dir} was trained with another {section} section; see its config.yaml")
 
 

@@ -217,7 +217,7 @@ def test_attempts_that_bring_new_bytes_do_not_count_as_failures(server: Server, 
 
 def test_a_server_that_drops_and_cannot_resume_is_given_up(server: Server, tmp_path: Path) -> None:
     server.script = ["drop norange"] * 9
-    with pytest.raises(AsrError, match="3 attempts in a row failed.*the connection broke after"):
+    with pytest.raises(AsrError, match=r"3 attempts in a row failed.*the connection broke after"):
         get(server, tmp_path / "corpus", attempts=3)
     assert len(server.ranges) == 3
 
@@ -229,7 +229,7 @@ def test_a_connection_that_falls_silent_times_out_and_is_resumed(server: Server,
 
 
 def test_a_port_where_nobody_listens_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(AsrError, match="2 attempts in a row failed.*refused"):
+    with pytest.raises(AsrError, match=r"2 attempts in a row failed.*refused"):
         fetch("http://127.0.0.1:9/x", tmp_path / "x", md5=MD5, attempts=2, backoff_seconds=0.001)
 
 

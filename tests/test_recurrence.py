@@ -23,9 +23,10 @@ def outputs_and_gradients(use_pair: bool, cells: tuple[nn.GRU, nn.GRU], inputs: 
     return [*outputs, *torch.autograd.grad(loss, leaves)]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize(
-    "batch, steps, input_size, hidden_size", [(1, 1, 3, 2), (3, 1, 4, 5), (1, 9, 8, 4), (5, 40, 6, 7), (8, 30, 64, 32)]
+    ("batch", "steps", "input_size", "hidden_size"),
+    [(1, 1, 3, 2), (3, 1, 4, 5), (1, 9, 8, 4), (5, 40, 6, 7), (8, 30, 64, 32)],
 )
 def test_outputs_and_all_gradients_equal_those_of_nn_gru(
     batch: int, steps: int, input_size: int, hidden_size: int, dtype: torch.dtype, tolerance: float

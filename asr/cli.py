@@ -1,0 +1,194 @@
+"""The `asr` command: it parses, calls one function and prints.
+
+Results go to standard output and everything else to standard error. Exit code 0: all done; 1: some input failed;
+2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from asr.errors import AsrError
+
+__all__ = ["console_script", "main"]
+
+DEVICES = "cpu, cuda or auto (a GPU where there is one)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (by default the process's); returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        code: int = options.run(options)
+        return code
+    except AsrError as error:
+        print(f"asr {options.command}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left; Python would complain about it at exit
+        return 1
+
+
+def console_script() -> None:
+    """What pip installs as `asr`."""
+    sys.exit(main())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from asr import __version__
+
+    parser = argparse.ArgumentParser(prog="asr", description="Speech recognition with a bidirectional GRU and CTC.")
+    parser.add_argument("--version", action="version", version=f"bigru-asr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_transcribe, _add_train, _add_evaluate, _add_download, _add_prepare):
+        add(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add_transcribe(commands: Commands) -> None:
+    parser = commands.add_parser("transcribe", help="audio files to text", description=_run_transcribe.__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG/Opus or MP3; - is standard input")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
+    _add_inference_options(parser)
+    parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
+    parser.set_defaults(run=_run_transcribe)
+
+
+def _add_inference_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help=f"{DEVICES}; default: auto")
+    parser.add_argument(
+        "--batch-seconds", type=_positive, default=160.0, metavar="N", help="audio computed at once (default: 160)"
+    )
+
+
+def _run_transcribe(options: argparse.Namespace) -> int:
+    """Print the words of recordings of any length: one file's text alone, several as path, tab, text."""
+    from asr.modelfile import load_model
+    from asr.transcription import Failure, Recording, transcribe_recordings
+
+    model = load_model(options.model, _device(options.device))
+    recordings = (Recording(sys.stdin.buffer if name == "-" else name, name) for name in options.files)
+    code = 0
+    for result in transcribe_recordings(model, recordings, batch_seconds=options.batch_seconds):
+        if isinstance(result, Failure):
+            print(result.message, file=sys.stderr)
+            code = 1
+        elif options.format == "json":
+            fields = {"path": result.name, "text": result.text, "duration_seconds": round(result.duration_seconds, 3)}
+            print(json.dumps(fields), flush=True)
+        else:
+            print(result.text if len(options.files) == 1 else f"{result.name}\t{result.text}", flush=True)
+    return code
+
+
+def _add_train(commands: Commands) -> None:
+    parser = commands.add_parser("train", help="a recipe to a model file", description=_run_train.__doc__)
+    parser.add_argument("recipe", help="a YAML file such as recipes/librispeech/mini.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the recipe's")
+    parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    """Check the data, train by a recipe, and print the path of the best model file. Ctrl-C keeps the place."""
+    from asr.config import load_config
+
+    config = load_config(options.recipe, options.overrides)
+    from asr.training import train
+
+    print(train(config, resume=options.resume))
+    return 0
+
+
+def _add_evaluate(commands: Commands) -> None:
+    parser = commands.add_parser("evaluate", help="a model's WER on a manifest", description=_run_evaluate.__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
+    parser.add_argument("manifest", metavar="MANIFEST", help="lhotse cuts, JSON lines, CSV or TSV")
+    parser.add_argument("--hypotheses", metavar="FILE", help="write id, reference, hypothesis as JSON lines")
+    _add_inference_options(parser)
+    parser.set_defaults(run=_run_evaluate)
+
+
+def _run_evaluate(options: argparse.Namespace) -> int:
+    """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
+    from asr.evaluation import evaluate
+    from asr.manifest import read_manifest
+    from asr.modelfile import load_model
+
+    model = load_model(None if options.model == "packaged" else options.model, _device(options.device))
+    evaluation = evaluate(model, read_manifest(options.manifest), batch_seconds=options.batch_seconds)
+    for failure in evaluation.failures:
+        print(failure.message, file=sys.stderr)
+    if options.hypotheses:
+        evaluation.write_hypotheses(options.hypotheses)
+    print(evaluation.summary())
+    return 1 if evaluation.failures else 0
+
+
+def _add_download(commands: Commands) -> None:
+    parser = commands.add_parser("download", help="fetch a corpus", description=_run_download.__doc__)
+    parser.add_argument("corpus", choices=("librispeech",))
+    parser.add_argument(
+        "--subsets", nargs="+", required=True, metavar="SUBSET", help="such as train-clean-5 dev-clean-2"
+    )
+    parser.add_argument("--dir", required=True, type=Path, metavar="DIR", help="gets LibriSpeech/SUBSET")
+    parser.add_argument("--mirror", metavar="URL", help="in place of https://www.openslr.org/resources")
+    parser.set_defaults(run=_run_download)
+
+
+def _run_download(options: argparse.Namespace) -> int:
+    """Download, verify and unpack subsets; what is complete is not fetched again, what broke off is resumed."""
+    from asr.librispeech import download_librispeech
+
+    for folder in download_librispeech(options.subsets, options.dir, mirror=options.mirror):
+        print(folder)
+    return 0
+
+
+def _add_prepare(commands: Commands) -> None:
+    parser = commands.add_parser("prepare", help="a corpus to manifests", description=_run_prepare.__doc__)
+    parser.add_argument("corpus", choices=("librispeech",))
+    parser.add_argument("dir", type=Path, metavar="DIR", help="where LibriSpeech/SUBSET lies")
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="gets SUBSET.jsonl.gz")
+    parser.set_defaults(run=_run_prepare)
+
+
+def _run_prepare(options: argparse.Namespace) -> int:
+    """Write one manifest of lhotse cuts per subset, after a check of every transcript and audio header."""
+    from asr.librispeech import prepare_all
+
+    for subset in prepare_all(options.dir, options.output_dir):
+        hours = subset.duration_seconds / 3600
+        print(f"{subset.path}\t{subset.num_utterances:,} utterances\t{hours:.2f} hours")
+    return 0
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def _device(name: str) -> str:
+    """A device that is there; `auto` takes the GPU where there is one."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_gpu else "cpu"
+    if name.split(":")[0] == "cuda" and not has_gpu:
+        raise AsrError(f"--device {name}: no GPU is available here; use --device cpu")
+    if name != "cpu" and name.split(":")[0] != "cuda":
+        raise AsrError(f"--device {name} must be {DEVICES}")
+    return name

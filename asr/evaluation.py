@@ -1,0 +1,90 @@
+"""A model's error rates and speed on a manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asr.manifest import Utterance
+from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
+from asr.model import CTCModel
+from asr.text import normalize_transcript
+from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
+
+__all__ = ["Evaluation", "Scored", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One utterance, recognised."""
+
+    utterance: Utterance
+    reference: str
+    hypothesis: str
+    words: ErrorCounts
+    characters: ErrorCounts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All of a manifest."""
+
+    scored: list[Scored]
+    failures: list[Failure]
+    """Utterances without a hypothesis; every word of theirs counts as deleted."""
+    audio_seconds: float
+    processing_seconds: float
+
+    def summary(self) -> str:
+        """Rates with their 95 % intervals, errors by kind, and speed."""
+        lines = [f"utterances {len(self.scored):,}  hours {self.audio_seconds / 3600:.2f}"]
+        kinds = {"WER": [item.words for item in self.scored], "CER": [item.characters for item in self.scored]}
+        for name, counts in kinds.items():
+            total, (low, high) = pool(counts), bootstrap_interval(counts)
+            lines.append(
+                f"{name} {total.rate:.2%}  [{low:.2%}, {high:.2%}]  substitutions {total.substitutions:,}  "
+                f"deletions {total.deletions:,}  insertions {total.insertions:,}  of {total.reference_length:,}"
+            )
+        rtf = self.processing_seconds / self.audio_seconds
+        lines.append(f"RTF {rtf:.4f}  ({1 / rtf:.0f} times real time)")
+        return "\n".join(lines)
+
+    def write_hypotheses(self, path: str | Path) -> None:
+        """One line of JSON per utterance: id, audio, reference, hypothesis and its word errors."""
+        with Path(path).open("w", encoding="utf-8") as file:
+            for item in self.scored:
+                fields = {
+                    "id": item.utterance.id,
+                    "audio": item.utterance.audio_path,
+                    "reference": item.reference,
+                    "hypothesis": item.hypothesis,
+                    **dataclasses.asdict(item.words),
+                }
+                file.write(json.dumps(fields) + "\n")
+
+
+def evaluate(model: CTCModel, utterances: Sequence[Utterance], *, batch_seconds: float = BATCH_SECONDS) -> Evaluation:
+    """Transcribe utterances and compare with their normal transcripts; audio that fails is listed, not raised."""
+    recordings = [
+        Recording(utterance.audio_path, utterance.place, utterance.start_seconds, utterance.duration_seconds)
+        for utterance in utterances
+    ]
+    begin = time.perf_counter()
+    results = list(transcribe_recordings(model, recordings, batch_seconds=batch_seconds))
+    elapsed = time.perf_counter() - begin
+    scored = []
+    for utterance, result in zip(utterances, results, strict=True):
+        reference = normalize_transcript(utterance.text)
+        hypothesis = "" if isinstance(result, Failure) else result.text
+        words, characters = word_errors(reference, hypothesis), character_errors(reference, hypothesis)
+        scored.append(Scored(utterance, reference, hypothesis, words, characters))
+    return Evaluation(
+        scored,
+        [result for result in results if isinstance(result, Failure)],
+        sum(utterance.duration_seconds for utterance in utterances),
+        elapsed,
+    )

@@ -1,0 +1,198 @@
+"""Recordings to transcripts: many at once in batches of like length, and one of any length in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy
+import soundfile
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from asr.audio import AudioFile, AudioSource, open_audio
+from asr.decoder import collapse_paths, decode_greedy
+from asr.errors import AsrError
+from asr.longform import best_path
+from asr.model import CTCModel
+from asr.modelfile import load_model
+
+__all__ = ["Failure", "Recording", "Transcript", "transcribe", "transcribe_recordings"]
+
+log = logging.getLogger(__name__)
+
+BATCH_SECONDS = 160.0
+"""Audio per batch, padding included; more is not faster on two cores."""
+
+POOL_BATCHES = 4
+"""Recordings are read ahead for so many batches, and sorted by length among themselves."""
+
+SHORTEST_SECONDS = 0.05
+"""Below it there is less than one analysis window and nothing to hear."""
+
+SILENCE_PEAK = 1e-4
+"""Recordings whose loudest sample is below this (-80 dB) are not sent through the model."""
+
+LONG_SECONDS = 60.0
+"""Longer recordings are computed in windows, shorter ones whole."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A stretch of audio to transcribe."""
+
+    source: AudioSource
+    name: str
+    start_seconds: float = 0.0
+    duration_seconds: float | None = None
+    """None: to the end."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said in a recording."""
+
+    name: str
+    text: str
+    duration_seconds: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a recording has no transcript, in one sentence that names it."""
+
+    name: str
+    message: str
+
+
+def transcribe(
+    source: AudioSource | Tensor | numpy.ndarray, *, sample_rate: int | None = None, model: CTCModel | None = None
+) -> Transcript:
+    """The transcript of one recording of any length.
+
+    source: a path, a binary file object, or samples at `sample_rate` Hz: (samples,) or (samples, channels) in [-1, 1].
+    model: by default the packaged one, loaded at the first call.
+    Raises AsrError for audio that cannot be transcribed.
+    """
+    if isinstance(source, Tensor | numpy.ndarray):
+        source = _as_wav(source, sample_rate)
+    name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
+    (result,) = transcribe_recordings(model or _packaged_model(), [Recording(source, name)])
+    if isinstance(result, Failure):
+        raise AsrError(result.message)
+    return result
+
+
+def transcribe_recordings(
+    model: CTCModel, recordings: Iterable[Recording], *, batch_seconds: float = BATCH_SECONDS
+) -> Iterator[Transcript | Failure]:
+    """One result per recording, in their order, each as soon as it and all before it are ready.
+
+    What cannot be transcribed becomes a Failure and stops nothing else.
+    batch_seconds: audio per batch, padding included; it changes memory and speed, never a transcript.
+    """
+    pool: list[_Item] = []
+    pooled_seconds = 0.0
+    for recording in recordings:
+        pool.append(_load(model, recording, batch_seconds))
+        pooled_seconds += pool[-1].seconds
+        if pooled_seconds >= POOL_BATCHES * batch_seconds:
+            yield from _finish(model, pool, batch_seconds)
+            pool, pooled_seconds = [], 0.0
+    yield from _finish(model, pool, batch_seconds)
+
+
+@lru_cache(maxsize=1)
+def _packaged_model() -> CTCModel:
+    return load_model()
+
+
+def _as_wav(samples: Tensor | numpy.ndarray, sample_rate: int | None) -> io.BytesIO:
+    """Samples as a file, so that they take the way that every recording takes."""
+    if sample_rate is None:
+        raise AsrError("samples were given without their rate; set sample_rate=")
+    file = io.BytesIO()
+    soundfile.write(file, numpy.asarray(samples, dtype=numpy.float32), sample_rate, format="WAV", subtype="FLOAT")
+    file.seek(0)
+    return file
+
+
+@dataclass
+class _Item:
+    """A recording on its way: short ones wait with their samples for a batch, all others have a result at once."""
+
+    name: str
+    samples: Tensor
+    seconds: float = 0.0
+    result: Transcript | Failure | None = None
+
+
+def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
+    """Read a recording; a long one is transcribed here, window by window."""
+    name, item = recording.name, _Item(recording.name, torch.empty(0))
+    try:
+        with open_audio(recording.source, model.sample_rate) as audio:
+            seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
+            if seconds < SHORTEST_SECONDS:
+                least = f"at least {SHORTEST_SECONDS:g} s is needed"
+                raise AsrError(f"{name}: {seconds:g} s of audio is too short to recognise; {least}")
+            if seconds > LONG_SECONDS:
+                item.result = Transcript(name, _long_text(model, audio, recording, batch_seconds), seconds)
+                return item
+            item.samples, item.seconds = audio.read(recording.start_seconds, recording.duration_seconds), seconds
+    except AsrError as error:
+        item.result = Failure(name, str(error))
+        return item
+    if item.samples.abs().max() < SILENCE_PEAK:
+        log.warning("%s: holds nothing but silence", name)
+        item.result = Transcript(name, "", seconds)
+    return item
+
+
+def _finish(model: CTCModel, pool: list[_Item], batch_seconds: float) -> Iterator[Transcript | Failure]:
+    """The results of a pool in its order; batches are of like length, those with the earliest recordings first."""
+    done = 0
+    for batch in sorted(_batches(pool, batch_seconds), key=min):
+        texts = _texts(model, [pool[index].samples for index in batch])
+        for index, text in zip(batch, texts, strict=True):
+            item = pool[index]
+            item.result, item.samples = Transcript(item.name, text, item.seconds), torch.empty(0)
+        while done < len(pool) and (result := pool[done].result) is not None:
+            yield result
+            done += 1
+    yield from (item.result for item in pool[done:] if item.result is not None)
+
+
+def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
+    """Indices of the waiting items, in batches of like length, each with at most `batch_seconds` padded."""
+    waiting = sorted((index for index, item in enumerate(pool) if item.result is None), key=lambda i: pool[i].seconds)
+    batches: list[list[int]] = []
+    for index in waiting:  # from short to long, so the newest is the longest
+        if not batches or pool[index].seconds * (len(batches[-1]) + 1) > batch_seconds:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+@torch.inference_mode()
+def _texts(model: CTCModel, samples: Sequence[Tensor]) -> list[str]:
+    """The texts of one batch of (samples,) tensors."""
+    lengths = torch.tensor([len(utterance) for utterance in samples], device=model.device)
+    waveforms = pad_sequence(list(samples), batch_first=True).to(model.device)
+    return [model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(*model(waveforms, lengths))]
+
+
+def _long_text(model: CTCModel, audio: AudioFile, recording: Recording, batch_seconds: float) -> str:
+    path = best_path(
+        model, lambda: audio.blocks(recording.start_seconds, recording.duration_seconds), batch_seconds=batch_seconds
+    )
+    (tokens,) = collapse_paths(path[None], torch.tensor([len(path)], device=path.device))
+    return model.vocabulary.decode(tokens.token_ids)
