@@ -16,8 +16,8 @@ The stages, in the order of the flow; a file imports only from files above it:
     modelfile      model                     ↔ one .safetensors
     manifest       CSV, JSON lines, cuts     → utterances
     check          utterances                → examples to learn from, and what is wrong with the rest
-    download       URLs                      → verified, unpacked archives
-    librispeech    subset names              → folders → manifests
+    corpora        the name of a corpus      → folders → manifests
+        download, archive, chapters, librispeech
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     training       a recipe                  → a model file

@@ -148,7 +148,7 @@ def _add_download(commands: Commands) -> None:
 
 def _run_download(options: argparse.Namespace) -> int:
     """Download, verify and unpack subsets; what is complete is not fetched again, what broke off is resumed."""
-    from asr.librispeech import download_librispeech
+    from asr.corpora.librispeech import download_librispeech
 
     for folder in download_librispeech(options.subsets, options.dir, mirror=options.mirror):
         print(folder)
@@ -165,7 +165,7 @@ def _add_prepare(commands: Commands) -> None:
 
 def _run_prepare(options: argparse.Namespace) -> int:
     """Write one manifest of lhotse cuts per subset, after a check of every transcript and audio header."""
-    from asr.librispeech import prepare_all
+    from asr.corpora.librispeech import prepare_all
 
     for subset in prepare_all(options.dir, options.output_dir):
         hours = subset.duration_seconds / 3600

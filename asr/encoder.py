@@ -86,7 +86,8 @@ class BidirectionalLayer(nn.Module):
         inputs = self.norm(encodings)
         forward, backward = self._recur(inputs, flip_valid(inputs, encoding_lengths))
         both = torch.cat([forward, flip_valid(backward, encoding_lengths)], dim=2)
-        return encodings + self.dropout(both)
+        joined: Tensor = encodings + self.dropout(both)
+        return joined
 
     def _recur(self, inputs: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
         """Both directions; on the CPU our own GRU pair, which trains faster there and computes the same."""

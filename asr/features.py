@@ -43,7 +43,8 @@ class LogMelFrontend(nn.Module):
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """Log-mel energies before normalization, (batch, frames, num_mels), of waveforms (batch, samples)."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            return (self.melspectrogram(waveforms.float()) + LOG_FLOOR).log().transpose(1, 2)
+            energies: Tensor = self.melspectrogram(waveforms.float())
+            return (energies + LOG_FLOOR).log().transpose(1, 2)
 
     def forward(self, waveforms: Tensor, sample_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized features and feature_lengths, zero past each length.

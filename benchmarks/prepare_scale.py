@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy
 import soundfile
 
-from asr.librispeech import prepare_librispeech
+from asr.corpora.librispeech import prepare_librispeech
 
 TRAINING_UTTERANCES = 281_241  # train-clean-100 + train-clean-360 + train-other-500
 UTTERANCES_PER_CHAPTER = 48

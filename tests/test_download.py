@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from asr.download import fetch, md5_of, unpack
+from asr.corpora.archive import unpack
+from asr.corpora.download import fetch, md5_of
 from asr.errors import AsrError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: more than the socket buffers swallow before a drop is seen
@@ -96,7 +97,7 @@ def server() -> Iterator[Server]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that would have been waited, which are not."""
     seconds: list[float] = []
-    monkeypatch.setattr("asr.download.time.sleep", seconds.append)
+    monkeypatch.setattr("asr.corpora.download.time.sleep", seconds.append)
     return seconds
 
 

@@ -15,9 +15,9 @@ import numpy
 import pytest
 import soundfile
 
-from asr import librispeech
+from asr.corpora import librispeech
+from asr.corpora.librispeech import SUBSETS, Subset, download_librispeech, prepare_all, prepare_librispeech
 from asr.errors import AsrError
-from asr.librispeech import SUBSETS, Subset, download_librispeech, prepare_all, prepare_librispeech
 
 SAMPLE_RATE = 16000
 

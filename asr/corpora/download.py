@@ -1,22 +1,17 @@
-"""Large files from the network: fetched, resumed, checked against a published checksum, and unpacked."""
+"""Large files from the network: fetched, resumed, and checked against a published checksum."""
 
 import email.utils
 import hashlib
 import http.client
 import logging
-import platform
 import re
 import shutil
 import ssl
 import sys
-import tarfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +20,7 @@ from tqdm import tqdm
 
 from asr.errors import AsrError
 
-__all__ = ["fetch", "md5_of", "unpack"]
+__all__ = ["bytes_bar", "fetch", "md5_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -282,77 +277,12 @@ def _unwritable(part: Path, error: OSError) -> AsrError:
 
 def _bar(transfer: _Transfer, start: int, total: int | None) -> "tqdm[Any]":
     name = transfer.part.name.removesuffix(".part")
-    return _bytes_bar(name, total, transfer.progress, initial=start)
+    return bytes_bar(name, total, transfer.progress, initial=start)
 
 
-def _bytes_bar(name: str, total: int | None, progress: bool, initial: int = 0) -> "tqdm[Any]":
+def bytes_bar(name: str, total: int | None, progress: bool, initial: int = 0) -> "tqdm[Any]":
     """Return a bar with rate and time left, drawn rarely where stderr is a log file."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
         desc=name, total=total, initial=initial, unit="B", unit_scale=True, mininterval=interval, disable=not progress
     )
-
-
-def unpack(archive: str | Path, directory: str | Path, *, progress: bool = True) -> None:
-    """Unpack a .tar.gz so that each of its folders appears in `directory` only once it is whole.
-
-    Members are extracted into a temporary folder inside `directory`, then moved: a folder that was not there before
-    appears in one step, an existing one is added to.
-
-    archive: path of the .tar.gz.
-    directory: made if missing.
-    progress: show a bar on stderr.
-
-    Raises AsrError if the archive is damaged, if it would write or link outside `directory` or make a device, or if
-    the disk is full. Nothing of it is left then.
-    """
-    archive, directory = Path(archive), Path(directory)
-    if not hasattr(tarfile, "data_filter"):
-        raise AsrError(
-            f"{archive}: Python {platform.python_version()} cannot unpack it safely; use 3.10.12, 3.11.4 or newer"
-        )
-    try:
-        with _temporary_folder(directory / f".unpacking-{archive.name}") as temporary:
-            _extract(archive, temporary, progress)
-            _move_into(temporary, directory)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise AsrError(f"{archive}: cannot be unpacked into {directory}: {error}") from error
-
-
-@contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder that is gone afterwards; the name is fixed, so what a killed run left goes too."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _extract(archive: Path, folder: Path, progress: bool) -> None:
-    size = archive.stat().st_size
-    with (
-        open(archive, "rb") as file,
-        _bytes_bar(f"unpacking {archive.name}", size, progress) as bar,
-        tarfile.open(fileobj=file, mode="r:gz") as tar,
-    ):
-        tar.extractall(folder, members=_counted(tar, file, bar), filter="data")
-
-
-def _counted(tar: tarfile.TarFile, file: Any, bar: "tqdm[Any]") -> Iterator[tarfile.TarInfo]:
-    """Yield the members of `tar` and move `bar` to the byte of `file` that has been read."""
-    for member in tar:
-        bar.update(file.tell() - bar.n)
-        yield member
-
-
-def _move_into(source: Path, directory: Path) -> None:
-    """Move what lies in `source` into `directory`, merging with the folders that exist there."""
-    for entry in sorted(source.iterdir()):
-        destination = directory / entry.name
-        if entry.is_dir() and not entry.is_symlink() and destination.is_dir():
-            _move_into(entry, destination)
-        else:
-            # shutil and not os: LibriSpeech/ may be a link to another disk.
-            shutil.move(entry, destination)

@@ -1,0 +1,1 @@
+"""From a corpus's name to manifests: download, unpack, read its folders, write lhotse cuts."""

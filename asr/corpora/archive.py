@@ -1,0 +1,82 @@
+"""Archives, unpacked so that nothing leaves the folder and nothing half looks whole."""
+
+import platform
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from asr.corpora.download import bytes_bar
+from asr.errors import AsrError
+
+__all__ = ["unpack"]
+
+
+def unpack(archive: str | Path, directory: str | Path, *, progress: bool = True) -> None:
+    """Unpack a .tar.gz so that each of its folders appears in `directory` only once it is whole.
+
+    Members are extracted into a temporary folder inside `directory`, then moved: a folder that was not there before
+    appears in one step, an existing one is added to.
+
+    archive: path of the .tar.gz.
+    directory: made if missing.
+    progress: show a bar on stderr.
+
+    Raises AsrError if the archive is damaged, if it would write or link outside `directory` or make a device, or if
+    the disk is full. Nothing of it is left then.
+    """
+    archive, directory = Path(archive), Path(directory)
+    if not hasattr(tarfile, "data_filter"):
+        raise AsrError(
+            f"{archive}: Python {platform.python_version()} cannot unpack it safely; use 3.10.12, 3.11.4 or newer"
+        )
+    try:
+        with _temporary_folder(directory / f".unpacking-{archive.name}") as temporary:
+            _extract(archive, temporary, progress)
+            _move_into(temporary, directory)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise AsrError(f"{archive}: cannot be unpacked into {directory}: {error}") from error
+
+
+@contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder that is gone afterwards; the name is fixed, so what a killed run left goes too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _extract(archive: Path, folder: Path, progress: bool) -> None:
+    size = archive.stat().st_size
+    with (
+        open(archive, "rb") as file,
+        bytes_bar(f"unpacking {archive.name}", size, progress) as bar,
+        tarfile.open(fileobj=file, mode="r:gz") as tar,
+    ):
+        tar.extractall(folder, members=_counted(tar, file, bar), filter="data")
+
+
+def _counted(tar: tarfile.TarFile, file: Any, bar: "tqdm[Any]") -> Iterator[tarfile.TarInfo]:
+    """Yield the members of `tar` and move `bar` to the byte of `file` that has been read."""
+    for member in tar:
+        bar.update(file.tell() - bar.n)
+        yield member
+
+
+def _move_into(source: Path, directory: Path) -> None:
+    """Move what lies in `source` into `directory`, merging with the folders that exist there."""
+    for entry in sorted(source.iterdir()):
+        destination = directory / entry.name
+        if entry.is_dir() and not entry.is_symlink() and destination.is_dir():
+            _move_into(entry, destination)
+        else:
+            # shutil and not os: LibriSpeech/ may be a link to another disk.
+            shutil.move(entry, destination)
