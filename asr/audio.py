@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from math import ceil, gcd
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,26 @@ END_TOLERANCE_SECONDS = 0.05
 
 RESAMPLE_LOBES = 6
 """Zero crossings of torchaudio's windowed sinc on either side; with the rates it fixes how far a sample reaches."""
+
+LARGEST_DENOMINATOR = 640
+"""Of the ratio of two rates: exact for all that are in use (11025 : 16000 = 441 : 640). The resampler's table has a
+row per unit, and fills the memory for 44099 : 16000, which is taken as 441 : 160."""
+
+LEAD_IN_SECONDS = 0.5
+"""Decoded and dropped before a segment: MP3 and Opus need what came before to decode a sample."""
+
+LOWEST_RATE, HIGHEST_RATE = 1000, 768000
+"""Hz; what claims another rate is not a recording of speech."""
+
+
+class _SequentialFile(soundfile.SoundFile):
+    """A SoundFile that seeks only when told to.
+
+    The original seeks after every read, to where it is already, which makes MP3 and Opus forget what they decoded.
+    """
+
+    def seekable(self) -> bool:
+        return False
 
 
 class AudioFile:
@@ -61,34 +82,37 @@ class AudioFile:
         rate = self.file.samplerate
         first, last = self._frames(start_seconds, duration_seconds)
         # Blocks begin where samples of both rates fall together, and are resampled with all that reaches into them.
-        grid = rate // gcd(rate, self.sample_rate)
-        reach = RESAMPLE_LOBES * max(1.0, rate / self.sample_rate) + 1
-        context = grid * ceil(reach / grid) if rate != self.sample_rate else 0
+        grid, new_grid = _ratio(rate, self.sample_rate)
+        reach = RESAMPLE_LOBES * max(1.0, grid / new_grid) + 1
+        context = grid * ceil(reach / grid) if grid != new_grid else 0
         size = grid * max(1, round(block_seconds * rate / grid))
+        samples, samples_end = torch.empty(0), first
         for start in range(first, last, size):
-            before = min(context, start - first)
-            end = min(last, start + size)
-            samples = self._read_native(start - before, min(last, end + context) - start + before)
-            skipped = before * self.sample_rate // rate
-            kept = ceil((end - start) * self.sample_rate / rate)
+            before, end = min(context, start - first), min(last, start + size)
+            unread = min(last, end + context) - samples_end
+            held = samples[len(samples) - (samples_end - start + before) :]
+            samples = torch.cat([held, self._read_native(samples_end, unread)])
+            samples_end += unread
+            skipped, kept = before * new_grid // grid, ceil((end - start) * new_grid / grid)
             yield resample(samples, rate, self.sample_rate)[skipped : skipped + kept]
 
     def _frames(self, start_seconds: float, duration_seconds: float | None) -> tuple[int, int]:
         """First frame and the one behind the last, at the file's own rate; raises AsrError past the file's end."""
-        rate = self.file.samplerate
+        rate, whole = self.file.samplerate, self.duration_seconds
+        end_seconds = whole if duration_seconds is None else start_seconds + duration_seconds
+        if not 0 <= start_seconds < end_seconds <= whole + END_TOLERANCE_SECONDS:
+            raise AsrError(f"{self.name}: {start_seconds:g} to {end_seconds:g} s is not inside its {whole:g} s")
         start = round(start_seconds * rate)
         end = self.file.frames if duration_seconds is None else start + round(duration_seconds * rate)
-        if not 0 <= start < end <= self.file.frames + END_TOLERANCE_SECONDS * rate:
-            raise AsrError(
-                f"{self.name}: {start_seconds:g} to {end / rate:g} s is not inside its {self.duration_seconds:g} s"
-            )
         return start, min(end, self.file.frames)
 
     def _read_native(self, start: int, count: int) -> Tensor:
         """`count` mono samples from `start` on, at the file's own rate."""
         try:
             if self.file.tell() != start:
-                self.file.seek(start)
+                lead_in = min(start, round(LEAD_IN_SECONDS * self.file.samplerate))
+                self.file.seek(start - lead_in)
+                self.file.read(lead_in, dtype="float32")
             samples = self.file.read(count, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AsrError(f"{self.name}: the audio is damaged: {_reason(error)}") from error
@@ -107,7 +131,12 @@ def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
     """`samples` (..., samples) taken at `rate` Hz, at `new_rate` Hz."""
     if rate == new_rate or samples.shape[-1] == 0:
         return samples
-    return torchaudio.functional.resample(samples, rate, new_rate, lowpass_filter_width=RESAMPLE_LOBES)
+    return torchaudio.functional.resample(samples, *_ratio(rate, new_rate), lowpass_filter_width=RESAMPLE_LOBES)
+
+
+def _ratio(rate: int, new_rate: int) -> tuple[int, int]:
+    """The two rates in lowest terms: so many samples become so many."""
+    return Fraction(rate, new_rate).limit_denominator(LARGEST_DENOMINATOR).as_integer_ratio()
 
 
 @contextmanager
@@ -118,13 +147,21 @@ def open_audio(source: AudioSource, sample_rate: int) -> Iterator[AudioFile]:
     sample_rate: Hz that the samples shall have.
     """
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
-    try:
-        with soundfile.SoundFile(_seekable(source, name)) as file:
+    with _seekable(source, name) as stream:
+        on_disk = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)
+        try:
+            # By its descriptor, because a name such as a.raw would be believed over the content.
+            file = _SequentialFile(stream.fileno() if on_disk else stream, closefd=False)
+        except soundfile.LibsndfileError as error:
+            kinds = "WAV, FLAC, OGG/Opus, MP3"
+            raise AsrError(f"{name}: not audio that can be read ({kinds}): {_reason(error)}") from error
+        with file:
             if file.frames == 0:
                 raise AsrError(f"{name}: the audio file holds no samples")
+            if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+                allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz can be read"
+                raise AsrError(f"{name}: a sample rate of {file.samplerate} Hz is out of range; {allowed}")
             yield AudioFile(file, name, sample_rate)
-    except soundfile.LibsndfileError as error:
-        raise AsrError(f"{name}: not audio that can be read (WAV, FLAC, OGG/Opus, MP3): {_reason(error)}") from error
 
 
 def read_audio(
@@ -135,23 +172,23 @@ def read_audio(
         return audio.read(start_seconds, duration_seconds)
 
 
-def _seekable(source: AudioSource, name: str) -> str | BinaryIO:
-    """What soundfile can open, checked so that the reason for a refusal is the true one."""
-    if not isinstance(source, str | Path):
-        return source if source.seekable() else io.BytesIO(source.read())
-    path = Path(source)
-    if path.is_dir():
-        raise AsrError(f"{name}: is a folder, not an audio file")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        raise AsrError(f"{name}: audio file cannot be opened: {error.strerror}") from error
-    if empty:
-        raise AsrError(f"{name}: the audio file is empty (0 bytes)")
-    return str(path)
+@contextmanager
+def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
+    """An open file with something in it, at its beginning; what cannot seek is read to its end first."""
+    with ExitStack() as opened:
+        try:
+            stream = opened.enter_context(Path(source).open("rb")) if isinstance(source, str | Path) else source
+            if not stream.seekable():
+                stream = io.BytesIO(stream.read())
+            if stream.seek(0, io.SEEK_END) == 0:
+                raise AsrError(f"{name}: the audio file is empty (0 bytes)")
+            stream.seek(0)
+        except (OSError, ValueError) as error:  # a ValueError is a null byte in a path
+            reason = getattr(error, "strerror", None) or error
+            raise AsrError(f"{name}: audio file cannot be opened: {reason}") from error
+        yield stream
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
-    """libsndfile's own words, without the file's name and the last stop."""
-    return str(error.error_string).rstrip(".")
+    """libsndfile's own words, without the file's name, the first word "Error" and the last stop."""
+    return str(error.error_string).removeprefix("Error : ").rstrip(".")

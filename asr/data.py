@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import pytorch_lightning as lightning
@@ -67,7 +68,7 @@ class SpeechDataset(Dataset[Batch]):
     def __getitem__(self, indices: list[int]) -> Batch:
         examples = [self.examples[index] for index in indices]
         waveforms = [self._samples(index) for index in indices]
-        targets = [torch.tensor(self.vocabulary.encode(example.reference)) for example in examples]
+        targets = [torch.tensor(self.vocabulary.encode(example.reference), dtype=torch.long) for example in examples]
         return Batch(
             waveforms=pad_sequence(waveforms, batch_first=True),
             sample_lengths=torch.tensor([len(samples) for samples in waveforms]),
@@ -95,11 +96,12 @@ class SpeechDataset(Dataset[Batch]):
 
 
 def plan_batches(
-    durations: Sequence[float], batch_seconds: float, generator: numpy.random.Generator, min_utterances: int = 1
+    durations: Sequence[float], batch_seconds: float, generator: numpy.random.Generator, world_size: int = 1
 ) -> list[list[int]]:
-    """Every index once, in batches of like durations with at most `batch_seconds` padded, from short to long.
+    """Every index once, in batches of like durations, from short to long, each to be dealt out to `world_size` ranks.
 
-    A batch that would hold fewer than `min_utterances` takes the missing ones from its neighbour in duration.
+    A rank's part has at most `batch_seconds`, padding included, and at least one utterance: a short last batch takes
+    the missing ones from its neighbour, and where there are too few for all, some are repeated.
     """
     noise = generator.uniform(1 - DURATION_JITTER, 1 + DURATION_JITTER, len(durations))
     order = numpy.argsort(numpy.asarray(durations) * noise, kind="stable")
@@ -107,21 +109,22 @@ def plan_batches(
     longest = 0.0
     for index in order.tolist():
         longest = max(longest, durations[index])
-        if batches[-1] and longest * (len(batches[-1]) + 1) > batch_seconds:
+        most_per_rank = len(batches[-1]) // world_size + 1
+        if batches[-1] and longest * most_per_rank > batch_seconds:
             batches.append([])
             longest = durations[index]
         batches[-1].append(index)
     for earlier, later in zip(batches[-2::-1], batches[::-1]):
-        while len(later) < min_utterances and earlier:
+        while len(later) < world_size and earlier:
             later.append(earlier.pop())
-    return [batch for batch in batches if batch]
+    return [(batch * world_size)[: max(len(batch), world_size)] for batch in batches if batch]
 
 
 class DurationBatchSampler(Sampler[list[int]]):
     """The batches of one rank, epoch after epoch; an epoch's plan is a function of (seed, epoch) alone.
 
     Across ranks a plan is made of batches `world_size` times as long, and each rank takes its part of every one, so
-    that all have as many batches, of like durations, and every utterance is seen once.
+    that all have as many batches, of like durations, and every utterance is seen.
     """
 
     def __init__(
@@ -141,8 +144,8 @@ class DurationBatchSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.first_batch = 0
-        """Batches of the next epoch that were done before a resume."""
+        self.batches_done = (0, 0)
+        """An epoch, and how many of its batches were done before a resume."""
         self._planned: tuple[int, list[list[int]]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -152,16 +155,15 @@ class DurationBatchSampler(Sampler[list[int]]):
     def _plan(self) -> list[list[int]]:
         if self._planned is None or self._planned[0] != self.epoch:
             generator = numpy.random.default_rng([self.seed, self.epoch])
-            seconds = self.batch_seconds * self.world_size
-            batches = plan_batches(self.durations, seconds, generator, self.world_size)
+            batches = plan_batches(self.durations, self.batch_seconds, generator, self.world_size)
             if self.epoch > 0 or not self.shortest_first:
                 batches = [batches[place] for place in generator.permutation(len(batches))]
             self._planned = self.epoch, [batch[self.rank :: self.world_size] for batch in batches]
         return self._planned[1]
 
     def __iter__(self) -> Iterator[list[int]]:
-        first, self.first_batch = self.first_batch, 0
-        yield from self._plan()[first:]
+        epoch, done = self.batches_done
+        yield from self._plan()[done if self.epoch == epoch else 0 :]
 
     def __len__(self) -> int:
         return len(self._plan())
@@ -176,21 +178,27 @@ class SpeechDataModule(lightning.LightningDataModule):
         super().__init__()
         self.train_corpus, self.valid_corpus = train, valid
         self.config, self.model, self.seed = config, model, seed
-        self._resumed_batches = 0
+        self._batches_done = (0, 0)
+        self._loaders: dict[str, DataLoader[Batch]] = {}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Called once; Lightning moves the sampler on from epoch to epoch."""
+        """Lightning calls it for each epoch, for the plans differ in length; the loader stays, and so does its cache."""
         assert self.trainer is not None
-        sampler = self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
-        # Lightning asks for the first batches of a resumed run before it tells the sampler its epoch.
-        sampler.set_epoch(self.trainer.current_epoch)
-        sampler.first_batch, self._resumed_batches = self._resumed_batches, 0
-        return self._loader(self.train_corpus, sampler)
+        if "train" not in self._loaders:
+            sampler = self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
+            self._loaders["train"] = self._loader(self.train_corpus, sampler)
+        sampler = cast(DurationBatchSampler, self._loaders["train"].sampler)
+        sampler.batches_done = self._batches_done
+        # Lightning reads ahead before it tells the sampler its epoch, and before it knows the epoch of a resumed run.
+        sampler.set_epoch(max(self.trainer.current_epoch, self._batches_done[0]))
+        return self._loaders["train"]
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        longest = max(example.utterance.duration_seconds for example in self.valid_corpus.examples)
-        sampler = self._sampler(self.valid_corpus, max(self.config.batch_seconds, longest), shortest_first=True)
-        return self._loader(self.valid_corpus, sampler)
+        if "valid" not in self._loaders:
+            longest = max(example.utterance.duration_seconds for example in self.valid_corpus.examples)
+            sampler = self._sampler(self.valid_corpus, max(self.config.batch_seconds, longest), shortest_first=True)
+            self._loaders["valid"] = self._loader(self.valid_corpus, sampler)
+        return self._loaders["valid"]
 
     def _sampler(self, corpus: CheckedCorpus, batch_seconds: float, shortest_first: bool) -> DurationBatchSampler:
         assert self.trainer is not None
@@ -213,15 +221,24 @@ class SpeechDataModule(lightning.LightningDataModule):
             collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_interrupts_to_the_trainer,
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """The epoch, and how many of its batches are done; an epoch that is over counts as the next one's start."""
         assert self.trainer is not None
-        return {"batches_done": self.trainer.fit_loop.epoch_loop.batch_progress.current.ready}
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"epoch": epochs.processed, "batches_done": batches.processed if epochs.ready > epochs.processed else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed_batches = state_dict["batches_done"]
+        self._batches_done = state_dict.get("epoch", 0), state_dict["batches_done"]
 
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _leave_interrupts_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches every process; the workers must live until the training process has stopped."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training besides its losses: speed, waiting for data, gradients, sample transcripts."""
+"""What TensorBoard shows of a training besides its losses: learning rate, speed, waiting for data, gradients, sample transcripts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS_PER_EPOCH = 8
 
 
 class TrainingMonitor(lightning.Callback):
-    """Logs gradient norm, utterances and audio-seconds per second, the share of time spent waiting for data."""
+    """Logs learning rate, gradient norm, utterances and audio-seconds per second, the share of time spent waiting for data."""
 
     def __init__(self, sample_rate: int, log_every_steps: int) -> None:
         self.sample_rate = sample_rate
@@ -28,6 +28,9 @@ class TrainingMonitor(lightning.Callback):
         self._since = self._batch_ended = now
         self._waited = self._audio_seconds = 0.0
         self._utterances = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._clear(time.perf_counter())  # a run resumed inside an epoch has no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._clear(time.perf_counter())  # validation is no part of the rates
@@ -41,6 +44,7 @@ class TrainingMonitor(lightning.Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        module.log("lr", optimizer.param_groups[0]["lr"])
         module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(
@@ -54,7 +58,7 @@ class TrainingMonitor(lightning.Callback):
         self._utterances += len(batch.ids)
         self._audio_seconds += float(batch.sample_lengths.sum()) / self.sample_rate
         self._batch_ended = now = time.perf_counter()
-        if (batch_idx + 1) % self.log_every_steps == 0:
+        if trainer.global_step % self.log_every_steps == 0:
             elapsed = now - self._since
             rates = {
                 "speed/utterances_per_second": self._utterances / elapsed,

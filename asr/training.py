@@ -9,7 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,9 @@ import numpy
 import pytorch_lightning as lightning
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.nn.functional import ctc_loss
 
@@ -40,7 +46,14 @@ __all__ = ["CTCTrainingModule", "train"]
 
 log = logging.getLogger(__name__)
 
-MODEL_NAME, LAST_CHECKPOINT = "model.safetensors", "last.ckpt"
+MODEL_NAME, LAST_CHECKPOINT, BEST_CHECKPOINT = "model.safetensors", "last.ckpt", "best.ckpt"
+
+FALSE_ALARMS = (
+    "The '(train|val)_dataloader' does not have many workers",  # one reads faster than a model trains
+    "The number of training batches",  # fewer than log_every_steps: the next epoch's count on
+    "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
+)
+"""Beginnings of Lightning's warnings that do not hold here."""
 
 
 class CTCTrainingModule(lightning.LightningModule):
@@ -85,7 +98,7 @@ class CTCTrainingModule(lightning.LightningModule):
             zero_infinity=True,
         )
         # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
-        return losses.sum() / batch.target_lengths.sum(), (losses == 0).sum().float()
+        return losses.sum() / batch.target_lengths.sum().clamp(min=1), (losses == 0).sum().float()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         log_probs, lengths = self.model(batch.waveforms, batch.sample_lengths)
@@ -108,9 +121,13 @@ class CTCTrainingModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log WER and CER from the counts of all ranks."""
         for name, counts in (("valid/wer", self.valid_words), ("valid/cer", self.valid_characters)):
-            sums = torch.tensor([counts.errors, counts.reference_length], device=self.device)
-            errors, length = self.trainer.strategy.reduce(sums, reduce_op="sum")
-            self.log(name, errors / length, prog_bar=True, rank_zero_only=True)
+            self.log(name, self.pooled_rate(counts), prog_bar=True, rank_zero_only=True)
+
+    def pooled_rate(self, counts: ErrorCounts) -> float:
+        """Errors of all ranks per reference word or character of all ranks."""
+        sums = torch.tensor([counts.errors, counts.reference_length], device=self.device)
+        errors, length = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return errors / max(1, length)
 
     def configure_optimizers(self) -> Any:
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -144,13 +161,17 @@ class BestModelFile(lightning.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best_wer = float("inf")
+        self.improved = False
+        """Whether the last validation had the lowest WER so far."""
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, CTCTrainingModule)
-        wer = module.valid_words.rate
-        if not trainer.sanity_checking and wer < self.best_wer and trainer.is_global_zero:
+        wer = module.pooled_rate(module.valid_words)
+        self.improved = wer < self.best_wer
+        if self.improved:
             self.best_wer = wer
-            save_model(module.model, self.path)
+            if trainer.is_global_zero:
+                save_model(module.model, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_wer": self.best_wer}
@@ -159,21 +180,84 @@ class BestModelFile(lightning.Callback):
         self.best_wer = state_dict["best_wer"]
 
 
-class KeepPlaceOnExit(lightning.Callback):
-    """Writes the last checkpoint when training is stopped from outside, by Ctrl-C or an error."""
+class Checkpoints(lightning.Callback):
+    """Keeps last.ckpt resumable, and best.ckpt beside it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    last.ckpt is written before each validation, at each epoch's end and when training stops by Ctrl-C or an error.
+    Ctrl-C takes effect between two steps, so that no step is half done.
+    """
+
+    def __init__(self, output_dir: Path, best_model: BestModelFile) -> None:
+        self.last, self.best = output_dir / LAST_CHECKPOINT, output_dir / BEST_CHECKPOINT
+        self.best_model = best_model
+        self._stop_asked = False
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._ask_to_stop)
+
+    def _ask_to_stop(self, *_: Any) -> None:
+        self._stop_asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log.info("stopping after this step; Ctrl-C again stops at once")
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._stop_asked:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        if self._stop_asked:
+            raise KeyboardInterrupt
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        round_down_progress(trainer)
+        self._save(trainer, self.last)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._save(trainer, self.last)
+        if self.best_model.improved:
+            self.best_model.improved = False
+            self._save(trainer, self.best)
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        if trainer.sanity_checking or trainer.global_step == 0:
+        """Save where nothing has been since the last step. An error of one rank alone must not wait for the others."""
+        asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if trainer.global_step == 0 or (trainer.world_size > 1 and not asked):
             return
-        temporary = self.path.with_name(self.path.name + ".tmp")
+        if not trainer.validating:
+            round_down_progress(trainer)
+            self._save(trainer, self.last)
+        log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.last)
+
+    def _save(self, trainer: lightning.Trainer, path: Path) -> None:
+        """Write to a temporary name first, so that `path` is whole or as it was."""
+        temporary = path.with_name(path.name + ".tmp")
         trainer.save_checkpoint(temporary)
-        os.replace(temporary, self.path)
-        log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.path)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+
+
+def round_down_progress(trainer: lightning.Trainer) -> None:
+    """Set Lightning's counters to "between two steps", the one place in an epoch from which it resumes exactly.
+
+    Before an epoch's first step they say that the epoch is yet to begin, and after its last one that the validation is
+    yet to run, in full.
+    """
+    epochs: Any = trainer.fit_loop.epoch_progress
+    epoch_loop = trainer.fit_loop.epoch_loop
+    batches: Any = epoch_loop.batch_progress
+    done = batches.current.processed
+    for tracker in (batches.total, batches.current, *((epochs.total, epochs.current) if done == 0 else ())):
+        tracker.ready = tracker.started = tracker.completed = tracker.processed
+    batches.is_last_batch = done == trainer.num_training_batches
+    epoch_loop._batches_that_stepped = trainer.global_step
+    if batches.is_last_batch and epoch_loop._should_check_val_epoch():
+        epoch_loop._batches_that_stepped -= 1  # Lightning counts the last step once the validation has run
+        validation = epoch_loop.val_loop.batch_progress
+        validation.reset()
+        validation.total.ready = validation.total.started = 1  # type: ignore[attr-defined]
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
@@ -189,10 +273,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     model, train_corpus, valid_corpus = prepare_training(config)
     output_dir.mkdir(parents=True, exist_ok=True)
     _write_reports(output_dir, config, train_corpus, valid_corpus)
-    trainer = make_trainer(config, model.sample_rate)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
-    trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+    with _quiet_lightning():
+        trainer = make_trainer(config, model.sample_rate)
+        trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     return output_dir / MODEL_NAME
 
 
@@ -218,18 +303,32 @@ def make_vocabulary(config: TrainConfig, references: Sequence[str]) -> Vocabular
     return SentencePieceVocabulary.train(references, config.vocabulary.size)
 
 
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning without its tips and false alarms, its progress bar on stderr, and Ctrl-C afterwards as it was."""
+    talk, handler = logging.getLogger("lightning_fabric.utilities.rank_zero"), signal.getsignal(signal.SIGINT)
+    level = talk.level
+    talk.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            for message in FALSE_ALARMS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        talk.setLevel(level)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
     """Lightning's Trainer with this recipe's callbacks, writing to its output folder."""
     settings, output_dir = config.trainer, Path(config.output_dir)
+    best_model = BestModelFile(output_dir / MODEL_NAME)
     callbacks: list[lightning.Callback] = [
-        LearningRateMonitor(),
         TrainingMonitor(sample_rate, settings.log_every_steps),
         SampleTranscripts(),
-        BestModelFile(output_dir / MODEL_NAME),  # before the averaging puts the raw weights back
-        ModelCheckpoint(
-            output_dir, "best", monitor="valid/wer", mode="min", save_last=True, enable_version_counter=False
-        ),
-        KeepPlaceOnExit(output_dir / LAST_CHECKPOINT),
+        best_model,  # before the averaging puts the raw weights back
+        Checkpoints(output_dir, best_model),
     ]
     if settings.average_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
@@ -241,10 +340,12 @@ def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
         check_val_every_n_epoch=settings.valid_every_epochs,
         gradient_clip_val=config.optimizer.clip_norm,
         callbacks=callbacks,
-        logger=TensorBoardLogger(output_dir, name="", version="tensorboard"),
+        enable_checkpointing=False,
+        logger=TensorBoardLogger(output_dir, name="tensorboard", version=""),
         log_every_n_steps=settings.log_every_steps,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,  # it would give every epoch the first one's number of batches
         enable_model_summary=False,
     )
 

@@ -1,0 +1,175 @@
+"""What a training step costs, and what it waits for.
+
+    python benchmarks/training_step.py [--manifest FILE] [--batch-seconds 70 150] [--repeats 3]
+
+Per size of batch, on the model and settings of recipes/base: the whole step (augmentation, frontend, forward, CTC,
+backward, clipping, AdamW) against three times the operations of the forward pass at the rate at which this machine
+multiplies matrices, and against the same step with two nn.GRUs per layer; and the padding in an epoch's plan. Then
+training steps with the real loader, and how long they wait for it. Without a manifest the utterances are as long as
+LibriSpeech's, their audio and words those of samples/.
+
+Aims: at least 0.45 of the bound, at most 10 % padding, at most 5 % of the time spent waiting.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy
+from measure import (
+    ROOT,
+    Stopwatch,
+    make_parser,
+    matrix_product,
+    matrix_rate,
+    medians,
+    operations_per_second,
+    report,
+    start,
+    write_speech,
+)
+from torch import Tensor, nn
+
+from asr.check import CheckedCorpus, check_corpus
+from asr.config import TrainConfig, load_config
+from asr.data import Batch, SpeechDataModule, SpeechDataset, plan_batches
+from asr.manifest import read_manifest
+from asr.model import CTCModel
+from asr.text import CharacterVocabulary
+from asr.training import CTCTrainingModule, make_optimizer
+
+PLANNED_UTTERANCES = 28_539
+"""Of the epoch whose padding is told where no manifest is given: train-clean-100."""
+
+
+def main() -> None:
+    parser = make_parser(__doc__, has_model=False)
+    parser.add_argument("--manifest", type=Path, help="default: LibriSpeech's durations, the samples' audio")
+    parser.add_argument("--batch-seconds", type=float, nargs="+", default=[70.0, 150.0])
+    parser.add_argument("--batches", type=int, default=5, help="measured, from the shortest to the longest utterances")
+    parser.add_argument("--waiting-steps", type=int, default=40, help="steps with the real loader")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = start(parser)
+    if options.quick:
+        options.batches, options.waiting_steps, options.repeats = 2, 3, 1
+    config = load_config(ROOT / "recipes" / "base" / "base.yaml")
+    model = CTCModel(config.model, CharacterVocabulary())
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = options.manifest or write_corpus(Path(folder), 40 if options.quick else 400)
+        corpus = check_corpus(read_manifest(manifest), model, config.data, config.augment)
+        durations = durations_of(corpus) if options.manifest else librispeech_durations(PLANNED_UTTERANCES)
+        print(f"corpus: {len(corpus.examples)} utterances, {corpus.hours:.2f} hours; plan: {len(durations)} utterances")
+        for batch_seconds in options.batch_seconds:
+            batches = choose_batches(corpus, model, batch_seconds, options.batches)
+            print_step(config, model, batches, batch_seconds, options.repeats)
+            report(f"{batch_seconds:g} s: padding, %", 100 * padding_share(durations, batch_seconds), at_most=10)
+        waiting = waiting_share(config, model, corpus, options.waiting_steps)
+        report(f"{config.data.batch_seconds:g} s: waiting for data, %", 100 * waiting, at_most=5)
+
+
+def durations_of(corpus: CheckedCorpus) -> list[float]:
+    return [example.utterance.duration_seconds for example in corpus.examples]
+
+
+def choose_batches(corpus: CheckedCorpus, model: CTCModel, batch_seconds: float, count: int) -> list[Batch]:
+    """`count` batches of a plan for the corpus, evenly spaced from short to long utterances."""
+    plan = plan_batches(durations_of(corpus), batch_seconds, numpy.random.default_rng(0))
+    dataset = SpeechDataset(corpus.examples, model.vocabulary, model.sample_rate)
+    places = (numpy.arange(count) + 0.5) / count * len(plan)
+    return [dataset[plan[int(place)]] for place in places]
+
+
+def make_step(config: TrainConfig, model: CTCModel) -> Callable[[Batch], None]:
+    """A training step as Lightning runs it, without Lightning and the moving average of the weights."""
+    module = CTCTrainingModule(model.train(), config)
+    optimizer = make_optimizer(model, config.optimizer, total_steps=1000)["optimizer"]
+
+    def step(batch: Batch) -> None:
+        module.on_train_batch_start(batch, 0)
+        with patch.object(module, "log"):  # it would ask for a Trainer
+            loss = module.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def print_step(config: TrainConfig, model: CTCModel, batches: list[Batch], batch_seconds: float, repeats: int) -> None:
+    """A step over each of the batches, its bound, and its rival, in turns."""
+    step = make_step(config, model)
+
+    def steps() -> None:
+        for batch in batches:
+            step(batch)
+
+    def rival_steps() -> None:
+        with patch("asr.encoder.bidirectional_gru", two_grus):
+            steps()
+
+    seconds = medians({"step": steps, "rival": rival_steps, "product": matrix_product()}, repeats)
+    audio_seconds = sum(int(batch.sample_lengths.sum()) for batch in batches) / model.sample_rate
+    rate = matrix_rate(seconds["product"])
+    bound = 3 * sum(operations_per_second(model).values()) * audio_seconds / rate
+    per_step = ", ".join(f"{name} {1000 * seconds[name] / len(batches):.0f} ms" for name in ("step", "rival"))
+    print(f"{batch_seconds:g} s: {len(batches)} batches of {audio_seconds / len(batches):.0f} s of audio on average")
+    print(f"  {per_step}; bound {1000 * bound / len(batches):.0f} ms at {rate / 1e9:.1f} GFLOP/s")
+    report(f"{batch_seconds:g} s: bound / step", bound / seconds["step"], at_least=0.45)
+    print(f"{batch_seconds:g} s: step with two nn.GRUs / step: {seconds['rival'] / seconds['step']:.2f}")
+
+
+def two_grus(
+    inputs_forward: Tensor, inputs_backward: Tensor, forward_cell: nn.GRU, backward_cell: nn.GRU
+) -> tuple[Tensor, Tensor]:
+    """What asr.recurrence.bidirectional_gru replaces."""
+    return forward_cell(inputs_forward)[0], backward_cell(inputs_backward)[0]
+
+
+def padding_share(durations: list[float], batch_seconds: float) -> float:
+    """Of the frames of an epoch's batches, those past the end of their utterance."""
+    plan = plan_batches(durations, batch_seconds, numpy.random.default_rng(0))
+    padded = sum(len(batch) * max(durations[index] for index in batch) for batch in plan)
+    return 1 - sum(durations) / padded
+
+
+def waiting_share(config: TrainConfig, model: CTCModel, corpus: CheckedCorpus, num_steps: int) -> float:
+    """Of the time of training steps with the recipe's loader, that in which the next batch was not there.
+
+    The first batch is not counted: it waits for the worker to start, once per training.
+    """
+    data = SpeechDataModule(corpus, corpus, config.data, model, seed=0)
+    data.trainer = SimpleNamespace(current_epoch=1, global_rank=0, world_size=1)
+    loader = data.train_dataloader()
+    batches, step, watch = iter(loader), make_step(config, model), Stopwatch()
+    step(next(batches))
+    for _ in range(min(num_steps, len(loader.sampler) - 1)):
+        batch = watch.timed(next, "waiting")(batches)
+        watch.timed(step, "steps")(batch)
+    return watch.seconds["waiting"] / sum(watch.seconds.values())
+
+
+def librispeech_durations(count: int) -> list[float]:
+    """Seconds, distributed much as in train-clean-100: two thirds just under the cut at 16 s, the rest shorter."""
+    generator = numpy.random.default_rng(0)
+    near_cut = generator.normal(14.6, 1.1, count).clip(max=17.0)
+    return numpy.where(generator.random(count) < 0.68, near_cut, generator.uniform(2.0, 14.0, count)).tolist()
+
+
+def write_corpus(folder: Path, count: int) -> Path:
+    """FLAC files of such durations in `folder`, and their manifest."""
+    lines = []
+    for number, seconds in enumerate(librispeech_durations(count)):
+        audio = f"{number}.flac"
+        text = write_speech(folder / audio, seconds, first=number)
+        lines.append(json.dumps({"audio": audio, "text": text, "duration": seconds}))
+    manifest = folder / "corpus.jsonl"
+    manifest.write_text("\n".join(lines), encoding="utf-8")
+    return manifest
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""How fast many recordings are transcribed, against the rate at which this machine multiplies matrices.
+
+    python benchmarks/transcribe_speed.py [--model FILE] [--manifest FILE] [--minutes 20] [--repeats 3]
+
+The useful operations are those of the audio itself; padding, the frontend and the decoding of files count as time only.
+Aim: at least half of the matrix rate.
+"""
+
+import tempfile
+from itertools import cycle
+from pathlib import Path
+
+from measure import (
+    SAMPLES,
+    Stopwatch,
+    find_model,
+    make_parser,
+    matrix_product,
+    matrix_rate,
+    medians,
+    operations_per_second,
+    report,
+    start,
+)
+
+from asr import transcription
+from asr.manifest import read_manifest
+from asr.model import CTCModel
+from asr.transcription import Recording, Transcript, transcribe_recordings
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--manifest", type=Path, default=SAMPLES, help="repeated, or cut, to --minutes")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = start(parser)
+    with tempfile.TemporaryDirectory() as folder:
+        model = find_model(options.model, Path(folder))
+    minutes, repeats = (1.0, 1) if options.quick else (options.minutes, options.repeats)
+    recordings, audio_seconds = list_recordings(options.manifest, 60 * minutes)
+    functions = {"transcribe": lambda: transcribe_all(model, recordings), "product": matrix_product()}
+    seconds = medians(functions, repeats)
+    rate = matrix_rate(seconds["product"])
+    operations = operations_per_second(model)
+    achieved = sum(operations.values()) * audio_seconds / seconds["transcribe"]
+    print(f"{len(recordings)} recordings, {audio_seconds / 60:.1f} min")
+    print(f"times real time: {audio_seconds / seconds['transcribe']:.0f}")
+    print(f"useful operations: {sum(operations.values()) / 1e6:.0f} million per second of audio")
+    print(f"achieved: {achieved / 1e9:.1f} GFLOP/s; matrix rate: {rate / 1e9:.1f} GFLOP/s")
+    report("useful operations / matrix rate", achieved / rate, at_least=0.5)
+    print_parts(model, recordings, {part: count * audio_seconds for part, count in operations.items()}, rate)
+
+
+def list_recordings(manifest: Path, audio_seconds: float) -> tuple[list[Recording], float]:
+    """The manifest's recordings, over and over until they last `audio_seconds`, and how long they do."""
+    recordings, total = [], 0.0
+    for utterance in cycle(read_manifest(manifest)):
+        start_seconds, duration_seconds = utterance.start_seconds, utterance.duration_seconds
+        recordings.append(Recording(utterance.audio_path, utterance.id, start_seconds, duration_seconds))
+        total += duration_seconds
+        if total >= audio_seconds:
+            return recordings, total
+
+
+def transcribe_all(model: CTCModel, recordings: list[Recording]) -> None:
+    for result in transcribe_recordings(model, recordings):
+        if not isinstance(result, Transcript):
+            raise RuntimeError(result.message)
+
+
+def print_parts(model: CTCModel, recordings: list[Recording], operations: dict[str, float], rate: float) -> None:
+    """Each part's share of the time of one more run, and how near its products come to the matrix rate."""
+    watch = Stopwatch()
+    functions = [
+        (transcription, "_load", "decode audio"),
+        (transcription, "decode_greedy", "decoder"),
+        (model.frontend, "log_mel", "frontend"),
+        (model.frontend, "forward", "frontend"),
+        (model, "log_probs", "head"),
+        (model.encoder.subsampling, "forward", "convolutions"),
+        *[(layer, "forward", "recurrent layers") for layer in model.encoder.layers],
+    ]
+    with watch.on(functions):
+        watch.timed(transcribe_all, "batching and the rest")(model, recordings)
+    total = sum(watch.seconds.values())
+    for part, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1]):
+        speed = f", {operations[part] / seconds / rate:.2f} of the matrix rate" if part in operations else ""
+        print(f"  {part}: {100 * seconds / total:.1f} % of the time{speed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Real speech and small models with random weights, for every test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from asr.audio import read_audio
+from asr.config import EncoderConfig, ModelConfig
+from asr.model import CTCModel
+from asr.text import CharacterVocabulary
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+# The same examples in every run; `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("asr", deadline=None, max_examples=25, derandomize=True, database=None)
+settings.load_profile("asr")
+
+
+@pytest.fixture(params=["cpu", "cuda"], scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the GPU where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def sample_paths() -> list[Path]:
+    """The recordings in samples/, in the order of their manifest."""
+    lines = (SAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    return [SAMPLES / json.loads(line)["audio"] for line in lines]
+
+
+@pytest.fixture(scope="session")
+def speech(sample_paths: list[Path]) -> list[Tensor]:
+    """The recordings in samples/ as (samples,) at 16 kHz."""
+    return [read_audio(path, 16000) for path in sample_paths]
+
+
+def make_small_model(cell: str = "gru", dropout: float = 0.0, seed: int = 0) -> CTCModel:
+    """A small model with random weights, sure enough of itself that its transcripts are not empty or one letter."""
+    encoder = EncoderConfig(num_layers=2, hidden_size=24, conv_channels=4, cell=cell, dropout=dropout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CTCModel(ModelConfig(encoder=encoder), CharacterVocabulary())
+    with torch.no_grad():
+        model.head.weight.mul_(3)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., CTCModel]:
+    return make_small_model
+
+
+@pytest.fixture(scope="session")
+def model() -> CTCModel:
+    """Shared, so a test must not change it."""
+    return make_small_model()

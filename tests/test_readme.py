@@ -1,0 +1,63 @@
+"""What the README and the docs tell people to type is what the commands take."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from asr.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/**/*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def asr_commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r"&&|\|", line.split(" #")[0])]
+    return sorted({part for part in parts if part.startswith("asr ")})
+
+
+def test_the_pages_show_every_command() -> None:
+    shown = {command.split()[1] for command in asr_commands()}
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    assert commands is not None
+    assert set(commands) == shown
+
+
+@pytest.mark.parametrize("command", asr_commands())
+def test_a_command_of_the_pages_is_understood(command: str) -> None:
+    options = build_parser().parse_args(shlex.split(command)[1:])
+    recipe = getattr(options, "recipe", None)
+    assert recipe is None or (ROOT / recipe).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_to_a_file_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import soundfile
+
+    samples, rate = soundfile.read(ROOT / "samples" / "1272-128104-0000.flac")
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("talk.mp3", samples, rate)
+    (code,) = blocks(ROOT / "README.md", "python")
+    printed: list[object] = []
+    exec(code, {"samples": samples, "print": printed.append})
+    assert "QUILTER" in str(printed[0]).upper() or len(str(printed[0]).split()) > 5
+    assert len(str(printed[1])) > 0
+
+
+def test_the_readme_shows_what_the_packaged_model_writes() -> None:
+    import asr
+
+    text = asr.transcribe(ROOT / "samples" / "1272-128104-0000.flac").text
+    assert text
+    assert text in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,194 @@
+"""Normal transcripts, and both vocabularies there and back."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asr.errors import AsrError
+from asr.text import (
+    ALPHABET,
+    BLANK_ID,
+    CharacterVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    normalize_transcript,
+    vocabulary_from_dict,
+)
+
+normal_transcripts = st.text(ALPHABET).map(lambda text: " ".join(text.split()))
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("Hello World", "HELLO WORLD"),
+        ("don’t ‘quote’ it`s rock´n´roll ʼtis", "DON'T 'QUOTE' IT'S ROCK'N'ROLL 'TIS"),
+        ("well-known — and/or 1984–85…yes", "WELL KNOWN AND OR YES"),
+        ("non\u2011breaking", "NON BREAKING"),
+        ("Café naïve Ångström", "CAFE NAIVE ANGSTROM"),
+        ("straße", "STRASSE"),
+        ("ﬁne ﬂow", "FINE FLOW"),
+        ("  two \t words\r\nand\u00a0lines \n", "TWO WORDS AND LINES"),
+        ("Hello, world!", "HELLO WORLD"),
+        ("３ ＡＢＣ", "ABC"),
+        ("", ""),
+        ("123 !?", ""),
+        ("Привет", ""),
+    ],
+)
+def test_a_transcript_becomes_upper_case_letters_apostrophes_and_single_spaces(text: str, normal: str) -> None:
+    assert normalize_transcript(text) == normal
+
+
+@pytest.mark.parametrize("text", ["Café naïve", "Ångström", "ñandú", "Ćwikła", "x̂ ŷ"])
+def test_composed_and_decomposed_accents_are_the_same(text: str) -> None:
+    composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    assert normalize_transcript(composed) == normalize_transcript(decomposed)
+
+
+def test_what_is_dropped_is_counted_as_it_stood_in_the_text() -> None:
+    dropped: Counter[str] = Counter()
+    assert normalize_transcript("Œuvre 22, œuf — 50 %!", dropped) == "UVRE UF"
+    assert dropped == {"Œ": 1, "œ": 1, "2": 2, ",": 1, "5": 1, "0": 1, "%": 1, "!": 1}
+
+
+def test_what_is_kept_or_replaced_is_not_counted() -> None:
+    dropped: Counter[str] = Counter()
+    normalize_transcript("Cafe\u0301 – it’s a ‘straße’\r\n", dropped)
+    assert not dropped
+
+
+@given(st.text())
+def test_a_normal_transcript_is_in_the_alphabet_and_stays_as_it_is(text: str) -> None:
+    normal = normalize_transcript(text)
+    assert set(normal) <= set(ALPHABET)
+    assert normal == " ".join(normal.split())
+    assert normalize_transcript(normal) == normal
+
+
+@given(st.text())
+def test_a_transcript_says_the_same_in_every_unicode_form_and_line_ending(text: str) -> None:
+    forms = {normalize_transcript(unicodedata.normalize(form, text)) for form in ("NFC", "NFD")}
+    assert len(forms) == 1
+    assert normalize_transcript(text.replace("\n", "\r\n")) == normalize_transcript(text)
+
+
+@given(st.lists(st.text(st.characters(categories=["Nd", "Lo", "So"]), min_size=1), min_size=1))
+def test_nothing_vanishes_uncounted(words: list[str]) -> None:
+    dropped: Counter[str] = Counter()
+    text = unicodedata.normalize("NFC", "".join(words))
+    kept = sum(bool(normalize_transcript(character)) or character.isspace() for character in text)
+    normalize_transcript(text, dropped)
+    # A character that decomposes to a space alone counts as the space it becomes.
+    spaces = sum(not normalize_transcript(c) and " " in unicodedata.normalize("NFKD", c) for c in text)
+    assert kept + spaces + dropped.total() == len(text)
+
+
+@given(normal_transcripts)
+def test_characters_encode_and_decode_to_the_same_text(text: str) -> None:
+    vocabulary = CharacterVocabulary()
+    token_ids = vocabulary.encode(text)
+    assert len(token_ids) == len(text)
+    assert BLANK_ID not in token_ids
+    assert vocabulary.decode(token_ids) == text
+
+
+def test_a_character_vocabulary_is_the_blank_and_the_alphabet() -> None:
+    vocabulary = CharacterVocabulary()
+    assert len(vocabulary) == 29
+    assert vocabulary.tokens == ["<blank>", *ALPHABET]
+    assert vocabulary.tokens[BLANK_ID] == "<blank>"
+
+
+def test_decoding_puts_single_spaces_whatever_the_model_wrote() -> None:
+    assert CharacterVocabulary("AB ").decode([3, 1, 3, 3, 2, 3]) == "A B"
+
+
+@pytest.mark.parametrize("text", ["HELLO WORLd", "É", "A\tB", "1"])
+def test_an_unknown_character_is_named(text: str) -> None:
+    with pytest.raises(AsrError, match="character '.*' is not in the vocabulary"):
+        CharacterVocabulary().encode(text)
+
+
+def test_a_doubled_character_is_refused() -> None:
+    with pytest.raises(AsrError, match="'ABA' must hold each character once"):
+        CharacterVocabulary("ABA")
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    manifest = Path(__file__).parents[1] / "samples" / "manifest.jsonl"
+    return [json.loads(line)["text"] for line in manifest.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pieces(sentences: list[str]) -> SentencePieceVocabulary:
+    return SentencePieceVocabulary.train(sentences, 40)
+
+
+def test_sentencepiece_learns_as_many_pieces_as_asked_with_the_blank_first(pieces: SentencePieceVocabulary) -> None:
+    assert len(pieces) == len(pieces.tokens) == 40
+    assert pieces.tokens[BLANK_ID] == "<blank>"
+    assert any(len(token.strip("▁")) > 1 for token in pieces.tokens[1:])
+
+
+def test_sentencepiece_learns_the_same_from_the_same_text(
+    sentences: list[str], pieces: SentencePieceVocabulary
+) -> None:
+    assert SentencePieceVocabulary.train(sentences, 40).tokens == pieces.tokens
+
+
+@given(st.data())
+def test_sentencepiece_encodes_and_decodes_to_the_same_text_without_a_blank(
+    pieces: SentencePieceVocabulary, sentences: list[str], data: st.DataObject
+) -> None:
+    letters = "".join(sorted(set("".join(sentences))))
+    text = " ".join(data.draw(st.text(letters)).split())
+    token_ids = pieces.encode(text)
+    assert BLANK_ID not in token_ids
+    assert all(type(token_id) is int for token_id in token_ids)
+    assert pieces.decode(token_ids) == text
+
+
+def test_sentencepiece_names_the_characters_it_does_not_know(pieces: SentencePieceVocabulary) -> None:
+    with pytest.raises(AsrError, match="characters '1É' are not in the vocabulary"):
+        pieces.encode("THE É AND 1")
+
+
+@pytest.mark.parametrize("size", [5000, 3])
+def test_a_size_that_the_text_cannot_fill_or_fit_in_is_an_error_that_says_so(sentences: list[str], size: int) -> None:
+    with pytest.raises(AsrError, match=f"vocabulary.size={size} ") as caught:
+        SentencePieceVocabulary.train(sentences, size)
+    assert "\n" not in str(caught.value)
+
+
+def test_training_text_without_a_word_is_an_error() -> None:
+    with pytest.raises(AsrError, match="vocabulary.size=40 "):
+        SentencePieceVocabulary.train(["", " "], 40)
+
+
+@pytest.mark.parametrize("kind", ["characters", "sentencepiece"])
+def test_a_vocabulary_comes_back_from_its_json(
+    kind: str, pieces: SentencePieceVocabulary, sentences: list[str]
+) -> None:
+    vocabulary: Vocabulary = pieces if kind == "sentencepiece" else CharacterVocabulary("".join(sorted(ALPHABET)))
+    again = vocabulary_from_dict(json.loads(json.dumps(vocabulary.to_dict())))
+    assert type(again) is type(vocabulary)
+    assert again.tokens == vocabulary.tokens
+    assert [again.encode(text) for text in sentences] == [vocabulary.encode(text) for text in sentences]
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"kind": "words"}, {"kind": "characters"}, {"kind": "sentencepiece", "model_proto": "not base64!"}]
+)
+def test_what_is_no_vocabulary_is_refused(values: dict[str, str]) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        vocabulary_from_dict(values)
