@@ -43,8 +43,11 @@ LEAD_IN_SECONDS = 0.5
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000
 """Hz; what claims another rate is not a recording of speech."""
 
+UNKNOWN_FRAMES = 2**63 - 1
+"""What libsndfile reports for a stream whose header does not tell its length: FLAC that was written to a pipe."""
 
-class _SequentialFile(soundfile.SoundFile):
+
+class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A SoundFile that seeks only when told to.
 
     The original seeks after every read, to where it is already, which makes MP3 and Opus forget what they decoded.
@@ -59,13 +62,14 @@ class AudioFile:
 
     def __init__(self, file: soundfile.SoundFile, name: str, sample_rate: int) -> None:
         self.file = file
+        self.frames = _count_frames(file) if file.frames == UNKNOWN_FRAMES else file.frames
         self.name = name
         self.sample_rate = sample_rate
 
     @property
     def duration_seconds(self) -> float:
-        """As the header says."""
-        return float(self.file.frames / self.file.samplerate)
+        """As the header says, or counted where it does not."""
+        return float(self.frames / self.file.samplerate)
 
     def read(self, start_seconds: float = 0.0, duration_seconds: float | None = None) -> Tensor:
         """The samples from `start_seconds` on, (samples,), for `duration_seconds` or to the end.
@@ -103,8 +107,8 @@ class AudioFile:
         if not 0 <= start_seconds < end_seconds <= whole + END_TOLERANCE_SECONDS:
             raise AsrError(f"{self.name}: {start_seconds:g} to {end_seconds:g} s is not inside its {whole:g} s")
         start = round(start_seconds * rate)
-        end = self.file.frames if duration_seconds is None else start + round(duration_seconds * rate)
-        return start, min(end, self.file.frames)
+        end = self.frames if duration_seconds is None else start + round(duration_seconds * rate)
+        return start, min(end, self.frames)
 
     def _read_native(self, start: int, count: int) -> Tensor:
         """`count` mono samples from `start` on, at the file's own rate."""
@@ -131,7 +135,8 @@ def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
     """`samples` (..., samples) taken at `rate` Hz, at `new_rate` Hz."""
     if rate == new_rate or samples.shape[-1] == 0:
         return samples
-    return torchaudio.functional.resample(samples, *_ratio(rate, new_rate), lowpass_filter_width=RESAMPLE_LOBES)
+    taken, made = _ratio(rate, new_rate)
+    return torchaudio.functional.resample(samples, taken, made, lowpass_filter_width=RESAMPLE_LOBES)
 
 
 def _ratio(rate: int, new_rate: int) -> tuple[int, int]:
@@ -152,16 +157,26 @@ def open_audio(source: AudioSource, sample_rate: int) -> Iterator[AudioFile]:
         try:
             # By its descriptor, because a name such as a.raw would be believed over the content.
             file = _SequentialFile(stream.fileno() if on_disk else stream, closefd=False)
+            audio = AudioFile(file, name, sample_rate)
         except soundfile.LibsndfileError as error:
             kinds = "WAV, FLAC, OGG/Opus, MP3"
             raise AsrError(f"{name}: not audio that can be read ({kinds}): {_reason(error)}") from error
         with file:
-            if file.frames == 0:
+            if audio.frames == 0:
                 raise AsrError(f"{name}: the audio file holds no samples")
             if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
                 allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz can be read"
                 raise AsrError(f"{name}: a sample rate of {file.samplerate} Hz is out of range; {allowed}")
-            yield AudioFile(file, name, sample_rate)
+            yield audio
+
+
+def _count_frames(file: soundfile.SoundFile) -> int:
+    """The length of an open file by decoding it; the file is at its beginning again."""
+    frames = 0
+    while count := len(file.read(1_000_000, dtype="float32")):
+        frames += count
+    file.seek(0)
+    return frames
 
 
 def read_audio(

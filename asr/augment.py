@@ -81,7 +81,7 @@ def change_speed(
             rows[member] = spoken[row]
     longest = int(lengths.max())
     resized = [torch.nn.functional.pad(row[:longest], (0, longest - min(longest, len(row)))) for row in rows]
-    return torch.stack(resized), lengths
+    return mask_padding(torch.stack(resized), lengths.to(waveforms.device)), lengths  # the filter rings past the end
 
 
 def change_gain(waveforms: Tensor, gain_db: float, generator: Generator) -> Tensor:

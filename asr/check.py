@@ -48,8 +48,11 @@ class CheckedCorpus:
         """The page; `most` findings of each kind, or all of them."""
         lines = [f"{len(self.examples):,} utterances, {self.hours:.2f} hours"]
         if self.dropped_characters:
-            counts = ", ".join(f"{char!r} × {count}" for char, count in self.dropped_characters.most_common())
-            lines.append(f"characters dropped from transcripts: {counts}")
+            shown = self.dropped_characters.most_common(most)
+            counts = [f"{character!r} × {count}" for character, count in shown]
+            if len(shown) < len(self.dropped_characters):
+                counts.append(f"and {len(self.dropped_characters) - len(shown)} more kinds")
+            lines.append(f"characters dropped from transcripts: {', '.join(counts)}")
         for kind, places in self.findings.items():
             lines.append(f"{kind}: {len(places)}")
             lines.extend(f"  {place}" for place in places[:most])

@@ -129,9 +129,9 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     evaluation = evaluate(model, read_manifest(options.manifest), batch_seconds=options.batch_seconds)
     for failure in evaluation.failures:
         print(failure.message, file=sys.stderr)
+    print(evaluation.summary(), flush=True)
     if options.hypotheses:
         evaluation.write_hypotheses(options.hypotheses)
-    print(evaluation.summary())
     return 1 if evaluation.failures else 0
 
 

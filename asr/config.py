@@ -98,6 +98,7 @@ class VocabularyConfig:
     def __post_init__(self) -> None:
         kinds = ("characters", "sentencepiece")
         require(self.kind in kinds, "vocabulary.kind", self.kind, "be characters or sentencepiece")
+        require(self.size >= 2, "vocabulary.size", self.size, "be at least 2")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class AugmentConfig:
         require(len(snr) == 2 and snr[0] <= snr[1], "augment.noise_snr_db", snr, "be [lowest, highest]")
         require(0 <= self.time_mask_share <= 1, "augment.time_mask_share", self.time_mask_share, "be in [0, 1]")
         require(0 <= self.noise_probability <= 1, "augment.noise_probability", self.noise_probability, "be in [0, 1]")
+        for name in ("gain_db", "num_frequency_masks", "frequency_mask_mels", "num_time_masks"):
+            require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "be at least 0")
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,10 @@ class DataConfig:
             self.batch_seconds,
             f"be at least data.max_seconds={self.max_seconds}",
         )
+        shortest, longest = self.min_seconds, self.max_seconds
+        require(0 <= shortest <= longest, "data.min_seconds", shortest, f"be in [0, data.max_seconds={longest}]")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be at least 0")
+        require(self.cache_hours >= 0, "data.cache_hours", self.cache_hours, "be at least 0")
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,13 @@ class OptimizerConfig:
     clip_norm: float = 5.0
     """Longest gradient, L2 norm over all weights."""
 
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "be above 0")
+        require(0 <= self.warmup_share <= 1, "optimizer.warmup_share", self.warmup_share, "be in [0, 1]")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "be at least 0")
+        require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "be in [0, 1)")
+        require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "be above 0")
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
@@ -183,7 +196,7 @@ class TrainerConfig:
     epochs: int = 30
     """Passes over the training set."""
     valid_every_epochs: int = 1
-    """Epochs between two validations."""
+    """Epochs from one validation to the next; it divides `epochs`, so that the last is validated."""
     seed: int = 1
     """Of the initial weights, the order of the utterances and the augmentation."""
     precision: str = "auto"
@@ -196,6 +209,20 @@ class TrainerConfig:
     """Of the moving average of the weights, per step; it is what is validated and kept. 0 switches it off."""
     log_every_steps: int = 10
     """Steps between two TensorBoard points."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "trainer.epochs", self.epochs, "be at least 1")
+        every = self.valid_every_epochs
+        divides = every >= 1 and self.epochs % every == 0
+        require(divides, "trainer.valid_every_epochs", every, f"divide trainer.epochs={self.epochs}")
+        require(self.seed >= 0, "trainer.seed", self.seed, "be at least 0")
+        precisions, accelerators = ("auto", "32-true", "bf16-mixed", "16-mixed"), ("auto", "cpu", "gpu")
+        require(self.precision in precisions, "trainer.precision", self.precision, f"be one of {precisions}")
+        require(self.accelerator in accelerators, "trainer.accelerator", self.accelerator, "be auto, cpu or gpu")
+        counted = self.devices == "auto" or (self.devices.isdecimal() and int(self.devices) > 0)
+        require(counted, "trainer.devices", self.devices, "be auto or a number above 0")
+        require(0 <= self.average_decay < 1, "trainer.average_decay", self.average_decay, "be in [0, 1)")
+        require(self.log_every_steps >= 1, "trainer.log_every_steps", self.log_every_steps, "be at least 1")
 
 
 @dataclass(frozen=True)
@@ -215,11 +242,12 @@ class TrainConfig:
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
     """The recipe in a YAML file over the defaults, with `section.key=value` overrides over both.
 
-    Raises AsrError for a missing file, a key that does not exist (with the nearest that does) and a value that breaks
-    a rule.
+    Raises AsrError for a missing file, one that is not YAML, a key that does not exist (with the nearest that does), a
+    value of another type and a value that breaks a rule.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     if path is not None and not Path(path).is_file():
         raise AsrError(f"recipe not found: {path}")
@@ -230,8 +258,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
             _check_keys(OmegaConf.to_container(source), TrainConfig, "")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), recipe, changes)
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise AsrError(f"{path or 'overrides'}: {str(error).splitlines()[0]}") from error
+    except OmegaConfBaseException as error:
+        raise AsrError(f"{path or 'overrides'}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    except (YAMLError, ValueError) as error:
+        raise AsrError(f"{path or 'overrides'}: not YAML: {error}") from error
     except AsrError as error:
         raise AsrError(f"{path or 'overrides'}: {error}") from error
     assert isinstance(config, TrainConfig)
@@ -248,6 +278,8 @@ def _check_keys(given: Any, section: Any, prefix: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise AsrError(f"unknown setting {prefix}{key}; {hint}")
+        if str(known[key].type).startswith("list") and not isinstance(value, list):
+            raise AsrError(f"{prefix}{key}={value!r} must be a list such as [{value}]")
         inner = known[key].default_factory
         if dataclasses.is_dataclass(inner):
             _check_keys(value, inner, f"{prefix}{key}.")

@@ -43,7 +43,7 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same on another device; Lightning calls it."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
         }
@@ -182,7 +182,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._loaders: dict[str, DataLoader[Batch]] = {}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Lightning calls it for each epoch, for the plans differ in length; the loader stays, and so does its cache."""
+        """Lightning asks for it before each epoch, for plans differ in length; the loader stays, with its cache."""
         assert self.trainer is not None
         if "train" not in self._loaders:
             sampler = self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)

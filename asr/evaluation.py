@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
@@ -54,17 +55,24 @@ class Evaluation:
         return "\n".join(lines)
 
     def write_hypotheses(self, path: str | Path) -> None:
-        """One line of JSON per utterance: id, audio, reference, hypothesis and its word errors."""
-        with Path(path).open("w", encoding="utf-8") as file:
-            for item in self.scored:
-                fields = {
-                    "id": item.utterance.id,
-                    "audio": item.utterance.audio_path,
-                    "reference": item.reference,
-                    "hypothesis": item.hypothesis,
-                    **dataclasses.asdict(item.words),
-                }
-                file.write(json.dumps(fields) + "\n")
+        """One line of JSON per utterance: id, audio, reference, hypothesis and its word errors.
+
+        Raises AsrError where the file cannot be written.
+        """
+        lines = []
+        for item in self.scored:
+            fields = {
+                "id": item.utterance.id,
+                "audio": item.utterance.audio_path,
+                "reference": item.reference,
+                "hypothesis": item.hypothesis,
+                **dataclasses.asdict(item.words),
+            }
+            lines.append(json.dumps(fields) + "\n")
+        try:
+            Path(path).write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise AsrError(f"{path}: the hypotheses cannot be written: {error.strerror}") from error
 
 
 def evaluate(model: CTCModel, utterances: Sequence[Utterance], *, batch_seconds: float = BATCH_SECONDS) -> Evaluation:

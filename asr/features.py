@@ -13,8 +13,8 @@ __all__ = ["LogMelFrontend", "mask_padding", "normalize_features", "valid_positi
 LOG_FLOOR = 2.0**-24
 """Added to each mel energy before the logarithm: the quietest step of 24-bit audio, as power far below speech."""
 
-DEVIATION_FLOOR = 1e-3
-"""Added to each band's standard deviation, so that silence becomes zeros and not a division by zero."""
+VARIANCE_FLOOR = 1e-6
+"""Added to each band's variance, so that silence becomes zeros and not a division by zero."""
 
 
 class LogMelFrontend(nn.Module):
@@ -35,6 +35,10 @@ class LogMelFrontend(nn.Module):
             norm="slaney",
             pad_mode="constant",
         )
+        # The window and the mel filters follow from the settings; a file of half-precision weights would round them.
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, buffer, persistent=False)
 
     def output_lengths(self, sample_lengths: Tensor) -> Tensor:
         """Frames of utterances of so many samples: one centred on every hop, the first on sample 0."""
@@ -74,8 +78,9 @@ def normalize_features(features: Tensor, feature_lengths: Tensor) -> Tensor:
 
     features: (batch, frames, num_mels); feature_lengths: (batch,), each at least 1.
     """
-    count = feature_lengths[:, None, None]
-    mean = mask_padding(features, feature_lengths).sum(1, keepdim=True) / count
-    centred = mask_padding(features - mean, feature_lengths)
-    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return centred / (deviation + DEVIATION_FLOOR)
+    # In double precision: sums over another padding round otherwise, and quiet bands would make much of it.
+    precise, count = features.double(), feature_lengths[:, None, None]
+    mean = mask_padding(precise, feature_lengths).sum(1, keepdim=True) / count
+    centred = mask_padding(precise - mean, feature_lengths)
+    variance = centred.square().sum(1, keepdim=True) / count
+    return (centred / (variance + VARIANCE_FLOOR).sqrt()).to(features.dtype)

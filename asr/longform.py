@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.features import DEVIATION_FLOOR, LogMelFrontend
+from asr.features import VARIANCE_FLOOR, LogMelFrontend
 from asr.model import CTCModel
 
 __all__ = ["best_path", "stream_log_mel"]
@@ -46,7 +46,7 @@ def best_path(
         return stream_log_mel(model.frontend, (block.to(model.device) for block in blocks()))
 
     mean, deviation = _statistics(log_mel_blocks())
-    features = ((block - mean) / (deviation + DEVIATION_FLOOR) for block in log_mel_blocks())
+    features = (((block - mean) / deviation).float() for block in log_mel_blocks())
     factor = model.encoder.subsampling.subsampling_factor
     core, context = (
         factor * max(1, round(seconds * model.sample_rate / model.step_samples))
@@ -76,7 +76,7 @@ def stream_log_mel(frontend: LogMelFrontend, blocks: Iterable[Tensor]) -> Iterat
 
 
 def _statistics(log_mel_blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Each band's mean and deviation over all frames, as `normalize_features` has them for a short recording."""
+    """Each band's mean and deviation over all frames, in double precision, as `normalize_features` computes them."""
     count = 0
     total = squares = torch.zeros(1, dtype=torch.float64)
     for block in log_mel_blocks:
@@ -85,7 +85,8 @@ def _statistics(log_mel_blocks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         total = total.to(precise.device) + precise.sum(0)
         squares = squares.to(precise.device) + precise.square().sum(0)
     mean = total / count
-    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+    variance = (squares / count - mean.square()).clamp(min=0)
+    return mean, (variance + VARIANCE_FLOOR).sqrt()
 
 
 @dataclass(frozen=True)

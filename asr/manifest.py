@@ -11,8 +11,10 @@ import csv
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -58,12 +60,10 @@ def read_manifests(paths: Iterable[str | Path]) -> list[Utterance]:
 def read_manifest(path: str | Path) -> list[Utterance]:
     """Every utterance of a manifest, in its order.
 
-    Raises AsrError that lists each bad line: no JSON, a missing column, an empty transcript, a duration that is not
-    above 0; a duration that is not given is read from the audio's header. Audio is not opened otherwise.
+    Raises AsrError that lists each bad line: no JSON, a missing or an extra column, an empty transcript, a duration
+    that is not above 0; a duration that is not given is read from the audio's header. Audio is not opened otherwise.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AsrError(f"{path}: manifest not found")
     utterances, problems, manifest = [], [], str(path)
     try:
         with _open_text(path) as file:
@@ -72,8 +72,12 @@ def read_manifest(path: str | Path) -> list[Utterance]:
                     utterances.append(_utterance(_fields(row), manifest, line, path.parent))
                 except (_LineError, AsrError) as error:
                     problems.append(f"{manifest}:{line}: {error}")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise AsrError(f"{path}: the manifest must be UTF-8 text: {error}") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise AsrError(f"{path}: the manifest is damaged: {error}") from error
+    except OSError as error:
+        raise AsrError(f"{path}: manifest cannot be opened: {error.strerror}") from error
     if problems:
         more = f"\n... and {len(problems) - MOST_PROBLEMS} more bad lines" if len(problems) > MOST_PROBLEMS else ""
         raise AsrError("\n".join(problems[:MOST_PROBLEMS]) + more)
@@ -85,15 +89,19 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 def _open_text(path: Path) -> TextIO:
     """The manifest's text; a byte order mark, as spreadsheets write it, is skipped."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 
 def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, str | dict[str, Any]]]:
     """Line number and content: a JSON text, or the columns of a CSV or TSV line."""
-    if path.suffix in (".csv", ".tsv"):
-        table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        yield from ((table.line_num, row) for row in table)
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind in (".csv", ".tsv"):
+        table = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True)
+        try:
+            yield from ((table.line_num, row) for row in table)
+        except csv.Error as error:
+            raise AsrError(f"{path}:{table.line_num}: {error}; double the quotes in a text, and quote it") from error
     else:
         yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
 
@@ -104,8 +112,8 @@ def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
         return row
     try:
         fields = json.loads(row)
-    except json.JSONDecodeError as error:
-        raise _LineError(f"not a line of JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise _LineError(f"not a line of JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(fields, dict):
         raise _LineError('must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}')
     return _from_cut(fields) if "recording" in fields else fields
@@ -126,17 +134,23 @@ def _from_cut(cut: dict[str, Any]) -> dict[str, Any]:
             "duration": cut["duration"],
             "speaker": supervision.get("speaker") or "",
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _LineError("must be a lhotse MonoCut with one audio source and one supervision") from error
 
 
 def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: Path) -> Utterance:
     """The checked utterance of a line's named values."""
+    if None in fields:  # where csv puts what has no name
+        raise _LineError("has more columns than the header; put a text with commas in double quotes")
     for name in ("audio", "text"):
-        if not fields.get(name):
-            given = ", ".join(str(key) for key in fields)
-            raise _LineError(f"{name!r} is empty" if name in fields else f"{name!r} is missing (there are: {given})")
-    audio_path = os.path.join(folder, str(fields["audio"]))
+        value = fields.get(name)
+        if name not in fields:
+            raise _LineError(f"{name!r} is missing (there are: {', '.join(fields)})")
+        if value is not None and not isinstance(value, str):
+            raise _LineError(f"{name}={value!r} must be a string")
+        if not value or not value.strip():
+            raise _LineError(f"{name!r} is empty")
+    audio_path = os.path.join(folder, fields["audio"])
     start, duration = _seconds(fields, "start", 0.0), _seconds(fields, "duration", None)
     if duration is None:
         with open_audio(audio_path, 16000) as audio:
@@ -145,7 +159,7 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: Path) -
         raise _LineError(f"duration={duration:g} must be above 0 seconds")
     name = str(fields.get("id") or os.path.splitext(os.path.basename(audio_path))[0])
     speaker = str(fields.get("speaker") or "")
-    return Utterance(name, audio_path, str(fields["text"]), start or 0.0, duration, speaker, manifest, line)
+    return Utterance(name, audio_path, fields["text"], start or 0.0, duration, speaker, manifest, line)
 
 
 def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float | None:
@@ -153,6 +167,9 @@ def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float 
     if value in (None, ""):
         return default
     try:
-        return float(value)
+        seconds = float(value)
     except (TypeError, ValueError) as error:
         raise _LineError(f"{name}={value!r} must be a number of seconds") from error
+    if not isfinite(seconds) or seconds < 0:
+        raise _LineError(f"{name}={value} must be a finite number of seconds, not below 0")
+    return seconds

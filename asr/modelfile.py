@@ -81,5 +81,5 @@ def _build(path: Path, metadata: dict[str, str]) -> CTCModel:
     try:
         config = model_config_from_dict(json.loads(metadata["config"]))
         return CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AsrError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise AsrError(f"{path}: the model file's configuration is damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training besides its losses: learning rate, speed, waiting for data, gradients, sample transcripts."""
+"""What TensorBoard shows of a training besides its losses: learning rate, gradients, speed, sample transcripts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS_PER_EPOCH = 8
 
 
 class TrainingMonitor(lightning.Callback):
-    """Logs learning rate, gradient norm, utterances and audio-seconds per second, the share of time spent waiting for data."""
+    """Logs learning rate, gradient norm, utterances and audio seconds per second, and the share of time waiting."""
 
     def __init__(self, sample_rate: int, log_every_steps: int) -> None:
         self.sample_rate = sample_rate

@@ -29,7 +29,7 @@ def bidirectional_gru(
     """
     inputs = [tensor.transpose(0, 1).contiguous() for tensor in (inputs_forward, inputs_backward)]
     parameters = [getattr(cell, name) for name in PARAMETERS for cell in (forward_cell, backward_cell)]
-    forward, backward = _GRUPair.apply(*inputs, *parameters)
+    forward, backward = _GRUPair.apply(*inputs, *parameters)  # type: ignore[no-untyped-call]
     return forward.transpose(0, 1), backward.transpose(0, 1)
 
 

@@ -52,6 +52,7 @@ FALSE_ALARMS = (
     "The '(train|val)_dataloader' does not have many workers",  # one reads faster than a model trains
     "The number of training batches",  # fewer than log_every_steps: the next epoch's count on
     "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own call
 )
 """Beginnings of Lightning's warnings that do not hold here."""
 
@@ -127,7 +128,7 @@ class CTCTrainingModule(lightning.LightningModule):
         """Errors of all ranks per reference word or character of all ranks."""
         sums = torch.tensor([counts.errors, counts.reference_length], device=self.device)
         errors, length = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        return errors / max(1, length)
+        return float(errors / max(1, length))
 
     def configure_optimizers(self) -> Any:
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -306,16 +307,18 @@ def make_vocabulary(config: TrainConfig, references: Sequence[str]) -> Vocabular
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Lightning without its tips and false alarms, its progress bar on stderr, and Ctrl-C afterwards as it was."""
-    talk, handler = logging.getLogger("lightning_fabric.utilities.rank_zero"), signal.getsignal(signal.SIGINT)
-    level = talk.level
-    talk.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels, handler = [logger.level for logger in loggers], signal.getsignal(signal.SIGINT)
     try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
         with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             for message in FALSE_ALARMS:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        talk.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
 

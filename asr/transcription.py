@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.audio import AudioFile, AudioSource, open_audio
+from asr.audio import HIGHEST_RATE, LOWEST_RATE, AudioFile, AudioSource, open_audio
 from asr.decoder import collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import best_path
@@ -31,6 +31,9 @@ BATCH_SECONDS = 160.0
 
 POOL_BATCHES = 4
 """Recordings are read ahead for so many batches, and sorted by length among themselves."""
+
+MOST_CHANNELS = 1024
+"""More are taken for samples that were given the other way round."""
 
 SHORTEST_SECONDS = 0.05
 """Below it there is less than one analysis window and nothing to hear."""
@@ -78,7 +81,8 @@ def transcribe(
 ) -> Transcript:
     """The transcript of one recording of any length.
 
-    source: a path, a binary file object, or samples at `sample_rate` Hz: (samples,) or (samples, channels) in [-1, 1].
+    source: a path, a binary file object, or floating-point samples in [-1, 1] at `sample_rate` Hz: (samples,) or
+    (samples, channels).
     model: by default the packaged one, loaded at the first call.
     Raises AsrError for audio that cannot be transcribed.
     """
@@ -104,7 +108,7 @@ def transcribe_recordings(
     for recording in recordings:
         pool.append(_load(model, recording, batch_seconds))
         pooled_seconds += pool[-1].seconds
-        if pooled_seconds >= POOL_BATCHES * batch_seconds:
+        if pooled_seconds >= POOL_BATCHES * batch_seconds or pool[0].result is not None:
             yield from _finish(model, pool, batch_seconds)
             pool, pooled_seconds = [], 0.0
     yield from _finish(model, pool, batch_seconds)
@@ -119,9 +123,16 @@ def _as_wav(samples: Tensor | numpy.ndarray, sample_rate: int | None) -> io.Byte
     """Samples as a file, so that they take the way that every recording takes."""
     if sample_rate is None:
         raise AsrError("samples were given without their rate; set sample_rate=")
+    if isinstance(samples, Tensor):
+        samples = (samples.float() if samples.is_floating_point() else samples).detach().cpu().numpy()
+    if samples.dtype.kind != "f":
+        raise AsrError(f"samples must be floating point in [-1, 1], not {samples.dtype}; divide 16-bit ones by 32768")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MOST_CHANNELS):
+        raise AsrError(f"samples of shape {samples.shape} must be (samples,) or (samples, channels)")
+    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+        raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
     file = io.BytesIO()
-    soundfile.write(file, numpy.asarray(samples, dtype=numpy.float32), sample_rate, format="WAV", subtype="FLOAT")
-    file.seek(0)
+    soundfile.write(file, samples.astype(numpy.float32), round(sample_rate), format="WAV", subtype="FLOAT")
     return file
 
 
@@ -144,10 +155,11 @@ def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
             if seconds < SHORTEST_SECONDS:
                 least = f"at least {SHORTEST_SECONDS:g} s is needed"
                 raise AsrError(f"{name}: {seconds:g} s of audio is too short to recognise; {least}")
+            item.seconds = seconds
             if seconds > LONG_SECONDS:
                 item.result = Transcript(name, _long_text(model, audio, recording, batch_seconds), seconds)
                 return item
-            item.samples, item.seconds = audio.read(recording.start_seconds, recording.duration_seconds), seconds
+            item.samples = audio.read(recording.start_seconds, recording.duration_seconds)
     except AsrError as error:
         item.result = Failure(name, str(error))
         return item

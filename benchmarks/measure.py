@@ -64,6 +64,8 @@ def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
     print(f"commit: {_commit()}, seed 0, torch {torch.__version__}, Python {platform.python_version()}")
     load = f"{os.getloadavg()[0]:.1f} running before the start"
     print(f"machine: {_processor()}, {len(os.sched_getaffinity(0))} cores, {options.threads} threads, {load}")
+    if options.quick:
+        print("QUICK: this shows that it runs; do not keep the figures")
     return options
 
 
@@ -85,15 +87,27 @@ def report(name: str, value: float, *, at_least: float | None = None, at_most: f
     print(f"{name}: {value:.3g} (aim {aim}: {'met' if met else 'NOT met'})", flush=True)
 
 
+WIDEST_SPREAD = 1.25
+"""Longest over shortest turn above which something else was running, and the figures are not to be kept."""
+
+
 def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turns so that all meet the same machine; a first turn is not counted."""
+    """Median seconds of each, taken in turns so that all meet the same machine; a first turn is not counted.
+
+    Prints a warning where the turns of one differ by more than WIDEST_SPREAD; none is left out.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(1 + repeats):
         for name, function in functions.items():
             begin = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - begin)
-    return {name: median(turns[1:]) for name, turns in seconds.items()}
+    counted = {name: turns[1:] for name, turns in seconds.items()}
+    for name, turns in counted.items():
+        if max(turns) > WIDEST_SPREAD * min(turns):
+            listed = " ".join(f"{turn:.2f}" for turn in turns)
+            print(f"DISTURBED, do not keep these figures: turns of {name} took {listed} s", flush=True)
+    return {name: median(turns) for name, turns in counted.items()}
 
 
 def matrix_product() -> Callable[[], Any]:

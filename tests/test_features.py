@@ -63,7 +63,12 @@ def test_log_mel_equals_the_logarithm_of_librosas(
     frontend: LogMelFrontend, speech: list[Tensor], librosa_energies: Tensor
 ) -> None:
     expected = (librosa_energies + LOG_FLOOR).log()
-    torch.testing.assert_close(frontend.log_mel(speech[0][None])[0], expected, atol=1e-4, rtol=0)
+    actual = frontend.log_mel(speech[0][None])[0]
+    audible = librosa_energies > 1e-6
+    assert audible.float().mean() > 0.5
+    torch.testing.assert_close(actual[audible], expected[audible], atol=1e-4, rtol=0)
+    # Near the floor the rounding of a float32 transform shows: librosa's own is in float64.
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("config", [FrontendConfig(), FrontendConfig(8000, 40, 32.0, 12.5), FrontendConfig(22050)])
@@ -92,9 +97,18 @@ def test_a_narrowband_recording_has_the_same_features_alone_and_in_a_batch(
     spectrum = torch.fft.rfft(speech[0].double())
     spectrum[len(spectrum) // 2 :] = 0
     narrow = torch.fft.irfft(spectrum, n=len(speech[0])).float()
-    batch = pad_sequence([narrow, narrow.new_zeros(20 * 16000)], batch_first=True)
-    features, lengths = frontend(batch, torch.tensor([len(narrow), 20 * 16000]))
-    torch.testing.assert_close(features[0, : int(lengths[0])], alone(frontend, narrow), atol=1e-4, rtol=0)
+    for neighbour in (100000, 160000, 320001):
+        batch = pad_sequence([narrow, narrow.new_zeros(neighbour)], batch_first=True)
+        features, lengths = frontend(batch, torch.tensor([len(narrow), neighbour]))
+        torch.testing.assert_close(features[0, : int(lengths[0])], alone(frontend, narrow), atol=1e-4, rtol=0)
+
+
+def test_whole_recordings_have_the_same_features_alone_and_in_a_batch(
+    frontend: LogMelFrontend, speech: list[Tensor]
+) -> None:
+    features, lengths = frontend(pad_sequence(speech, batch_first=True), torch.tensor([len(one) for one in speech]))
+    for row, length, waveform in zip(features, lengths.tolist(), speech):
+        torch.testing.assert_close(row[:length], alone(frontend, waveform), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("garbage", [1.0, float("nan"), float("inf")])
@@ -117,9 +131,14 @@ def test_every_band_has_mean_0_and_deviation_1_over_the_utterance(
     frontend: LogMelFrontend, speech: list[Tensor]
 ) -> None:
     features, lengths = frontend(pad_sequence(speech, batch_first=True), torch.tensor([len(one) for one in speech]))
-    for row, length in zip(features, lengths.tolist()):
+    for waveform, row, length in zip(speech, features, lengths.tolist()):
         assert row[:length].mean(0).abs().max() < 1e-4
-        torch.testing.assert_close(row[:length].std(0, unbiased=False), torch.ones(80), atol=2e-3, rtol=0)
+        # The samples come from MP3, which cut their highest bands off: where nothing moves, nothing is blown up.
+        deviations = frontend.log_mel(waveform[None])[0].std(0, unbiased=False)
+        assert (deviations > 0.5).sum() > 60
+        torch.testing.assert_close(
+            row[:length].std(0, unbiased=False), deviations / (deviations.square() + 1e-6).sqrt(), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_normalize_features_equals_its_definition_written_out() -> None:
@@ -127,7 +146,7 @@ def test_normalize_features_equals_its_definition_written_out() -> None:
     features = torch.randn(3, 7, 5) * 4 + 9
     normalized = normalize_features(features, torch.tensor([7, 3, 1]))
     valid = features[1, :3].double()
-    expected = (valid - valid.mean(0)) / (valid.std(0, unbiased=False) + 1e-3)
+    expected = (valid - valid.mean(0)) / (valid.var(0, unbiased=False) + 1e-6).sqrt()
     torch.testing.assert_close(normalized[1, :3].double(), expected, atol=1e-5, rtol=0)
     assert not normalized[1, 3:].any()
     assert not normalized[2].any()  # one frame is its own mean

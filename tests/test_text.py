@@ -114,7 +114,7 @@ def test_decoding_puts_single_spaces_whatever_the_model_wrote() -> None:
 
 @pytest.mark.parametrize("text", ["HELLO WORLd", "É", "A\tB", "1"])
 def test_an_unknown_character_is_named(text: str) -> None:
-    with pytest.raises(AsrError, match="character '.*' is not in the vocabulary"):
+    with pytest.raises(AsrError, match=r"character '.*' is not in the vocabulary"):
         CharacterVocabulary().encode(text)
 
 
@@ -171,7 +171,7 @@ def test_a_size_that_the_text_cannot_fill_or_fit_in_is_an_error_that_says_so(sen
 
 
 def test_training_text_without_a_word_is_an_error() -> None:
-    with pytest.raises(AsrError, match="vocabulary.size=40 "):
+    with pytest.raises(AsrError, match=r"vocabulary\.size=40 "):
         SentencePieceVocabulary.train(["", " "], 40)
 
 

@@ -1,0 +1,234 @@
+"""The model file: there and back, and one sentence for every file that is not one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import asr.modelfile
+from asr.config import EncoderConfig, FrontendConfig, ModelConfig
+from asr.errors import AsrError
+from asr.model import CTCModel
+from asr.modelfile import FORMAT_NUMBER, load_model, save_model
+from asr.text import CharacterVocabulary, SentencePieceVocabulary
+
+
+def log_probs(model: CTCModel, waveform: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model(waveform[None], torch.tensor([len(waveform)]))[0][0]
+
+
+@pytest.fixture
+def path(model: CTCModel, tmp_path: Path) -> Path:
+    """A whole model file, which the test may damage."""
+    save_model(model, tmp_path / "tiny.safetensors")
+    return tmp_path / "tiny.safetensors"
+
+
+def read_parts(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), dict(file.metadata())
+
+
+def refusal(path: Path) -> str:
+    """The one sentence with which a file is refused; it names the file."""
+    with pytest.raises(AsrError) as caught:
+        load_model(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_float32_weights_give_exactly_the_same_log_probs(model: CTCModel, tmp_path: Path, speech: list[Tensor]) -> None:
+    save_model(model, tmp_path / "new folder" / "m.safetensors", dtype=torch.float32)
+    again = load_model(str(tmp_path / "new folder" / "m.safetensors"))
+    assert torch.equal(log_probs(again, speech[1]), log_probs(model, speech[1]))
+
+
+def test_float16_weights_give_nearly_the_same_log_probs(model: CTCModel, path: Path, speech: list[Tensor]) -> None:
+    again = load_model(path)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    torch.testing.assert_close(log_probs(again, speech[1]), log_probs(model, speech[1]), atol=0.1, rtol=0)
+
+
+def test_a_float16_file_does_not_round_the_frontend(model: CTCModel, path: Path, speech: list[Tensor]) -> None:
+    """The window and the mel bands follow from the configuration; only what was learned may be rounded."""
+    again = load_model(path)
+    torch.testing.assert_close(
+        again.frontend.log_mel(speech[1][None]), model.frontend.log_mel(speech[1][None]), atol=1e-4, rtol=0
+    )
+
+
+def test_a_loaded_model_is_in_evaluation_mode_on_its_device(path: Path, device: torch.device) -> None:
+    again = load_model(path, device)
+    assert not again.training
+    assert {tensor.device.type for tensor in again.state_dict().values()} == {device.type}
+
+
+def test_saving_leaves_the_model_as_it_was(make_model: Callable[..., CTCModel], tmp_path: Path) -> None:
+    model = make_model().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_model(model, tmp_path / "m.safetensors")
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["characters", "sentencepiece"])
+def test_configuration_and_vocabulary_come_back(kind: str, tmp_path: Path) -> None:
+    sentences = ["THE CAT SAT ON THE MAT", "THE DOG DID NOT", "A CAT IS NOT A DOG"]
+    vocabulary = SentencePieceVocabulary.train(sentences, 16) if kind == "sentencepiece" else CharacterVocabulary("AB ")
+    config = ModelConfig(
+        FrontendConfig(8000, 40, 32.0, 8.0), EncoderConfig(cell="lstm", num_layers=1, hidden_size=8, conv_channels=2)
+    )
+    save_model(CTCModel(config, vocabulary), tmp_path / "m.safetensors")
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.config == config
+    assert type(again.vocabulary) is type(vocabulary)
+    assert again.vocabulary.tokens == vocabulary.tokens
+    assert again.sample_rate == 8000
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert "not found" in refusal(tmp_path / "none.safetensors")
+    refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, 0.5, 0.999])
+def test_a_truncated_or_empty_file_is_refused(path: Path, kept: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+    assert "damaged" in refusal(path)
+
+
+def test_bytes_of_something_else_are_refused(path: Path, sample_paths: list[Path]) -> None:
+    for content in (b"\0" * 1000, b"RIFF" * 500, torch.randn(5000).numpy().tobytes(), sample_paths[0].read_bytes()):
+        path.write_bytes(content)
+        refusal(path)
+
+
+def test_a_safetensors_file_without_our_metadata_is_refused(path: Path) -> None:
+    weights, metadata = read_parts(path)
+    save_file(weights, path)
+    assert "format number" in refusal(path)
+    save_file(weights, path, {**metadata, "format": "one"})
+    assert "format number" in refusal(path)
+
+
+def test_a_newer_format_says_to_upgrade(path: Path) -> None:
+    weights, metadata = read_parts(path)
+    save_file(weights, path, {**metadata, "format": str(FORMAT_NUMBER + 1), "config": "what only the future knows"})
+    message = refusal(path)
+    assert f"format {FORMAT_NUMBER + 1}" in message
+    assert "upgrade" in message
+
+
+def encoder_config(**changes: Any) -> str:
+    config = dataclasses.asdict(ModelConfig(encoder=EncoderConfig(num_layers=2, hidden_size=24, conv_channels=4)))
+    config["encoder"].update(changes)
+    return json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"config": "{"},
+        {"config": "[]"},
+        {"config": "{}"},
+        {"config": encoder_config(colour="red")},
+        {"config": encoder_config(cell="transformer")},
+        {"config": encoder_config(num_layers=0)},
+        {"config": encoder_config(hidden_size="24")},
+        {"config": encoder_config(hidden_size=10**15)},
+        {"vocabulary": "null"},
+        {"vocabulary": "{}"},
+        {"vocabulary": '{"kind": "words"}'},
+        {"vocabulary": '{"kind": "characters", "characters": "AA"}'},
+        {"vocabulary": '{"kind": "characters", "characters": 3}'},
+        {"vocabulary": '{"kind": "sentencepiece", "model_proto": "AAAA"}'},
+        {"vocabulary": '{"kind": "sentencepiece", "model_proto": ""}'},
+    ],
+    ids=lambda changed: next(f"{key}={value[:12]}…{value[-45:]}" for key, value in changed.items()),
+)
+def test_damaged_metadata_is_refused(path: Path, changed: dict[str, str]) -> None:
+    weights, metadata = read_parts(path)
+    save_file(weights, path, {**metadata, **changed})
+    refusal(path)
+
+
+@pytest.mark.parametrize("missing", ["config", "vocabulary"])
+def test_missing_metadata_is_refused(path: Path, missing: str) -> None:
+    weights, metadata = read_parts(path)
+    save_file(weights, path, {key: value for key, value in metadata.items() if key != missing})
+    assert missing in refusal(path)
+
+
+@pytest.mark.parametrize("change", ["other configuration", "other vocabulary", "missing weight", "spare weight"])
+def test_weights_that_do_not_fit_are_refused(path: Path, change: str) -> None:
+    weights, metadata = read_parts(path)
+    if change == "other configuration":
+        metadata["config"] = encoder_config(hidden_size=25)
+    elif change == "other vocabulary":
+        metadata["vocabulary"] = json.dumps(CharacterVocabulary("AB").to_dict())
+    elif change == "missing weight":
+        del weights["head.bias"]
+    else:
+        weights["head.spare"] = torch.zeros(1)
+    save_file(weights, path, metadata)
+    assert "do not fit" in refusal(path)
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "last.ckpt", "model.safetensors"])
+def test_no_code_from_a_file_runs(tmp_path: Path, name: str) -> None:
+    trap = Trap(tmp_path / "sprung")
+    for write in (lambda: torch.save(trap, tmp_path / name), lambda: (tmp_path / name).write_bytes(pickle.dumps(trap))):
+        write()
+        refusal(tmp_path / name)
+        assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(trap))
+    assert (tmp_path / "sprung").exists()  # the trap works
+
+
+@pytest.mark.parametrize("stage", ["before writing", "half written", "before renaming"])
+def test_a_kill_while_saving_leaves_the_old_file(
+    path: Path, make_model: Callable[..., CTCModel], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    before = path.read_bytes()
+
+    def killed(weights: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
+        if stage == "half written":
+            Path(target).write_bytes(b"half")
+        elif stage == "before renaming":
+            save_file(weights, target, metadata)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asr.modelfile, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_model(make_model(seed=1), path)
+    assert path.read_bytes() == before
+    load_model(path)
+    save_model(make_model(seed=1), path)
+    assert path.read_bytes() != before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
