@@ -136,7 +136,8 @@ def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
     if rate == new_rate or samples.shape[-1] == 0:
         return samples
     taken, made = _ratio(rate, new_rate)
-    return torchaudio.functional.resample(samples, taken, made, lowpass_filter_width=RESAMPLE_LOBES)
+    resampled: Tensor = torchaudio.functional.resample(samples, taken, made, lowpass_filter_width=RESAMPLE_LOBES)
+    return resampled
 
 
 def _ratio(rate: int, new_rate: int) -> tuple[int, int]:

@@ -7,8 +7,10 @@ Results go to standard output and everything else to standard error. Exit code 0
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,17 +25,43 @@ DEVICES = "cpu, cuda or auto (a GPU where there is one)"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's); returns the exit code."""
-    options = build_parser().parse_args(arguments)
+    options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         code: int = options.run(options)
+        print(end="", flush=True)
         return code
     except AsrError as error:
         print(f"asr {options.command}: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left; Python would complain about it at exit
-        return 1
+        _discard_output()  # the reader of our output has left, as `head` does
+    except OSError as error:
+        _discard_output()
+        print(f"asr {options.command}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+def _discard_output() -> None:
+    """Where standard output cannot be written, keep Python from trying once more at exit."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line; `section.key=value` may stand behind options too, where argparse loses it."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in item and item[0] != "-" for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def console_script() -> None:
@@ -77,7 +105,8 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     from asr.transcription import Failure, Recording, transcribe_recordings
 
     model = load_model(options.model, _device(options.device))
-    recordings = (Recording(sys.stdin.buffer if name == "-" else name, name) for name in options.files)
+    stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
+    recordings = (Recording(stdin if name == "-" else name, name) for name in options.files)
     code = 0
     for result in transcribe_recordings(model, recordings, batch_seconds=options.batch_seconds):
         if isinstance(result, Failure):
@@ -125,6 +154,8 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     from asr.manifest import read_manifest
     from asr.modelfile import load_model
 
+    if options.hypotheses and not Path(options.hypotheses).parent.is_dir():
+        raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
     model = load_model(None if options.model == "packaged" else options.model, _device(options.device))
     evaluation = evaluate(model, read_manifest(options.manifest), batch_seconds=options.batch_seconds)
     for failure in evaluation.failures:
@@ -174,9 +205,12 @@ def _run_prepare(options: argparse.Namespace) -> int:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
     return value
 
 

@@ -163,10 +163,17 @@ def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
     except AsrError as error:
         item.result = Failure(name, str(error))
         return item
-    if item.samples.abs().max() < SILENCE_PEAK:
-        log.warning("%s: holds nothing but silence", name)
+    if _is_silent(name, [item.samples]):
         item.result = Transcript(name, "", seconds)
     return item
+
+
+def _is_silent(name: str, blocks: Iterable[Tensor]) -> bool:
+    """Whether a recording holds nothing to recognise, which is logged; reads on to the first sound only."""
+    if any(block.abs().max() >= SILENCE_PEAK for block in blocks):
+        return False
+    log.warning("%s: holds nothing but silence", name)
+    return True
 
 
 def _finish(model: CTCModel, pool: list[_Item], batch_seconds: float) -> Iterator[Transcript | Failure]:
@@ -203,8 +210,11 @@ def _texts(model: CTCModel, samples: Sequence[Tensor]) -> list[str]:
 
 
 def _long_text(model: CTCModel, audio: AudioFile, recording: Recording, batch_seconds: float) -> str:
-    path = best_path(
-        model, lambda: audio.blocks(recording.start_seconds, recording.duration_seconds), batch_seconds=batch_seconds
-    )
+    def blocks() -> Iterator[Tensor]:
+        return audio.blocks(recording.start_seconds, recording.duration_seconds)
+
+    if _is_silent(recording.name, blocks()):
+        return ""
+    path = best_path(model, blocks, batch_seconds=batch_seconds)
     (tokens,) = collapse_paths(path[None], torch.tensor([len(path)], device=path.device))
     return model.vocabulary.decode(tokens.token_ids)

@@ -5,12 +5,10 @@
 Aim: at most 1.5 times as long, and none of the training's libraries imported.
 """
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from measure import ROOT, find_model_file, make_parser, medians, report, start
+from measure import ROOT, find_model_file, make_parser, medians, report, run_python, start
 
 CLIP = ROOT / "samples" / "2086-149220-0007.flac"
 NOT_FOR_TRANSCRIPTION = {"pytorch_lightning", "lightning", "lhotse", "librosa"}
@@ -23,11 +21,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["transcribe", str(CLIP), "--model", str(find_model_file(options.model, Path(folder)))]
         imports = {
-            "import": lambda: python("-c", "import torch, torchaudio"),
-            "transcribe": lambda: python("-m", "asr", *arguments),
+            "import": lambda: run_python("-c", "import torch, torchaudio"),
+            "transcribe": lambda: run_python("-m", "asr", *arguments),
         }
         seconds = medians(imports, 1 if options.quick else options.repeats)
-        dearest = cumulative_imports(python("-X", "importtime", "-m", "asr", *arguments).stderr)
+        dearest = cumulative_imports(run_python("-X", "importtime", "-m", "asr", *arguments))
     print(f"import torch, torchaudio: {seconds['import']:.2f} s; asr transcribe: {seconds['transcribe']:.2f} s")
     report("asr transcribe / import torch, torchaudio", seconds["transcribe"] / seconds["import"], at_most=1.5)
     unwanted = NOT_FOR_TRANSCRIPTION & dearest.keys()
@@ -35,11 +33,6 @@ def main() -> None:
     print(f"  of {', '.join(sorted(NOT_FOR_TRANSCRIPTION))}: {', '.join(sorted(unwanted)) or 'none'}")
     top_level = sorted((name for name in dearest if "." not in name), key=dearest.__getitem__, reverse=True)
     print("dearest imports: " + ", ".join(f"{name} {dearest[name]:.2f} s" for name in top_level[:6]))
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A finished Python process with these arguments; raises CalledProcessError where it fails."""
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
 
 
 def cumulative_imports(importtime: str) -> dict[str, float]:

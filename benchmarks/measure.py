@@ -177,6 +177,14 @@ class Stopwatch:
         return timed
 
 
+def run_python(*arguments: str) -> str:
+    """What a fresh Python process with these arguments wrote to stderr; raises RuntimeError with it where that fails."""
+    finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    if finished.returncode != 0:
+        raise RuntimeError(f"exit code {finished.returncode} of {shlex.join(arguments)}\n{finished.stderr}")
+    return finished.stderr
+
+
 def find_model_file(path: Path | None, folder: Path) -> Path:
     """`path`, or the packaged model, or one of the base size with random weights, written to `folder`; prints which."""
     if path is None and not PACKAGED_MODEL.is_file():

@@ -6,13 +6,11 @@ Both recordings are samples/ over and over, and each is transcribed by `asr tran
 Aim: at most 200 MB more.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from measure import ROOT, find_model_file, make_parser, report, start, write_speech
+from measure import find_model_file, make_parser, report, run_python, start, write_speech
 
 SHORT_MINUTES = 2.0
 
@@ -41,10 +39,9 @@ def transcribe(path: Path, minutes: float, model: Path) -> float:
     """Peak memory of transcribing a recording of `minutes`, written to `path`, in MB; prints it and the speed."""
     write_speech(path, 60 * minutes)
     begin = time.perf_counter()
-    command = [sys.executable, "-c", PROGRAM, "transcribe", str(path), "--model", str(model)]
-    finished = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    stderr = run_python("-c", PROGRAM, "transcribe", str(path), "--model", str(model))
     seconds = time.perf_counter() - begin
-    peak = int(finished.stderr.splitlines()[-1]) * 1024 / 1e6
+    peak = int(stderr.splitlines()[-1]) * 1024 / 1e6
     speed = 60 * minutes / seconds
     print(
         f"{minutes:g} min: peak {peak:.0f} MB; {seconds:.1f} s, start included: {speed:.0f} times real time", flush=True

@@ -101,13 +101,12 @@ def test_another_epoch_or_another_seed_gives_other_batches_and_not_only_another_
 
 def test_the_first_epoch_goes_from_short_to_long_and_the_next_does_not() -> None:
     durations = librispeech_like_durations(500)
-    means = []
+    correlations = []
     for epoch in (0, 1):
-        batches = epoch_of(make_sampler(durations), epoch)
-        means.append([numpy.mean([durations[index] for index in batch]) for batch in batches])
-    in_order = [numpy.mean(numpy.diff(epoch_means) > -1.0) for epoch_means in means]  # the jitter moves a little
-    assert in_order[0] == 1.0
-    assert in_order[1] < 0.8
+        means = [numpy.mean([durations[i] for i in batch]) for batch in epoch_of(make_sampler(durations), epoch)]
+        correlations.append(float(numpy.corrcoef(means, range(len(means)))[0, 1]))
+    assert correlations[0] > 0.8
+    assert abs(correlations[1]) < 0.3
 
 
 def test_without_shortest_first_the_first_epoch_is_mixed_too() -> None:
@@ -258,8 +257,9 @@ def epochs_of(model: CTCModel, num_workers: int, cache_hours: float) -> Iterator
 @pytest.mark.parametrize("cache_hours", [0.0, 1.0])
 def test_worker_processes_give_the_same_batches_as_none(model: CTCModel, cache_hours: float) -> None:
     alone, beside = (list(epochs_of(model, workers, cache_hours)) for workers in (0, 2))
-    assert [[batch.ids for batch in epoch] for epoch in alone] == [[batch.ids for batch in epoch] for epoch in beside]
-    assert alone[0][0].ids != alone[1][0].ids
+    ids = [[batch.ids for batch in epoch] for epoch in alone]
+    assert ids == [[batch.ids for batch in epoch] for epoch in beside]
+    assert ids[0] != ids[1]
     for left, right in zip(alone[0] + alone[1], beside[0] + beside[1], strict=True):
         for name in ("waveforms", "sample_lengths", "targets", "target_lengths"):
             assert torch.equal(getattr(left, name), getattr(right, name))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asr.cli import build_parser
+from asr.cli import build_parser, parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/**/*.md"))]
@@ -31,7 +31,7 @@ def test_the_pages_show_every_command() -> None:
 
 @pytest.mark.parametrize("command", asr_commands())
 def test_a_command_of_the_pages_is_understood(command: str) -> None:
-    options = build_parser().parse_args(shlex.split(command)[1:])
+    options = parse(shlex.split(command)[1:])
     recipe = getattr(options, "recipe", None)
     assert recipe is None or (ROOT / recipe).is_file()
 
@@ -61,3 +61,10 @@ def test_the_readme_shows_what_the_packaged_model_writes() -> None:
     text = asr.transcribe(ROOT / "samples" / "1272-128104-0000.flac").text
     assert text
     assert text in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_settings_may_stand_behind_options() -> None:
+    options = parse(["train", "mini.yaml", "trainer.seed=2", "--resume", "trainer.epochs=60"])
+    assert options.overrides == ["trainer.seed=2", "trainer.epochs=60"]
+    with pytest.raises(SystemExit):
+        parse(["train", "mini.yaml", "--resum", "trainer.epochs=60", "--nonsense"])

@@ -1,0 +1,317 @@
+"""Any file to the same samples: formats, rates, channels, segments, blocks, and every way a file can be broken."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+import torch
+import torchaudio
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from asr.audio import open_audio, read_audio, resample
+from asr.errors import AsrError
+
+RATE = 16000
+SAMPLES = Path(__file__).parents[1] / "samples"
+SPEECH = read_audio(SAMPLES / "84-121123-0001.flac", RATE)
+
+FORMATS = [
+    ("WAV", "PCM_U8", 15),
+    ("WAV", "PCM_16", 80),
+    ("WAV", "PCM_24", 80),
+    ("WAV", "PCM_32", 80),
+    ("WAV", "FLOAT", 80),
+    ("WAV", "DOUBLE", 80),
+    ("FLAC", "PCM_16", 80),
+    ("OGG", "VORBIS", 10),
+    ("OGG", "OPUS", 10),
+    ("MP3", "MPEG_LAYER_III", 10),
+]
+"""Format, subtype, and the signal-to-noise ratio in dB that it keeps at least."""
+
+
+def encoded(samples: Tensor, rate: int = RATE, format: str = "WAV", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples.numpy(), rate, format=format, subtype=subtype)
+    return file.getvalue()
+
+
+def snr_db(original: Tensor, copy: Tensor) -> float:
+    noise = (original - copy).square().sum().clamp(min=1e-12)
+    return float(10 * torch.log10(original.square().sum() / noise))
+
+
+def sine(frequency: float, rate: int, seconds: float) -> Tensor:
+    return 0.5 * torch.sin(2 * torch.pi * frequency * torch.arange(round(rate * seconds)) / rate)
+
+
+def loudest_frequency(samples: Tensor) -> float:
+    spectrum = torch.fft.rfft(samples * torch.hann_window(len(samples))).abs()
+    return float(spectrum.argmax()) * RATE / len(samples)
+
+
+class Unseekable(io.RawIOBase):
+    """Bytes that come once, as from a pipe."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        return self.data.readinto(buffer)
+
+
+@pytest.mark.parametrize(("format", "subtype", "least_snr_db"), FORMATS)
+def test_every_format_gives_the_same_speech(tmp_path: Path, format: str, subtype: str, least_snr_db: float) -> None:
+    path = tmp_path / "speech"
+    path.write_bytes(encoded(SPEECH, RATE, format, subtype))
+    samples = read_audio(path, RATE)
+    assert samples.dtype == torch.float32
+    assert samples.shape == SPEECH.shape
+    assert snr_db(SPEECH, samples) > least_snr_db
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.txt", "a.raw", "a.wav", "a.vox", "a.flac", "a", "ä ö\n日本.ogg"])
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+def test_content_counts_and_not_the_name(tmp_path: Path, name: str, format: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(encoded(SPEECH, format=format))
+    assert torch.equal(read_audio(path, RATE), SPEECH)
+
+
+def test_a_name_that_is_not_text_is_read(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff\xfe.wav")
+    path.write_bytes(encoded(SPEECH))
+    assert torch.equal(read_audio(str(path), RATE), SPEECH)
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_path_an_open_file_bytes_in_memory_and_a_pipe_give_the_same_samples(tmp_path: Path, format: str) -> None:
+    data = encoded(SPEECH, format=format)
+    path = tmp_path / "speech"
+    path.write_bytes(data)
+    expected = read_audio(path, RATE)
+    at_its_end = io.BytesIO()
+    at_its_end.write(data)
+    with path.open("rb") as file:
+        file.read(7)
+        for source in (str(path), file, io.BytesIO(data), at_its_end, Unseekable(data)):
+            assert torch.equal(read_audio(source, RATE), expected)
+        assert not file.closed
+
+
+def test_a_named_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.write_bytes(encoded(SPEECH)), daemon=True)
+    writer.start()
+    assert torch.equal(read_audio(path, RATE), SPEECH)
+    writer.join(5)
+
+
+def test_a_wav_whose_length_its_writer_could_not_know_is_read_to_its_end() -> None:
+    data = bytearray(encoded(SPEECH))
+    place = data.index(b"data")
+    data[4:8] = data[place + 4 : place + 8] = struct.pack("<I", 0xFFFFFFFF)  # as ffmpeg writes to a pipe
+    assert torch.equal(read_audio(io.BytesIO(data), RATE), SPEECH)
+
+
+def flac_without_length() -> bytes:
+    """The total number of samples is 36 bits from the middle of byte 21 on; 0 stands for unknown."""
+    data = bytearray(encoded(SPEECH, format="FLAC"))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    return bytes(data)
+
+
+def test_a_flac_whose_length_its_writer_could_not_know_is_read_to_its_end() -> None:
+    with open_audio(io.BytesIO(flac_without_length()), RATE) as audio:
+        assert audio.duration_seconds == len(SPEECH) / RATE
+        assert torch.equal(audio.read(), SPEECH)
+        assert torch.equal(audio.read(2.0, 1.0), SPEECH[32000:48000])
+
+
+def test_channels_are_averaged() -> None:
+    parts = torch.stack([SPEECH, 0.5 * SPEECH.flip(0)], dim=1)
+    assert torch.allclose(read_audio(io.BytesIO(encoded(parts, subtype="FLOAT")), RATE), parts.mean(1), atol=1e-7)
+    eight = 0.3 * torch.randn(800, 8, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    assert torch.allclose(read_audio(io.BytesIO(encoded(eight, subtype="FLOAT")), RATE), eight.mean(1), atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 11127, 22050, 32000, 44100, 48000, 192000])
+def test_any_rate_keeps_length_and_pitch(rate: int) -> None:
+    samples = read_audio(io.BytesIO(encoded(sine(1000, rate, 1.5), rate)), RATE)
+    assert abs(len(samples) - 1.5 * RATE) <= 1
+    assert abs(loudest_frequency(samples) - 1000) < 1
+    assert 0.95 < samples[1000:-1000].abs().max() / 0.5 < 1.05
+
+
+def test_a_rate_without_a_small_ratio_to_ours_is_resampled_in_little_memory() -> None:
+    samples = resample(sine(440, 44099, 1.0), 44099, RATE)
+    assert abs(len(samples) - RATE) <= 1
+    assert abs(loudest_frequency(samples) - 440) < 1
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_common_rates_are_resampled_exactly(rate: int) -> None:
+    samples = SPEECH[:20000]
+    assert torch.equal(resample(samples, rate, RATE), torchaudio.functional.resample(samples, rate, RATE))
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768001, 2**31 - 1])
+def test_a_rate_that_no_recording_has_is_refused(rate: int) -> None:
+    data = bytearray(encoded(SPEECH[:1000]))
+    data[24:28] = struct.pack("<I", rate)
+    with pytest.raises(AsrError, match=rf"^audio: a sample rate of {rate} Hz is out of range; 1000 to 768000 Hz"):
+        read_audio(io.BytesIO(data), RATE)
+
+
+@pytest.mark.parametrize(("start", "duration"), [(0.0, 1.0), (1.0, None), (0.5, 2.25), (3.9, 0.09), (0.0, 3.99)])
+def test_a_segment_is_a_slice_of_the_whole(start: float, duration: float | None) -> None:
+    segment = read_audio(io.BytesIO(encoded(SPEECH)), RATE, start_seconds=start, duration_seconds=duration)
+    end = len(SPEECH) if duration is None else round((start + duration) * RATE)
+    assert torch.equal(segment, SPEECH[round(start * RATE) : end])
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)])
+def test_a_segment_of_compressed_audio_sounds_as_in_the_whole(format: str, subtype: str | None) -> None:
+    data = encoded(SPEECH, format=format, subtype=subtype)
+    whole = read_audio(io.BytesIO(data), RATE)
+    segment = read_audio(io.BytesIO(data), RATE, start_seconds=1.7, duration_seconds=1.5)
+    assert snr_db(whole[27200 : 27200 + 24000], segment) > 25
+
+
+def test_a_segment_may_reach_a_little_past_the_end_and_not_far() -> None:
+    data = encoded(SPEECH)
+    assert torch.equal(read_audio(io.BytesIO(data), RATE, start_seconds=3.0, duration_seconds=1.02), SPEECH[48000:])
+    with pytest.raises(AsrError, match=r"3 to 4\.1 s is not inside its 3\.99 s"):
+        read_audio(io.BytesIO(data), RATE, start_seconds=3.0, duration_seconds=1.1)
+
+
+@pytest.mark.parametrize(
+    ("start", "duration"),
+    [(-1.0, None), (4.0, None), (1.0, 0.0), (1.0, -1.0), (float("nan"), 1.0), (0.0, float("inf"))],
+)
+def test_a_segment_outside_the_audio_is_refused(start: float, duration: float | None) -> None:
+    with pytest.raises(AsrError, match=r"is not inside its 3\.99 s"):
+        read_audio(io.BytesIO(encoded(SPEECH)), RATE, start_seconds=start, duration_seconds=duration)
+
+
+@given(
+    rate=st.sampled_from([8000, 11025, 11127, 16000, 22050, 44100, 48000]),
+    count=st.integers(1, 30000),
+    block_seconds=st.floats(0.001, 1.0),
+    start=st.floats(0, 0.9),
+)
+def test_blocks_together_are_what_read_returns(rate: int, count: int, block_seconds: float, start: float) -> None:
+    samples = SPEECH[5000 : 5000 + count]
+    start_seconds = int(start * count) / rate
+    with open_audio(io.BytesIO(encoded(samples, rate, subtype="FLOAT")), RATE) as audio:
+        whole = audio.read(start_seconds)
+        blocks = list(audio.blocks(start_seconds, block_seconds=block_seconds))
+        again = list(audio.blocks(start_seconds, block_seconds=block_seconds))
+    assert len(whole) == pytest.approx((count - round(start_seconds * rate)) * RATE / rate, abs=1)
+    assert torch.allclose(torch.cat(blocks), whole, atol=1e-6, rtol=0)
+    assert torch.equal(torch.cat(blocks), torch.cat(again))
+    assert max(map(len, blocks)) <= ceil(max(block_seconds, 0.05) * 1.5 * RATE) + RATE  # grids of odd rates are coarse
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype", "rate"),
+    [
+        ("FLAC", None, 44100),
+        ("OGG", "VORBIS", 44100),
+        ("OGG", "OPUS", 48000),
+        ("MP3", None, 16000),
+        ("MP3", None, 44100),
+    ],
+)
+def test_blocks_of_compressed_audio_together_are_what_read_returns(format: str, subtype: str | None, rate: int) -> None:
+    data = encoded(resample(SPEECH, RATE, rate), rate, format, subtype)
+    whole = read_audio(io.BytesIO(data), RATE)
+    with open_audio(io.BytesIO(data), RATE) as audio:
+        for _ in range(2):
+            assert torch.allclose(torch.cat(list(audio.blocks(block_seconds=0.37))), whole, atol=1e-6, rtol=0)
+
+
+def missing(path: Path) -> None:
+    pass
+
+
+def write(make: Callable[[], bytes]) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(make())
+
+
+def with_nan() -> bytes:
+    samples = SPEECH.clone()
+    samples[1000] = float("nan")
+    return encoded(samples, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (missing, r"audio file cannot be opened: No such file or directory"),
+        (Path.mkdir, r"audio file cannot be opened: Is a directory"),
+        (Path.touch, r"the audio file is empty \(0 bytes\)"),
+        (write(lambda: b"hello world\n" * 100), r"not audio that can be read \(WAV, FLAC, OGG/Opus, MP3\): \w.*"),
+        (write(lambda: numpy.random.default_rng(0).bytes(5000)), r"not audio that can be read \(WAV.*"),
+        (write(lambda: b"RIFF"), r"not audio that can be read \(WAV.*"),
+        (write(lambda: encoded(SPEECH, format="FLAC")[:30000]), r"the audio is (cut short: it ends at|damaged:) .*"),
+        (write(lambda: encoded(SPEECH, format="MP3")[:6000]), r"the audio is cut short: it ends at \d.* of 3\.99 s"),
+        (write(lambda: encoded(torch.zeros(0))), r"the audio file holds no samples"),
+        (write(with_nan), r"the audio holds samples that are not finite numbers"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_sentence_that_names_it(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    path = tmp_path / "a.wav"
+    make(path)
+    with pytest.raises(AsrError, match=rf"\A{path}: {reason}\Z"):
+        read_audio(path, RATE)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_told_as_an_error_of_the_user(name: str) -> None:
+    with pytest.raises(AsrError, match="audio file cannot be opened: "):
+        read_audio(name, RATE)
+
+
+def test_a_file_that_may_not_be_read_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything, so no real file will do
+    with pytest.raises(AsrError, match=r"/a\.wav: audio file cannot be opened: Permission denied$"):
+        read_audio(tmp_path / "a.wav", RATE)
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+def test_a_device_without_an_end_does_not_hang(device: str) -> None:
+    with pytest.raises(AsrError, match=rf"^{device}: the audio file is empty"):
+        read_audio(device, RATE)
+
+
+def test_damaged_blocks_are_told_as_the_whole_is() -> None:
+    with (
+        open_audio(io.BytesIO(encoded(SPEECH, format="MP3")[:6000]), RATE) as audio,
+        pytest.raises(AsrError, match=r"^audio: the audio is cut short"),
+    ):
+        list(audio.blocks(block_seconds=0.5))
