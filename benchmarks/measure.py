@@ -178,7 +178,7 @@ class Stopwatch:
 
 
 def run_python(*arguments: str) -> str:
-    """What a fresh Python process with these arguments wrote to stderr; raises RuntimeError with it where that fails."""
+    """What a fresh Python process wrote to stderr; raises RuntimeError with it where that fails."""
     finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     if finished.returncode != 0:
         raise RuntimeError(f"exit code {finished.returncode} of {shlex.join(arguments)}\n{finished.stderr}")
