@@ -74,7 +74,8 @@ class AudioFile:
     def read(self, start_seconds: float = 0.0, duration_seconds: float | None = None) -> Tensor:
         """The samples from `start_seconds` on, (samples,), for `duration_seconds` or to the end.
 
-        Raises AsrError for audio that ends early, and for samples that are not finite numbers.
+        Raises AsrError for audio that ends early or does not fit into memory, and for samples that are not finite
+        numbers.
         """
         start, end = self._frames(start_seconds, duration_seconds)
         return resample(self._read_native(start, end - start), self.file.samplerate, self.sample_rate)
@@ -101,14 +102,17 @@ class AudioFile:
             yield resample(samples, rate, self.sample_rate)[skipped : skipped + kept]
 
     def _frames(self, start_seconds: float, duration_seconds: float | None) -> tuple[int, int]:
-        """First frame and the one behind the last, at the file's own rate; raises AsrError past the file's end."""
+        """First frame and the one behind the last, at the file's own rate; raises AsrError where none is between."""
         rate, whole = self.file.samplerate, self.duration_seconds
         end_seconds = whole if duration_seconds is None else start_seconds + duration_seconds
+        stretch = f"{self.name}: {start_seconds:g} to {end_seconds:g} s"
         if not 0 <= start_seconds < end_seconds <= whole + END_TOLERANCE_SECONDS:
-            raise AsrError(f"{self.name}: {start_seconds:g} to {end_seconds:g} s is not inside its {whole:g} s")
+            raise AsrError(f"{stretch} is not inside its {whole:g} s")
         start = round(start_seconds * rate)
-        end = self.frames if duration_seconds is None else start + round(duration_seconds * rate)
-        return start, min(end, self.frames)
+        end = self.frames if duration_seconds is None else min(self.frames, start + round(duration_seconds * rate))
+        if start >= end:
+            raise AsrError(f"{stretch} holds none of its {self.frames} samples")
+        return start, end
 
     def _read_native(self, start: int, count: int) -> Tensor:
         """`count` mono samples from `start` on, at the file's own rate."""
@@ -120,6 +124,9 @@ class AudioFile:
             samples = self.file.read(count, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AsrError(f"{self.name}: the audio is damaged: {_reason(error)}") from error
+        except MemoryError as error:  # a damaged header may claim years
+            seconds = count / self.file.samplerate
+            raise AsrError(f"{self.name}: {seconds:.0f} s of audio do not fit into the memory") from error
         if len(samples) < count:
             ends = (start + len(samples)) / self.file.samplerate
             raise AsrError(

@@ -159,7 +159,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     model = load_model(None if options.model == "packaged" else options.model, _device(options.device))
     evaluation = evaluate(model, read_manifest(options.manifest), batch_seconds=options.batch_seconds)
     for failure in evaluation.failures:
-        print(failure.message, file=sys.stderr)
+        print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
     print(evaluation.summary(), flush=True)
     if options.hypotheses:
         evaluation.write_hypotheses(options.hypotheses)

@@ -68,7 +68,7 @@ class EncoderConfig:
     hidden_size: int = 320
     """Units per direction; a layer reads and writes twice as many."""
     dropout: float = 0.1
-    """Share of a layer's output that training zeroes before it joins the residual."""
+    """Share of a layer's units that training zeroes, for a whole utterance, before they join the residual."""
 
     def __post_init__(self) -> None:
         require(self.cell in ("gru", "lstm", "rnn"), "encoder.cell", self.cell, "be gru, lstm or rnn")
@@ -231,6 +231,8 @@ class TrainConfig:
 
     output_dir: str = "runs/asr"
     """Gets model.safetensors, last.ckpt, config.yaml and TensorBoard's events."""
+    initial_model: str = ""
+    """Model file whose weights the run starts from; `model` and `vocabulary` must be as there. Empty: from random."""
     model: ModelConfig = field(default_factory=ModelConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

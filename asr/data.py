@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -197,7 +197,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         if "valid" not in self._loaders:
             longest = max(example.utterance.duration_seconds for example in self.valid_corpus.examples)
             sampler = self._sampler(self.valid_corpus, max(self.config.batch_seconds, longest), shortest_first=True)
-            self._loaders["valid"] = self._loader(self.valid_corpus, sampler)
+            self._loaders["valid"] = self._loader(self.valid_corpus, list(sampler))  # the same batches every time
         return self._loaders["valid"]
 
     def _sampler(self, corpus: CheckedCorpus, batch_seconds: float, shortest_first: bool) -> DurationBatchSampler:
@@ -212,7 +212,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             world_size=self.trainer.world_size,
         )
 
-    def _loader(self, corpus: CheckedCorpus, sampler: DurationBatchSampler) -> DataLoader[Batch]:
+    def _loader(self, corpus: CheckedCorpus, sampler: Iterable[list[int]]) -> DataLoader[Batch]:
         workers = self.config.num_workers
         return DataLoader(
             SpeechDataset(corpus.examples, self.model.vocabulary, self.model.sample_rate, self.config.cache_hours),

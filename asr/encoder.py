@@ -67,7 +67,32 @@ def flip_valid(batch: Tensor, lengths: Tensor) -> Tensor:
     positions = torch.arange(batch.shape[1], device=batch.device)
     mirrored = lengths[:, None] - 1 - positions
     source = torch.where(mirrored >= 0, mirrored, positions)
-    return batch.gather(1, source[:, :, None].expand_as(batch))
+    flipped: Tensor = _Swap.apply(batch, source[:, :, None].expand_as(batch))  # type: ignore[no-untyped-call]
+    return flipped
+
+
+class _Swap(torch.autograd.Function):
+    """A gather that undoes itself, so that its gradient is one too; autograd would scatter, which is slower."""
+
+    @staticmethod
+    def forward(ctx: Any, batch: Tensor, source: Tensor) -> Tensor:
+        ctx.save_for_backward(source)
+        return batch.gather(1, source)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (source,) = ctx.saved_tensors
+        return _Swap.apply(gradient, source), None  # type: ignore[no-untyped-call]
+
+
+class UtteranceDropout(nn.Dropout1d):
+    """Dropout of (batch, steps, size) that zeroes the same units at all steps of an utterance (Gal, Ghahramani, 2016).
+
+    On a CPU it also costs nothing, where drawing for every step took a twentieth of the training.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
 
 
 class BidirectionalLayer(nn.Module):
@@ -80,7 +105,7 @@ class BidirectionalLayer(nn.Module):
         self.norm = nn.LayerNorm(size)
         self.forward_cell = cell(size, config.hidden_size, batch_first=True)
         self.backward_cell = cell(size, config.hidden_size, batch_first=True)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = UtteranceDropout(config.dropout)
 
     def forward(self, encodings: Tensor, encoding_lengths: Tensor) -> Tensor:
         inputs = self.norm(encodings)
@@ -108,7 +133,7 @@ class BiGRUEncoder(nn.Module):
         super().__init__()
         self.output_size = 2 * config.hidden_size
         self.subsampling = ConvSubsampling(num_mels, config.conv_channels, self.output_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = UtteranceDropout(config.dropout)
         self.layers = nn.ModuleList([BidirectionalLayer(config) for _ in range(config.num_layers)])
         self.norm = nn.LayerNorm(self.output_size)
 

@@ -63,7 +63,7 @@ def best_path(
 def stream_log_mel(frontend: LogMelFrontend, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """(frames, num_mels) log-mel energies of consecutive (samples,) blocks; together those of the whole audio."""
     hop = frontend.hop_samples
-    margin = ceil(frontend.melspectrogram.n_fft / 2 / hop)  # frames at an edge whose window reaches past it
+    margin = ceil(frontend.fft_samples / 2 / hop)  # frames at an edge whose window reaches past it
     left, pending = 0, torch.empty(0)
     for block in blocks:
         pending = torch.cat([pending.to(block), block])

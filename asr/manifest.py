@@ -72,8 +72,6 @@ def read_manifest(path: str | Path) -> list[Utterance]:
                     utterances.append(_utterance(_fields(row), manifest, line, path.parent))
                 except (_LineError, AsrError) as error:
                     problems.append(f"{manifest}:{line}: {error}")
-    except UnicodeDecodeError as error:
-        raise AsrError(f"{path}: the manifest must be UTF-8 text: {error}") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise AsrError(f"{path}: the manifest is damaged: {error}") from error
     except OSError as error:
@@ -87,23 +85,35 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 
 
 def _open_text(path: Path) -> TextIO:
-    """The manifest's text; a byte order mark, as spreadsheets write it, is skipped."""
+    """The manifest's text; a byte order mark, as spreadsheets write it, is skipped, and `_lines` tells bad bytes."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a text that was opened with surrogateescape; raises AsrError at the first that is not UTF-8."""
+    for number, line in enumerate(file, start=1):
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(line[error.start]) & 0xFF
+            raise AsrError(f"{path}:{number}: byte 0x{byte:02x} is not UTF-8; save the manifest as UTF-8") from error
+        yield line
 
 
 def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, str | dict[str, Any]]]:
     """Line number and content: a JSON text, or the columns of a CSV or TSV line."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind in (".csv", ".tsv"):
-        table = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",", strict=True)
+        table = csv.DictReader(_lines(path, file), delimiter="\t" if kind == ".tsv" else ",", strict=True)
         try:
             yield from ((table.line_num, row) for row in table)
         except csv.Error as error:
-            raise AsrError(f"{path}:{table.line_num}: {error}; double the quotes in a text, and quote it") from error
+            line = table.reader.line_num  # table.line_num is that of the last good line
+            raise AsrError(f"{path}:{line}: {error}; double the quotes in a text, and quote it") from error
     else:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        yield from ((number, line) for number, line in enumerate(_lines(path, file), start=1) if line.strip())
 
 
 def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +178,7 @@ def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float 
         return default
     try:
         seconds = float(value)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise _LineError(f"{name}={value!r} must be a number of seconds") from error
     if not isfinite(seconds) or seconds < 0:
         raise _LineError(f"{name}={value} must be a finite number of seconds, not below 0")

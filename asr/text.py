@@ -28,7 +28,7 @@ ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What LibriSpeech's transcripts are written with."""
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff07"), "'")
-_SEPARATORS = dict.fromkeys(map(ord, "-\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
+_SEPARATORS = dict.fromkeys(map(ord, "-\uff0d\u2212\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
 
 
 def normalize_transcript(text: str, dropped: Counter[str] | None = None) -> str:
@@ -39,7 +39,7 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None) -> str:
     """
     kept = []
     for character in unicodedata.normalize("NFC", text).translate(_APOSTROPHES).translate(_SEPARATORS):
-        letters = [part for part in unicodedata.normalize("NFKD", character).upper() if part in ALPHABET]
+        letters = [part for part in unicodedata.normalize("NFKD", character).upper() if part in ALPHABET.strip()]
         if letters:
             kept.extend(letters)
         elif character.isspace():
@@ -122,7 +122,8 @@ class SentencePieceVocabulary:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise AsrError(f"vocabulary.size={size} does not suit the training text: {error}") from error
+            reason = str(error).rpartition("] ")[2]  # in front of it stand SentencePiece's source lines
+            raise AsrError(f"vocabulary.size={size} does not suit the training text: {reason}") from error
         return cls(proto.getvalue())
 
     @cached_property

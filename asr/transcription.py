@@ -70,7 +70,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a recording has no transcript, in one sentence that names it."""
+    """Why a recording has no transcript, in one sentence that names its audio."""
 
     name: str
     message: str
@@ -127,7 +127,7 @@ def _as_wav(samples: Tensor | numpy.ndarray, sample_rate: int | None) -> io.Byte
         samples = (samples.float() if samples.is_floating_point() else samples).detach().cpu().numpy()
     if samples.dtype.kind != "f":
         raise AsrError(f"samples must be floating point in [-1, 1], not {samples.dtype}; divide 16-bit ones by 32768")
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > MOST_CHANNELS):
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MOST_CHANNELS):
         raise AsrError(f"samples of shape {samples.shape} must be (samples,) or (samples, channels)")
     if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
@@ -151,20 +151,20 @@ def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
     name, item = recording.name, _Item(recording.name, torch.empty(0))
     try:
         with open_audio(recording.source, model.sample_rate) as audio:
-            seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
-            if seconds < SHORTEST_SECONDS:
-                least = f"at least {SHORTEST_SECONDS:g} s is needed"
-                raise AsrError(f"{name}: {seconds:g} s of audio is too short to recognise; {least}")
-            item.seconds = seconds
-            if seconds > LONG_SECONDS:
-                item.result = Transcript(name, _long_text(model, audio, recording, batch_seconds), seconds)
+            item.seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
+            if item.seconds > LONG_SECONDS:
+                item.result = Transcript(name, _long_text(model, audio, recording, batch_seconds), item.seconds)
                 return item
             item.samples = audio.read(recording.start_seconds, recording.duration_seconds)
+        seconds = len(item.samples) / model.sample_rate
+        if seconds < SHORTEST_SECONDS:
+            least = f"at least {SHORTEST_SECONDS:g} s is needed"
+            raise AsrError(f"{audio.name}: {seconds:g} s of audio is too short to recognise; {least}")
     except AsrError as error:
         item.result = Failure(name, str(error))
         return item
     if _is_silent(name, [item.samples]):
-        item.result = Transcript(name, "", seconds)
+        item.result = Transcript(name, "", item.seconds)
     return item
 
 

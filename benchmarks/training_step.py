@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from asr.check import CheckedCorpus, check_corpus
 from asr.config import TrainConfig, load_config
 from asr.data import Batch, SpeechDataModule, SpeechDataset, plan_batches
+from asr.learning import CTCTrainingModule, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.text import CharacterVocabulary
-from asr.training import CTCTrainingModule, make_optimizer
 
 PLANNED_UTTERANCES = 28_539
 """Of the epoch whose padding is told where no manifest is given: train-clean-100."""

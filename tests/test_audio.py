@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from functools import cache, partial
 from math import ceil
 from pathlib import Path
 
@@ -33,7 +34,9 @@ FORMATS = [
     ("WAV", "PCM_32", 80),
     ("WAV", "FLOAT", 80),
     ("WAV", "DOUBLE", 80),
+    ("WAVEX", "PCM_16", 80),
     ("FLAC", "PCM_16", 80),
+    ("FLAC", "PCM_24", 80),
     ("OGG", "VORBIS", 10),
     ("OGG", "OPUS", 10),
     ("MP3", "MPEG_LAYER_III", 10),
@@ -47,6 +50,11 @@ def encoded(samples: Tensor, rate: int = RATE, format: str = "WAV", subtype: str
     return file.getvalue()
 
 
+@cache
+def encoded_speech(format: str, subtype: str | None = None) -> bytes:
+    return encoded(SPEECH, RATE, format, subtype)
+
+
 def snr_db(original: Tensor, copy: Tensor) -> float:
     noise = (original - copy).square().sum().clamp(min=1e-12)
     return float(10 * torch.log10(original.square().sum() / noise))
@@ -56,9 +64,14 @@ def sine(frequency: float, rate: int, seconds: float) -> Tensor:
     return 0.5 * torch.sin(2 * torch.pi * frequency * torch.arange(round(rate * seconds)) / rate)
 
 
+def spectrum(samples: Tensor) -> Tensor:
+    """Magnitudes of the frequencies from 0 to RATE / 2."""
+    magnitudes: Tensor = torch.fft.rfft(samples * torch.hann_window(len(samples))).abs()
+    return magnitudes
+
+
 def loudest_frequency(samples: Tensor) -> float:
-    spectrum = torch.fft.rfft(samples * torch.hann_window(len(samples))).abs()
-    return float(spectrum.argmax()) * RATE / len(samples)
+    return float(spectrum(samples).argmax()) * RATE / len(samples)
 
 
 class Unseekable(io.RawIOBase):
@@ -112,7 +125,7 @@ def test_a_path_an_open_file_bytes_in_memory_and_a_pipe_give_the_same_samples(tm
     with path.open("rb") as file:
         file.read(7)
         for source in (str(path), file, io.BytesIO(data), at_its_end, Unseekable(data)):
-            assert torch.equal(read_audio(source, RATE), expected)
+            assert torch.equal(read_audio(source, RATE), expected)  # type: ignore[arg-type]
         assert not file.closed
 
 
@@ -168,6 +181,17 @@ def test_a_rate_without_a_small_ratio_to_ours_is_resampled_in_little_memory() ->
     assert abs(loudest_frequency(samples) - 440) < 1
 
 
+@pytest.mark.parametrize("rate", [44100, 48000, 192000])
+def test_what_is_too_high_for_our_rate_is_removed_and_not_folded_down(rate: int) -> None:
+    samples = read_audio(io.BytesIO(encoded(sine(10000, rate, 0.5), rate, subtype="FLOAT")), RATE)
+    assert samples[1000:-1000].abs().max() < 0.01 * 0.5
+
+
+def test_telephone_speech_gets_no_frequencies_that_it_did_not_have() -> None:
+    power = spectrum(read_audio(io.BytesIO(encoded(SPEECH[:16000], 8000)), RATE)).square()
+    assert power[int(0.53 * len(power)) :].sum() < 1e-5 * power.sum()
+
+
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
 def test_common_rates_are_resampled_exactly(rate: int) -> None:
     samples = SPEECH[:20000]
@@ -213,6 +237,31 @@ def test_a_segment_outside_the_audio_is_refused(start: float, duration: float | 
         read_audio(io.BytesIO(encoded(SPEECH)), RATE, start_seconds=start, duration_seconds=duration)
 
 
+@pytest.mark.parametrize(
+    ("start", "duration"), [(4.0, 0.03), (3.99, 0.03), (3.98999, None), (1.0, 1e-6)], ids=lambda value: f"{value}"
+)
+def test_a_segment_that_holds_no_sample_is_refused(start: float, duration: float | None) -> None:
+    with open_audio(io.BytesIO(encoded(SPEECH)), RATE) as audio:
+        for read in (audio.read, lambda *stretch: list(audio.blocks(*stretch))):
+            with pytest.raises(AsrError, match=r"^audio: [\d.]+ to [\d.]+ s holds none of its 63840 samples$"):
+                read(start, duration)
+
+
+@pytest.mark.parametrize("count", [1, 160])
+@pytest.mark.parametrize(("format", "subtype"), [row[:2] for row in FORMATS])
+def test_one_sample_and_ten_milliseconds_are_read(format: str, subtype: str, count: int) -> None:
+    with open_audio(io.BytesIO(encoded(SPEECH[:count], RATE, format, subtype)), RATE) as audio:
+        assert audio.duration_seconds == count / RATE
+        assert audio.read().shape == (count,)
+
+
+@pytest.mark.parametrize(("format", "subtype"), [row[:2] for row in FORMATS])
+def test_silence_is_valid_and_stays_silent(format: str, subtype: str) -> None:
+    samples = read_audio(io.BytesIO(encoded(torch.zeros(RATE), RATE, format, subtype)), RATE)
+    assert samples.shape == (RATE,)
+    assert samples.abs().max() < 1e-4
+
+
 @given(
     rate=st.sampled_from([8000, 11025, 11127, 16000, 22050, 44100, 48000]),
     count=st.integers(1, 30000),
@@ -230,6 +279,17 @@ def test_blocks_together_are_what_read_returns(rate: int, count: int, block_seco
     assert torch.allclose(torch.cat(blocks), whole, atol=1e-6, rtol=0)
     assert torch.equal(torch.cat(blocks), torch.cat(again))
     assert max(map(len, blocks)) <= ceil(max(block_seconds, 0.05) * 1.5 * RATE) + RATE  # grids of odd rates are coarse
+
+
+@pytest.mark.parametrize("channels", [2, 8])
+def test_blocks_of_many_channels_at_another_rate_together_are_what_read_returns(channels: int) -> None:
+    parts = torch.stack([SPEECH.roll(1000 * channel) for channel in range(channels)], dim=1)
+    data = encoded(parts, 44100, "FLAC")
+    with open_audio(io.BytesIO(data), RATE) as audio:
+        blocks, whole = list(audio.blocks(0.2, 0.9, block_seconds=0.1)), audio.read(0.2, 0.9)
+    assert len(blocks) > 5
+    assert len(whole) == 0.9 * RATE
+    assert torch.allclose(torch.cat(blocks), whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +318,18 @@ def write(make: Callable[[], bytes]) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(make())
 
 
-def with_nan() -> bytes:
-    samples = SPEECH.clone()
-    samples[1000] = float("nan")
-    return encoded(samples, subtype="FLOAT")
+def with_one(value: float, subtype: str = "FLOAT") -> bytes:
+    """Speech with `value` as one sample near its end."""
+    samples = SPEECH.double()
+    samples[-1000] = value
+    return encoded(samples, subtype=subtype)
+
+
+def flac_that_claims_weeks() -> bytes:
+    """With eight channels 2 TiB of samples."""
+    data = bytearray(encoded(torch.zeros(5000, 8), format="FLAC"))
+    data[21] |= 0x0F  # see flac_without_length
+    return bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +344,12 @@ def with_nan() -> bytes:
         (write(lambda: encoded(SPEECH, format="FLAC")[:30000]), r"the audio is (cut short: it ends at|damaged:) .*"),
         (write(lambda: encoded(SPEECH, format="MP3")[:6000]), r"the audio is cut short: it ends at \d.* of 3\.99 s"),
         (write(lambda: encoded(torch.zeros(0))), r"the audio file holds no samples"),
-        (write(with_nan), r"the audio holds samples that are not finite numbers"),
+        (write(flac_that_claims_weeks), r"(\d{7} s of audio do not fit into the memory|the audio is cut short: .*)"),
+        *[
+            (write(partial(with_one, value)), r"the audio holds samples that are not finite numbers")
+            for value in (float("nan"), float("inf"), float("-inf"))
+        ],
+        (write(lambda: with_one(1e300, "DOUBLE")), r"the audio holds samples that are not finite numbers"),
     ],
 )
 def test_a_bad_file_is_told_in_one_sentence_that_names_it(
@@ -309,9 +382,65 @@ def test_a_device_without_an_end_does_not_hang(device: str) -> None:
         read_audio(device, RATE)
 
 
-def test_damaged_blocks_are_told_as_the_whole_is() -> None:
-    with (
-        open_audio(io.BytesIO(encoded(SPEECH, format="MP3")[:6000]), RATE) as audio,
-        pytest.raises(AsrError, match=r"^audio: the audio is cut short"),
-    ):
-        list(audio.blocks(block_seconds=0.5))
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (encoded(SPEECH, format="MP3")[:6000], "cut short"),
+        (encoded(SPEECH, format="FLAC")[:30000], "(cut short|damaged)"),
+        (with_one(float("nan")), "not finite"),
+    ],
+    ids=["cut MP3", "cut FLAC", "NaN"],
+)
+def test_damaged_blocks_are_told_as_the_whole_is(data: bytes, reason: str) -> None:
+    with open_audio(io.BytesIO(data), RATE) as audio:
+        blocks = audio.blocks(block_seconds=0.5)
+        assert len(next(blocks)) == RATE / 2
+        with pytest.raises(AsrError, match=rf"^audio: the audio .*{reason}"):
+            list(blocks)
+
+
+def read_or_refusal(data: bytes) -> Tensor | str:
+    """The samples, or the one sentence with which the file is refused."""
+    try:
+        return read_audio(io.BytesIO(data), RATE)
+    except AsrError as error:
+        message = str(error)
+    assert message.startswith("audio: ")
+    assert "\n" not in message
+    return message
+
+
+@given(kept=st.floats(0, 0.999))
+@pytest.mark.parametrize("format", ["FLAC", "MP3"])
+def test_what_tells_its_length_is_refused_wherever_it_is_cut(format: str, kept: float) -> None:
+    data = encoded_speech(format)
+    assert isinstance(read_or_refusal(data[: int(kept * len(data))]), str)
+
+
+@given(kept=st.floats(0, 0.999))
+@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_what_may_be_a_finished_stream_is_read_as_far_as_it_goes_or_refused(
+    format: str, subtype: str, kept: float
+) -> None:
+    data = encoded_speech(format, subtype)
+    samples = read_or_refusal(data[: int(kept * len(data))])
+    if isinstance(samples, Tensor):
+        assert len(samples) < len(SPEECH)
+        whole = read_audio(io.BytesIO(data), RATE, duration_seconds=len(samples) / RATE)
+        assert torch.allclose(samples, whole, atol=0.02)
+
+
+@given(
+    changes=st.lists(
+        st.tuples(st.one_of(st.integers(0, 200), st.integers(0, 8000)), st.integers(0, 255)), min_size=1, max_size=4
+    )
+)
+@pytest.mark.parametrize(("format", "subtype"), [row[:2] for row in FORMATS])
+def test_changed_bytes_give_finite_samples_or_one_sentence(
+    format: str, subtype: str, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(encoded(SPEECH[:16000], RATE, format, subtype))
+    for place, value in changes:
+        data[place % len(data)] = value
+    samples = read_or_refusal(bytes(data))
+    assert isinstance(samples, str) or samples.isfinite().all()

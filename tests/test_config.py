@@ -77,7 +77,7 @@ def test_a_list_can_be_overridden() -> None:
         ("model.encoder.hiden_size=3", "unknown setting model.encoder.hiden_size; did you mean model.encoder.hidden_s"),
         ("trainer.epoch=3", "unknown setting trainer.epoch; did you mean trainer.epochs?"),
         ("modle.encoder.hidden_size=3", "unknown setting modle; did you mean model?"),
-        ("zzz=1", "unknown setting zzz; known here: output_dir, model, vocabulary"),
+        ("zzz=1", "unknown setting zzz; known here: output_dir, initial_model, model, vocabulary"),
     ],
 )
 def test_an_unknown_setting_is_named_with_the_nearest_known_one(override: str, message: str) -> None:

@@ -1,0 +1,128 @@
+"""What a training leaves on the disk: the best model so far, and checkpoints from which it can go on exactly."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from asr.learning import CTCTrainingModule
+from asr.modelfile import save_model
+
+__all__ = ["BEST_CHECKPOINT", "LAST_CHECKPOINT", "BestModelFile", "Checkpoints"]
+
+log = logging.getLogger(__name__)
+
+LAST_CHECKPOINT, BEST_CHECKPOINT = "last.ckpt", "best.ckpt"
+
+
+class BestModelFile(lightning.Callback):
+    """Writes the model file whenever a validation has the lowest WER so far, with the averaged weights if any."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.best_wer = float("inf")
+        self.improved = False
+        """Whether the last validation had the lowest WER so far."""
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, CTCTrainingModule)
+        wer = module.pooled_rate(module.valid_words)
+        self.improved = wer < self.best_wer
+        if self.improved:
+            self.best_wer = wer
+            if trainer.is_global_zero:
+                save_model(module.model, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_wer": self.best_wer}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_wer = state_dict["best_wer"]
+
+
+class Checkpoints(lightning.Callback):
+    """Keeps last.ckpt resumable, and best.ckpt beside it.
+
+    last.ckpt is written before each validation, at each epoch's end and when training stops by Ctrl-C or an error.
+    Ctrl-C takes effect between two steps, so that no step is half done.
+    """
+
+    def __init__(self, output_dir: Path, best_model: BestModelFile) -> None:
+        self.last, self.best = output_dir / LAST_CHECKPOINT, output_dir / BEST_CHECKPOINT
+        self.best_model = best_model
+        self._stop_asked = False
+
+    def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._ask_to_stop)
+
+    def _ask_to_stop(self, *_: Any) -> None:
+        self._stop_asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        log.info("stopping after this step; Ctrl-C again stops at once")
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._stop_asked:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        if self._stop_asked:
+            raise KeyboardInterrupt
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        round_down_progress(trainer)
+        self._save(trainer, self.last)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._save(trainer, self.last)
+        if self.best_model.improved:
+            self.best_model.improved = False
+            self._save(trainer, self.best)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Save where nothing has been since the last step. An error of one rank alone must not wait for the others."""
+        asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if trainer.global_step == 0 or (trainer.world_size > 1 and not asked):
+            return
+        if not trainer.validating:
+            round_down_progress(trainer)
+            self._save(trainer, self.last)
+        log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.last)
+
+    def _save(self, trainer: lightning.Trainer, path: Path) -> None:
+        """Write to a temporary name first, so that `path` is whole or as it was."""
+        temporary = path.with_name(path.name + ".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, path)
+
+
+def round_down_progress(trainer: lightning.Trainer) -> None:
+    """Set Lightning's counters to "between two steps", the one place in an epoch from which it resumes exactly.
+
+    Before an epoch's first step they say that the epoch is yet to begin, and after its last one that the validation is
+    yet to run, in full.
+    """
+    epochs: Any = trainer.fit_loop.epoch_progress
+    epoch_loop = trainer.fit_loop.epoch_loop
+    batches: Any = epoch_loop.batch_progress
+    begun = epochs.current.started > epochs.current.processed and batches.current.processed > 0
+    for progress in (batches,) if begun else (batches, epochs):
+        for tracker in (progress.total, progress.current):
+            tracker.ready = tracker.started = tracker.completed = tracker.processed
+    batches.is_last_batch = begun and batches.current.processed == trainer.num_training_batches
+    epoch_loop._batches_that_stepped = trainer.global_step
+    if batches.is_last_batch and epoch_loop._should_check_val_epoch():
+        epoch_loop._batches_that_stepped -= 1  # Lightning counts the last step once the validation has run
+        validation = epoch_loop.val_loop.batch_progress
+        validation.reset()
+        validation.total.ready = validation.total.started = 1  # type: ignore[attr-defined]

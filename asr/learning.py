@@ -1,0 +1,126 @@
+"""What a training step, a validation and the optimizer are: the Lightning module.
+
+Every random draw of a step is a function of the seed and the step, so a resumed run draws what an uninterrupted one
+would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.nn.functional import ctc_loss
+
+from asr.augment import augment_features, augment_waveforms
+from asr.config import OptimizerConfig, TrainConfig
+from asr.data import Batch
+from asr.decoder import decode_greedy
+from asr.features import valid_positions
+from asr.metrics import ErrorCounts, character_errors, word_errors
+from asr.model import CTCModel
+from asr.text import BLANK_ID
+
+__all__ = ["CTCTrainingModule", "make_optimizer"]
+
+
+class CTCTrainingModule(lightning.LightningModule):
+    """CTC loss of augmented batches, and error rates of the valid set."""
+
+    def __init__(self, model: CTCModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
+        self.valid_pairs: list[tuple[str, str]] = []
+        """Some references and hypotheses of the last validation."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(self._step_seed())  # dropout's draws
+
+    def _step_seed(self) -> int:
+        draws = numpy.random.SeedSequence([self.config.trainer.seed, self.global_step, self.global_rank])
+        return int(draws.generate_state(1)[0])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """CTC loss per target token of an augmented batch."""
+        generator = torch.Generator().manual_seed(self._step_seed())
+        augment = self.config.augment
+        waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
+        features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
+        features = augment_features(features, feature_lengths, augment, generator)
+        loss, impossible = self._loss(*self.model.log_probs(features, feature_lengths), batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
+        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=len(batch.ids))
+        return loss
+
+    def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Pooled CTC loss per target token, in float32, and how many utterances CTC could not write in their steps."""
+        losses = ctc_loss(
+            log_probs.transpose(0, 1),
+            batch.targets,
+            lengths,
+            batch.target_lengths,
+            blank=BLANK_ID,
+            reduction="none",
+            zero_infinity=True,
+        )
+        # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
+        return losses.sum() / batch.target_lengths.sum().clamp(min=1), (losses == 0).sum().float()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        log_probs, lengths = self.model(batch.waveforms, batch.sample_lengths)
+        loss, _ = self._loss(log_probs, lengths, batch)
+        hypotheses = [self.model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(log_probs, lengths)]
+        for reference, hypothesis in zip(batch.references, hypotheses):
+            self.valid_words += word_errors(reference, hypothesis)
+            self.valid_characters += character_errors(reference, hypothesis)
+        self.valid_pairs.append((batch.references[0], hypotheses[0]))
+        valid = valid_positions(lengths, log_probs.shape[1])
+        blanks = (log_probs.argmax(2) == BLANK_ID)[valid].float().mean()
+        empty = sum(not hypothesis for hypothesis in hypotheses) / len(hypotheses)
+        shares = {"valid/loss": loss, "valid/blank_share": blanks, "valid/empty_hypothesis_share": empty}
+        self.log_dict(shares, batch_size=len(batch.ids), sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
+        self.valid_pairs = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log WER and CER from the counts of all ranks."""
+        for name, counts in (("valid/wer", self.valid_words), ("valid/cer", self.valid_characters)):
+            self.log(name, self.pooled_rate(counts), prog_bar=True, rank_zero_only=True)
+
+    def pooled_rate(self, counts: ErrorCounts) -> float:
+        """Errors of all ranks per reference word or character of all ranks."""
+        sums = torch.tensor([counts.errors, counts.reference_length], device=self.device)
+        errors, length = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return float(errors / max(1, length))
+
+    def configure_optimizers(self) -> Any:
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        return make_optimizer(self.model, self.config.optimizer, total_steps)
+
+
+def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
+    """AdamW and its schedule, as Lightning wants them."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2))
+    warmup_steps = max(1, round(config.warmup_share * total_steps))
+
+    def share_of_peak(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,42 @@
+"""MP3 copies of a manifest's recordings, to train on beside the originals.
+
+A small MP3 lacks the highs and has spectral holes; a model that never met such audio got three more characters in a
+hundred wrong.
+
+    python recipes/base/mp3_copies.py MANIFEST FOLDER
+
+writes FOLDER/audio/*.mp3 and FOLDER/manifest.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import soundfile
+
+from asr.audio import read_audio
+from asr.manifest import read_manifest
+
+SAMPLE_RATE = 16000
+QUALITY = {"compression_level": 0.9, "bitrate_mode": "CONSTANT"}
+"""24 kbit/s at 16 kHz."""
+
+
+def main() -> None:
+    """Copy what the command line names."""
+    manifest, folder = sys.argv[1], Path(sys.argv[2])
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
+        for utterance in read_manifest(manifest):
+            span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
+            samples = read_audio(utterance.audio_path, SAMPLE_RATE, **span)
+            copy = f"audio/{utterance.id}.mp3"
+            soundfile.write(folder / copy, samples.numpy(), SAMPLE_RATE, format="MP3", **QUALITY)
+            entry = {"audio": copy, "text": utterance.text, "duration": utterance.duration_seconds}
+            print(json.dumps(entry), file=file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,694 @@
+"""The `asr` command as people meet it: what it prints, where, with which exit code, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import soundfile
+import torch
+import torchaudio
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import asr
+from asr.audio import read_audio
+from asr.cli import build_parser, main
+from asr.metrics import ErrorCounts, character_errors, pool, word_errors
+from asr.model import CTCModel
+from asr.modelfile import FORMAT_NUMBER, PACKAGED_MODEL, save_model
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "samples"
+RATE = 16000
+COMMAND = [sys.executable, "-m", "asr"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left."""
+
+    code: int | str | None
+    output: str
+    errors: str
+
+
+class Run(Protocol):
+    def __call__(self, *arguments: str | Path) -> Outcome: ...
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The `asr` command in this process."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        code: int | str | None
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model_path(model: CTCModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model's file."""
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_model(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(model_path: Path) -> CTCModel:
+    return asr.load_model(model_path)
+
+
+def write(path: Path, samples: Tensor, rate: int = RATE, subtype: str = "FLOAT") -> Path:
+    soundfile.write(path, samples.numpy(), rate, subtype=subtype, format="FLAC" if path.suffix == ".flac" else "WAV")
+    return path
+
+
+def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """The `asr` command as a process of its own."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, **options)
+
+
+# What transcribe prints
+
+
+def test_one_file_prints_its_text_and_nothing_else(run: Run, sample_paths: list[Path]) -> None:
+    assert run("transcribe", sample_paths[0]) == Outcome(0, f"{asr.transcribe(sample_paths[0]).text}\n", "")
+
+
+def test_several_files_print_path_tab_text_in_the_order_given(run: Run, sample_paths: list[Path]) -> None:
+    for paths in (sample_paths, sample_paths[::-1], [sample_paths[0]] * 2):
+        expected = "".join(f"{path}\t{asr.transcribe(path).text}\n" for path in paths)
+        assert run("transcribe", *paths) == Outcome(0, expected, "")
+
+
+@pytest.mark.parametrize("batch_seconds", ["0.1", "9", "1e6"])
+def test_batch_seconds_changes_no_text(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], batch_seconds: str
+) -> None:
+    expected = "".join(f"{path}\t{asr.transcribe(path, model=small).text}\n" for path in sample_paths)
+    done = run("transcribe", "--model", model_path, "--batch-seconds", batch_seconds, *sample_paths)
+    assert done == Outcome(0, expected, "")
+
+
+def test_json_is_one_object_a_line_also_for_one_file(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path]
+) -> None:
+    for paths in (sample_paths[:1], sample_paths):
+        done = run("transcribe", *paths, "--format", "json", "--model", model_path)
+        transcripts = [asr.transcribe(path, model=small) for path in paths]
+        assert (done.code, done.errors) == (0, "")
+        assert [json.loads(line) for line in done.output.splitlines()] == [
+            {"path": item.name, "text": item.text, "duration_seconds": round(item.duration_seconds, 3)}
+            for item in transcripts
+        ]
+
+
+def test_the_model_is_the_one_that_is_named(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path]
+) -> None:
+    text = asr.transcribe(sample_paths[0], model=small).text
+    assert text != asr.transcribe(sample_paths[0]).text
+    assert run("transcribe", "--model", model_path, sample_paths[0]).output == f"{text}\n"
+    packaged = run("transcribe", "--model", PACKAGED_MODEL, sample_paths[0])
+    assert packaged == run("transcribe", sample_paths[0])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_a_dash_is_standard_input(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = min(sample_paths, key=lambda path: path.stat().st_size)
+    if kind == "pipe":
+        reading, writing = os.pipe()
+        assert os.write(writing, path.read_bytes()) == path.stat().st_size  # 62 kB are less than a pipe holds
+        os.close(writing)
+    else:
+        reading = os.open(path, os.O_RDONLY)
+    texts = [asr.transcribe(each, model=small).text for each in (path, sample_paths[0])]
+    with open(reading) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = run("transcribe", "--model", model_path, "-", sample_paths[0])
+    assert done == Outcome(0, f"-\t{texts[0]}\n{sample_paths[0]}\t{texts[1]}\n", "")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world"])
+def test_standard_input_that_is_no_audio_is_told(
+    run: Run, model_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "input").write_bytes(content)
+    with (tmp_path / "input").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        done = run("transcribe", "--model", model_path, "-")
+    reason = "not audio that can be read" if content else "the audio file is empty (0 bytes)"
+    assert (done.code, done.output) == (1, "")
+    assert reason in done.errors
+    assert done.errors.count("\n") == 1
+
+
+def test_a_closed_standard_input_is_an_empty_one(run: Run, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    done = run("transcribe", "--model", model_path, "-")
+    assert (done.code, done.output) == (1, "")
+    assert "the audio file is empty" in done.errors
+
+
+def test_a_name_that_is_not_text_is_printed_with_escapes(
+    run: Run, model_path: Path, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"\xff.flac")
+    shutil.copy(sample_paths[0], tmp_path / name)
+    done = run("transcribe", "--model", model_path, tmp_path / name, sample_paths[0])
+    assert (done.code, done.errors) == (0, "")
+    assert done.output.startswith(f"{tmp_path}/\\udcff.flac\t")
+    (line,) = run("transcribe", "--model", model_path, "--format", "json", tmp_path / name).output.splitlines()
+    assert json.loads(line)["path"] == f"{tmp_path}/{name}"
+
+
+# Audio of every kind
+
+
+def test_other_rates_and_channels_are_transcribed(
+    run: Run, sample_paths: list[Path], speech: list[Tensor], tmp_path: Path
+) -> None:
+    samples = speech[0]
+    mono = asr.transcribe(sample_paths[0]).text
+    channels = write(tmp_path / "eight.wav", samples[:, None].repeat(1, 8))
+    assert run("transcribe", channels) == Outcome(0, f"{mono}\n", "")
+    for rate, least_alike in ((8000, 0.3), (192000, 0.95)):
+        path = write(tmp_path / f"{rate}.wav", torchaudio.functional.resample(samples, RATE, rate), rate)
+        again = asr.transcribe(read_audio(path, RATE), sample_rate=RATE).text
+        assert run("transcribe", path) == Outcome(0, f"{again}\n", "")
+        assert 1 - character_errors(mono, again).rate >= least_alike
+
+
+def silence_of(seconds: float) -> Callable[[Path], object]:
+    return lambda path: write(path, torch.zeros(round(seconds * RATE)))
+
+
+def write_text(path: Path) -> None:
+    path.write_text("Dear all,\nplease find attached the recording.\n")
+
+
+def write_truncated_flac(path: Path) -> None:
+    data = (SAMPLES / "84-121123-0001.flac").read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def write_nan(path: Path) -> None:
+    samples = read_audio(SAMPLES / "84-121123-0001.flac", RATE)
+    samples[20000] = float("nan")
+    write(path, samples)
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing.wav": (lambda path: None, "audio file cannot be opened: No such file or directory"),
+    "folder.wav": (Path.mkdir, "audio file cannot be opened: Is a directory"),
+    "empty.wav": (Path.touch, r"the audio file is empty \(0 bytes\)"),
+    "text.wav": (write_text, r"not audio that can be read \(WAV, FLAC, OGG/Opus, MP3\): \w.*"),
+    "truncated.flac": (write_truncated_flac, "the audio is (cut short: it ends at|damaged:) .*"),
+    "zero.wav": (silence_of(0), "the audio file holds no samples"),
+    "short.wav": (silence_of(0.01), r"0\.01 s of audio is too short to recognise; at least 0\.05 s is needed"),
+    "nan.wav": (write_nan, "the audio holds samples that are not finite numbers"),
+}
+"""Name: how it is made, and what is said of it."""
+
+
+@pytest.mark.parametrize("output_format", ["text", "json"])
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_told_in_one_sentence_that_names_it(
+    run: Run, model_path: Path, tmp_path: Path, name: str, output_format: str
+) -> None:
+    make, reason = BAD_FILES[name]
+    make(tmp_path / name)
+    done = run("transcribe", "--model", model_path, "--format", output_format, tmp_path / name)
+    assert (done.code, done.output) == (1, "")
+    assert re.fullmatch(rf"{re.escape(str(tmp_path / name))}: {reason}\n", done.errors)
+
+
+def test_all_other_files_are_done_beside_bad_ones(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    files: list[Path] = []
+    for (name, (make, _)), good in zip(BAD_FILES.items(), sample_paths + sample_paths):
+        make(tmp_path / name)
+        files += [tmp_path / name, good]
+    done = run("transcribe", "--model", model_path, *files)
+    assert done.code == 1
+    assert [line.split(":")[0] for line in done.errors.splitlines()] == [str(path) for path in files[::2]]
+    assert done.output == "".join(f"{path}\t{asr.transcribe(path, model=small).text}\n" for path in files[1::2])
+
+
+def test_silence_is_an_empty_text_and_no_failure(
+    run: Run, model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "silence.wav"
+    silence_of(1)(path)
+    assert run("transcribe", "--model", model_path, path) == Outcome(0, "\n", "")
+    assert caplog.messages == [f"{path}: holds nothing but silence"]
+    assert run("transcribe", "--model", model_path, path, path).output == f"{path}\t\n" * 2
+
+
+# Model files and options
+
+
+def truncated_model(path: Path, source: Path) -> None:
+    path.write_bytes(source.read_bytes()[:-1000])
+
+
+def newer_model(path: Path, source: Path) -> None:
+    save_file(load_file(source), path, {"format": str(FORMAT_NUMBER + 1)})
+
+
+def foreign_weights(path: Path, source: Path) -> None:
+    save_file(load_file(source), path)
+
+
+def recording_as_model(path: Path, source: Path) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", path)
+
+
+@pytest.mark.parametrize("command", ["transcribe", "evaluate"])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path, source: None, "model file not found"),
+        (lambda path, source: path.mkdir(), "model file not found"),
+        (lambda path, source: path.touch(), "the model file is damaged or not a model file"),
+        (truncated_model, "the model file is damaged or not a model file"),
+        (recording_as_model, "the model file is damaged or not a model file"),
+        (foreign_weights, "not a model file of bigru-asr"),
+        (newer_model, f"has model format {FORMAT_NUMBER + 1}, this release reads up to {FORMAT_NUMBER}; upgrade"),
+    ],
+    ids=["missing", "folder", "empty", "truncated", "a recording", "foreign weights", "newer"],
+)
+def test_a_model_file_that_is_none_is_told_in_one_sentence(
+    run: Run, model_path: Path, tmp_path: Path, command: str, make: Callable[[Path, Path], None], reason: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    make(path, model_path)
+    recording, manifest = SAMPLES / "84-121123-0001.flac", SAMPLES / "manifest.jsonl"
+    rest = (path, manifest) if command == "evaluate" else ("--model", path, recording)
+    done = run(command, *rest)
+    assert (done.code, done.output) == (1, "")
+    assert done.errors.startswith(f"asr {command}: {path}: {reason}")
+    assert done.errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["transcrib", "a.wav"], "invalid choice: 'transcrib' (choose from"),
+        (["transcribe"], "the following arguments are required: FILE"),
+        (["transcribe", "a.wav", "--frmat", "json"], "unrecognized arguments: --frmat"),
+        (["transcribe", "a.wav", "--format", "xml"], "invalid choice: 'xml' (choose from"),
+        (["transcribe", "a.wav", "--batch-seconds", "0"], "0 must be a number above 0"),
+        (["transcribe", "a.wav", "--batch-seconds", "nan"], "nan must be a number above 0"),
+        (["transcribe", "a.wav", "--batch-seconds=-1"], "-1 must be a number above 0"),
+        (["transcribe", "a.wav", "--batch-seconds", "many"], "many must be a number above 0"),
+        (["train"], "the following arguments are required: recipe"),
+        (["train", "mini.yaml", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["train", "mini.yaml", "--resume", "trainer.epochs"], "unrecognized arguments: trainer.epochs"),
+        (["evaluate", "packaged"], "the following arguments are required: MANIFEST"),
+        (["evaluate", "packaged", "a.jsonl", "b.jsonl"], "unrecognized arguments: b.jsonl"),
+        (["download", "librispeech", "--subsets", "dev-clean-2"], "the following arguments are required: --dir"),
+        (["download", "librispeech", "--dir", "data"], "the following arguments are required: --subsets"),
+        (["download", "librispeach", "--dir", "data", "--subsets", "dev-clean"], "invalid choice: 'librispeach'"),
+        (["prepare", "librispeech", "data"], "the following arguments are required: --output-dir"),
+        (["prepare", "librispeech", "--output-dir", "data"], "the following arguments are required: DIR"),
+        (["prepare", "timit", "data", "--output-dir", "data"], "invalid choice: 'timit'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_usage_is_told_with_exit_code_2(run: Run, arguments: list[str], said: str) -> None:
+    done = run(*arguments)
+    assert (done.code, done.output) == (2, "")
+    assert done.errors.startswith("usage: asr")
+    assert said in done.errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("tpu", "--device tpu must be cpu, cuda or auto"),
+        pytest.param(
+            "cuda",
+            "--device cuda: no GPU is available here; use --device cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_told(run: Run, sample_paths: list[Path], device: str, said: str) -> None:
+    done = run("transcribe", "--device", device, sample_paths[0])
+    assert (done.code, done.output) == (1, "")
+    assert done.errors.startswith(f"asr transcribe: {said}")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.epoch=3", "unknown setting trainer.epoch; did you mean trainer.epochs?"),
+        ("trainr.epochs=3", "unknown setting trainr; did you mean trainer?"),
+        ("trainer.epochs=many", "trainer.epochs"),
+        ("trainer.epochs=0", "trainer.epochs=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_what_is_right(run: Run, override: str, said: str) -> None:
+    recipe = ROOT / "recipes" / "librispeech" / "mini.yaml"
+    done = run("train", recipe, override)
+    assert (done.code, done.output) == (1, "")
+    assert done.errors.startswith(f"asr train: {recipe}: ")
+    assert said in done.errors
+    assert done.errors.count("\n") == 1
+
+
+def test_a_recipe_that_is_not_there_is_told(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
+    assert run("train", path) == Outcome(1, "", f"asr train: recipe not found: {path}\n")
+
+
+def test_an_unknown_subset_is_told_with_those_that_there_are(run: Run, tmp_path: Path) -> None:
+    done = run("download", "librispeech", "--subsets", "dev-clean-2", "dev-clean-3", "--dir", tmp_path / "data")
+    assert (done.code, done.output) == (1, "")
+    assert "no subset 'dev-clean-3'; the subsets are " in done.errors
+    assert "dev-clean-2" in done.errors
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("mirror", ["openslr", "ftp://openslr.invalid", "file:///tmp"])
+def test_a_mirror_that_is_no_web_address_is_told(run: Run, tmp_path: Path, mirror: str) -> None:
+    done = run("download", "librispeech", "--subsets", "dev-clean-2", "--dir", tmp_path, "--mirror", mirror)
+    assert (done.code, done.output) == (1, "")
+    assert f"{mirror}/31/dev-clean-2.tar.gz" in done.errors
+    assert done.errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_without_the_corpus_is_told(run: Run, tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "data" / "LibriSpeech" / "dev-clean-2").mkdir(parents=True)
+    done = run("prepare", "librispeech", tmp_path / "data", "--output-dir", tmp_path / "manifests")
+    assert (done.code, done.output) == (1, "")
+    assert "no LibriSpeech subset found; expected LibriSpeech/<subset>/" in done.errors
+    assert not (tmp_path / "manifests").exists()
+
+
+def test_prepare_prints_each_manifest_with_its_size_and_evaluate_reads_it(
+    run: Run, model_path: Path, tmp_path: Path
+) -> None:
+    chapter = tmp_path / "LibriSpeech" / "dev-clean-2" / "84" / "121123"
+    chapter.mkdir(parents=True)
+    shutil.copy(SAMPLES / "84-121123-0001.flac", chapter)
+    (chapter / "84-121123.trans.txt").write_text("84-121123-0001 BUT IN LESS THAN FIVE MINUTES\n")
+    done = run("prepare", "librispeech", tmp_path, "--output-dir", tmp_path / "manifests")
+    manifest = tmp_path / "manifests" / "dev-clean-2.jsonl.gz"
+    assert (done.code, done.output) == (0, f"{manifest}\t1 utterances\t0.00 hours\n")
+    assert run("evaluate", model_path, manifest).output.startswith("utterances 1  hours 0.00\n")
+
+
+# evaluate
+
+RATES = (
+    r"(WER|CER) (\d+\.\d\d)%  \[(\d+\.\d\d)%, (\d+\.\d\d)%\]  "
+    r"substitutions ([\d,]+)  deletions ([\d,]+)  insertions ([\d,]+)  of ([\d,]+)"
+)
+
+
+def printed_rates(output: str) -> dict[str, tuple[float, float, float, ErrorCounts]]:
+    """Rate, the ends of its interval and the counts, of WER and CER."""
+    found = {}
+    for name, *numbers in re.findall(rf"^{RATES}$", output, flags=re.MULTILINE):
+        rate, low, high = (float(number) for number in numbers[:3])
+        found[name] = (rate, low, high, ErrorCounts(*(int(number.replace(",", "")) for number in numbers[3:])))
+    return found
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_evaluate_prints_rates_intervals_kinds_and_speed_and_writes_hypotheses(
+    run: Run, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    manifest = SAMPLES / "manifest.jsonl"
+    done = run("evaluate", "packaged", manifest, "--hypotheses", tmp_path / "hypotheses.jsonl")
+    assert (done.code, done.errors) == (0, "")
+    lines = done.output.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "utterances 6  hours 0.01"
+    assert re.fullmatch(r"RTF 0\.\d{4}  \(\d+ times real time\)", lines[3])
+
+    written = read_lines(tmp_path / "hypotheses.jsonl")
+    expected = read_lines(manifest)
+    assert [line["id"] for line in written] == [line["id"] for line in expected]
+    assert [line["reference"] for line in written] == [line["text"] for line in expected]
+    assert [line["audio"] for line in written] == [str(path) for path in sample_paths]
+    assert [line["hypothesis"] for line in written] == [asr.transcribe(path).text for path in sample_paths]
+
+    printed = printed_rates(done.output)
+    for name, count in (("WER", word_errors), ("CER", character_errors)):
+        rate, low, high, counts = printed[name]
+        assert counts == pool([count(line["reference"], line["hypothesis"]) for line in written])
+        assert rate == pytest.approx(100 * counts.rate, abs=0.0051)
+        assert low <= rate <= high
+        assert low < high
+    kinds = ("substitutions", "deletions", "insertions", "reference_length")
+    assert ErrorCounts(*(sum(line[kind] for line in written) for kind in kinds)) == printed["WER"][3]
+
+
+def test_evaluate_is_the_same_for_any_batch_and_kind_of_manifest(run: Run, model_path: Path, tmp_path: Path) -> None:
+    lines = read_lines(SAMPLES / "manifest.jsonl")
+    table = "".join(f"{SAMPLES / line['audio']},{line['text'].lower()}\n" for line in lines)
+    (tmp_path / "samples.csv").write_text(f"audio,text\n{table}")
+    expected = run("evaluate", model_path, SAMPLES / "manifest.jsonl").output.splitlines()[:3]
+    for arguments in (
+        (SAMPLES / "manifest.jsonl", "--batch-seconds", "1"),
+        (tmp_path / "samples.csv", "--device", "cpu"),
+    ):
+        assert run("evaluate", model_path, *arguments).output.splitlines()[:3] == expected
+
+
+def test_evaluate_names_audio_that_fails_by_its_line_and_counts_its_words_as_deleted(
+    run: Run, model_path: Path, tmp_path: Path
+) -> None:
+    good = {"audio": str(SAMPLES / "84-121123-0001.flac"), "text": "BUT IN LESS", "duration": 3.99}
+    bad = [
+        {"audio": "missing.wav", "text": "ONE TWO THREE", "duration": 2.0},
+        {"audio": "short.wav", "text": "FOUR", "duration": 0.01},
+    ]
+    silence_of(1)(tmp_path / "short.wav")
+    manifest, hypotheses = tmp_path / "m.jsonl", tmp_path / "h.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in (bad[0], good, bad[1])))
+    done = run("evaluate", model_path, manifest, "--hypotheses", hypotheses)
+    assert done.code == 1
+    assert done.errors.splitlines() == [
+        f"{manifest}:1: {tmp_path}/missing.wav: audio file cannot be opened: No such file or directory",
+        f"{manifest}:3: {tmp_path}/short.wav: 0.01 s of audio is too short to recognise; at least 0.05 s is needed",
+    ]
+    written = read_lines(hypotheses)
+    assert [line["hypothesis"] == "" for line in written] == [True, False, True]
+    assert [line["deletions"] for line in written[::2]] == [3, 1]
+    assert printed_rates(done.output)["WER"][3].reference_length == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "said"),
+    [
+        ("m.jsonl", '{"audio": "a.wav", "text": "A", "duration": 1}\n{"audio": \n', ":2: ", "not a line of JSON"),
+        ("m.jsonl", '\n\n{"audio": "a.wav", "duration": 1}\n', ":3: ", "'text' is missing"),
+        ("m.jsonl", '{"audio": "a.wav", "text": "A", "duration": -1}\n', ":1: ", "not below 0"),
+        ("m.jsonl", '{"audio": "a.wav", "text": "A"}\n', ":1: ", "a.wav: audio file cannot be opened"),
+        ("m.csv", "audio,text\na.wav,ONE, TWO\n", ":2: ", "more columns than the header"),
+        ("m.csv", "file,text\na.wav,ONE\n", ":2: ", "'audio' is missing (there are: file, text)"),
+        ("m.jsonl", "", ": ", "holds no utterance"),
+        ("m.jsonl.gz", "not gzip", ": ", "the manifest is damaged"),
+        ("m.jsonl", None, ": ", "manifest cannot be opened: No such file or directory"),
+    ],
+)
+def test_a_bad_manifest_is_told_by_file_and_line(
+    run: Run, model_path: Path, tmp_path: Path, name: str, content: str | None, place: str, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    done = run("evaluate", model_path, tmp_path / name)
+    assert (done.code, done.output) == (1, "")
+    assert done.errors.startswith(f"asr evaluate: {tmp_path / name}{place}")
+    assert said in done.errors
+    assert done.errors.count("\n") == 1
+
+
+def test_hypotheses_that_cannot_be_written_are_told(run: Run, model_path: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", model_path, SAMPLES / "manifest.jsonl", "--hypotheses")
+    path = tmp_path / "none" / "h.jsonl"
+    assert run(*arguments, path) == Outcome(1, "", f"asr evaluate: --hypotheses {path}: its folder does not exist\n")
+    done = run(*arguments, tmp_path)
+    assert done.code == 1
+    assert done.errors == f"asr evaluate: {tmp_path}: the hypotheses cannot be written: Is a directory\n"
+    assert "WER" in done.output, "what was computed is not lost"
+
+
+# scripts and help
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("transcribe", [str(SAMPLES / "84-121123-0001.flac")]),
+        ("transcribe", ["--format", "json", str(SAMPLES / "84-121123-0001.flac"), "none.wav"]),
+        ("transcribe", []),
+        ("train", ["none.yaml"]),
+        ("train", [str(ROOT / "recipes" / "librispeech" / "mini.yaml"), "--resume", "trainer.epoch=1"]),
+        ("evaluate", ["packaged", str(SAMPLES / "manifest.jsonl")]),
+        ("evaluate", ["packaged", "none.jsonl"]),
+    ],
+    ids=lambda value: " ".join(Path(item).name for item in value) if isinstance(value, list) else None,
+)
+def test_a_script_does_what_the_command_does(
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    arguments: list[str],
+) -> None:
+    def without_speed(output: str) -> str:
+        return re.sub(r"RTF .*", "RTF", output)
+
+    expected = run(name, *arguments)
+    script = ROOT / "scripts" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    captured = capsys.readouterr()
+    assert stopped.value.code == expected.code
+    assert without_speed(captured.out) == without_speed(expected.output)
+    assert captured.err == expected.errors
+    assert captured.out or captured.err
+
+
+def commands() -> list[str]:
+    (choices,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    assert choices is not None
+    return list(choices)
+
+
+@pytest.mark.parametrize("command", [None, *commands()])
+def test_help_explains_and_ends_well(run: Run, command: str | None) -> None:
+    done = run(*([command] if command else []), "--help")
+    assert (done.code, done.errors) == (0, "")
+    assert done.output.startswith(f"usage: asr {command or '[-h]'}")
+    for other in [] if command else commands():
+        assert re.search(rf"^ +{other}\s+\w", done.output, flags=re.MULTILINE)
+
+
+# Where the process matters
+
+IMPORTS = """
+import sys
+from asr.cli import main
+code = main(sys.argv[1:])
+print(*sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_transcribing_imports_nothing_that_only_training_needs(model_path: Path, sample_paths: list[Path]) -> None:
+    command = [sys.executable, "-c", IMPORTS, "transcribe", "--model", str(model_path), str(sample_paths[0])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stderr.split())
+    assert {"asr", "torch", "soundfile"} <= imported
+    needless = {"pytorch_lightning", "lightning", "lhotse", "librosa", "tensorboard", "omegaconf", "jiwer", "pytest"}
+    assert imported & needless == set()
+
+
+def test_help_and_usage_errors_come_without_importing_torch() -> None:
+    code = "import sys, asr.cli\nasr.cli.build_parser().format_help()\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
+
+
+def test_output_goes_to_stdout_and_warnings_to_stderr(
+    model_path: Path, small: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    silence = tmp_path / "silence.wav"
+    silence_of(1)(silence)
+    with process(
+        "transcribe", "--model", model_path, "-", silence, stdin=sample_paths[0].open("rb"), stdout=subprocess.PIPE
+    ) as running:
+        output, errors = running.communicate(timeout=300)
+    assert running.returncode == 0
+    assert output == f"-\t{asr.transcribe(sample_paths[0], model=small).text}\n{silence}\t\n"
+    assert errors == f"{silence}: holds nothing but silence\n"
+
+
+def test_a_reader_that_leaves_early_as_head_does_hears_nothing_more(
+    model_path: Path, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    silence, pipe = tmp_path / "silence.wav", tmp_path / "pipe"
+    silence_of(1)(silence)
+    os.mkfifo(pipe)
+    with process("transcribe", "--model", model_path, silence, pipe, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline() == f"{silence}\t\n"
+        running.stdout.close()
+        pipe.write_bytes(sample_paths[0].read_bytes())  # waits for the command to read the second file
+        errors = running.stderr.read()
+        assert running.wait(timeout=300) == 1
+    assert errors == f"{silence}: holds nothing but silence\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_in_one_sentence(model_path: Path, sample_paths: list[Path]) -> None:
+    with (
+        Path("/dev/full").open("w") as full,
+        process("transcribe", "--model", model_path, sample_paths[0], stdout=full) as running,
+    ):
+        _, errors = running.communicate(timeout=300)
+    assert running.returncode == 1
+    assert errors == "asr transcribe: [Errno 28] No space left on device\n"
+
+
+def test_ctrl_c_ends_it_without_a_traceback_and_keeps_what_is_printed(model_path: Path, tmp_path: Path) -> None:
+    silence, pipe = tmp_path / "silence.wav", tmp_path / "pipe"
+    silence_of(1)(silence)
+    os.mkfifo(pipe)
+    with process("transcribe", "--model", model_path, silence, pipe, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        first = running.stdout.readline()
+        with pipe.open("wb"):  # waits for the command to open it too, which then waits for its content
+            running.send_signal(signal.SIGINT)
+            assert running.wait(timeout=300) == 130
+        rest, errors = running.stdout.read(), running.stderr.read()
+    assert (first, rest) == (f"{silence}\t\n", "")
+    assert errors == f"{silence}: holds nothing but silence\n"
+
+
+def test_a_script_runs_from_any_folder(tmp_path: Path) -> None:
+    """The example of the README, with the packaged model, in a process that starts elsewhere."""
+    path = SAMPLES / "1272-128104-0000.flac"
+    command = [sys.executable, str(ROOT / "scripts" / "transcribe.py"), str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{asr.transcribe(path).text}\n", "")

@@ -1,0 +1,315 @@
+"""Manifests: every kind to the same utterances, and for every bad line its number and what is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asr.errors import AsrError
+from asr.manifest import MOST_PROBLEMS, Utterance, read_manifest, read_manifests
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+RECORDING = str(SAMPLES / "84-121123-0001.flac")
+RECORDING_SECONDS = 3.99
+GOOD = {"audio": "a.wav", "text": "HELLO", "duration": 1.5, "start": 0.25, "speaker": "ann", "id": "u1"}
+
+
+def json_lines(*rows: object) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def table(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def cut(**changes: Any) -> dict[str, Any]:
+    """What `asr prepare` writes, as lhotse makes it, for the utterance that GOOD is."""
+    recording = {"id": "r1", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}], "duration": 9.0}
+    supervision = {"id": "s1", "recording_id": "r1", "start": 0.0, "duration": 1.5, "text": "HELLO", "speaker": "ann"}
+    values = {"id": "u1", "start": 0.25, "duration": 1.5, "channel": 0, "type": "MonoCut"}
+    return {**values, "supervisions": [supervision], "recording": recording, **changes}
+
+
+def written(folder: Path, content: bytes, name: str = "m.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def refusal(path: Path) -> str:
+    """What is wrong, in one sentence, without the manifest's name that it begins with."""
+    with pytest.raises(AsrError) as caught:
+        read_manifest(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}:")
+
+
+# What is read
+
+
+def test_the_samples_are_read_in_their_order() -> None:
+    utterances = read_manifest(SAMPLES / "manifest.jsonl")
+    assert [utterance.line for utterance in utterances] == list(range(1, 7))
+    assert all(Path(utterance.audio_path).is_file() for utterance in utterances)
+    assert utterances[1] == Utterance(
+        id="84-121123-0001",
+        audio_path=RECORDING,
+        text="BUT IN LESS THAN FIVE MINUTES THE STAIRCASE GROANED BENEATH AN EXTRAORDINARY WEIGHT",
+        start_seconds=0.0,
+        duration_seconds=RECORDING_SECONDS,
+        speaker="84",
+        manifest=str(SAMPLES / "manifest.jsonl"),
+        line=2,
+    )
+    assert utterances[1].place == f"{SAMPLES / 'manifest.jsonl'}:2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("m.jsonl", json_lines(GOOD), 1),
+        ("m.json", json_lines(GOOD), 1),
+        ("m", json_lines(GOOD), 1),
+        ("m.jsonl.gz", json_lines(GOOD), 1),
+        ("m.jsonl", b"\xef\xbb\xbf" + json_lines(GOOD), 1),
+        ("m.jsonl", b"\r\n \n" + json_lines(GOOD).replace(b"\n", b"\r\n"), 3),
+        ("cuts.jsonl", json_lines(cut()), 1),
+        ("cuts.jsonl.gz", json_lines(cut()), 1),
+        ("m.csv", table([GOOD]), 2),
+        ("m.csv.gz", table([GOOD]), 2),
+        ("m.csv", b"\xef\xbb\xbf" + table([GOOD]), 2),
+        ("m.csv", table([GOOD]).replace(b"\r\n", b"\r"), 2),
+        ("m.tsv", table([GOOD], "\t"), 2),
+    ],
+)
+def test_every_kind_of_manifest_gives_the_same_utterance(tmp_path: Path, name: str, content: bytes, line: int) -> None:
+    path = written(tmp_path, content, name)
+    expected = Utterance("u1", str(tmp_path / "a.wav"), "HELLO", 0.25, 1.5, "ann", str(path), line)
+    assert read_manifest(path) == [expected]
+
+
+def test_cuts_that_lhotse_writes_are_read(tmp_path: Path) -> None:
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+    recording = Recording.from_file(RECORDING)
+    supervision = SupervisionSegment("s", recording.id, 0.0, 1.5, text="LESS THAN FIVE", speaker="84")
+    whole = MonoCut("c", 0.25, 1.5, 0, supervisions=[supervision], recording=recording)
+    CutSet.from_cuts([whole]).to_file(tmp_path / "cuts.jsonl.gz")
+    (utterance,) = read_manifest(tmp_path / "cuts.jsonl.gz")
+    assert utterance == Utterance("c", RECORDING, "LESS THAN FIVE", 0.25, 1.5, "84", str(tmp_path / "cuts.jsonl.gz"), 1)
+
+
+def test_a_relative_path_starts_at_the_manifest_and_an_absolute_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists").mkdir()
+    rows = [{**GOOD, "audio": "clips/a.wav"}, {**GOOD, "audio": RECORDING}, cut()]
+    written(tmp_path / "lists", json_lines(*rows))
+    monkeypatch.chdir(tmp_path)
+    paths = [utterance.audio_path for utterance in read_manifest("lists/m.jsonl")]
+    assert paths == ["lists/clips/a.wav", RECORDING, "lists/a.wav"]
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.csv"])
+def test_what_a_line_does_not_tell_is_taken_from_the_audio(tmp_path: Path, name: str) -> None:
+    row = {"audio": RECORDING, "text": "BUT"}
+    path = written(tmp_path, json_lines(row) if name == "m.jsonl" else table([row]), name)
+    (utterance,) = read_manifest(path)
+    assert (utterance.id, utterance.speaker) == ("84-121123-0001", "")
+    assert (utterance.start_seconds, utterance.duration_seconds) == (0.0, RECORDING_SECONDS)
+
+
+def test_a_start_without_a_duration_goes_to_the_end_of_the_audio(tmp_path: Path) -> None:
+    (utterance,) = read_manifest(written(tmp_path, json_lines({"audio": RECORDING, "text": "A", "start": 1.5})))
+    assert utterance.duration_seconds == pytest.approx(RECORDING_SECONDS - 1.5)
+
+
+def test_audio_is_not_opened_where_the_duration_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asr.manifest.open_audio", lambda *_: pytest.fail("opened"))
+    assert len(read_manifest(written(tmp_path, json_lines(GOOD, cut())))) == 2
+
+
+def test_several_manifests_follow_one_another(tmp_path: Path) -> None:
+    first, second = written(tmp_path, json_lines(GOOD, GOOD), "a.jsonl"), written(tmp_path, table([GOOD]), "b.csv")
+    assert [utterance.place for utterance in read_manifests([second, first])] == [
+        f"{second}:2",
+        f"{first}:1",
+        f"{first}:2",
+    ]
+
+
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip))
+def test_a_text_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Quotes, commas, line breaks and every script; characters that are unknown are the check's business."""
+    folder, row = tmp_path_factory.getbasetemp(), {**GOOD, "text": text}
+    for name, content in (
+        ("m.jsonl", json_lines(row)),
+        ("m.jsonl.gz", json_lines(cut(supervisions=[{"text": text}]))),
+        ("m.csv", table([row])),
+        ("m.tsv", table([row], "\t")),
+    ):
+        (utterance,) = read_manifest(written(folder, content, name))
+        assert utterance.text == text, name
+
+
+# Bad lines
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "A", "duration": 1}, "'audio' is missing (there are: text, duration)"),
+        ({"audio": "a.wav", "transcript": "A"}, "'text' is missing (there are: audio, transcript)"),
+        ({**GOOD, "text": ""}, "'text' is empty"),
+        ({**GOOD, "text": " \t "}, "'text' is empty"),
+        ({**GOOD, "text": None}, "'text' is empty"),
+        ({**GOOD, "text": 12}, "text=12 must be a string"),
+        ({**GOOD, "audio": ""}, "'audio' is empty"),
+        ({**GOOD, "audio": ["a.wav"]}, "audio=['a.wav'] must be a string"),
+        ({**GOOD, "duration": 0}, "duration=0 must be above 0 seconds"),
+        ({**GOOD, "duration": -1}, "duration=-1 must be a finite number of seconds, not below 0"),
+        ({**GOOD, "duration": float("nan")}, "duration=nan must be a finite number of seconds, not below 0"),
+        ({**GOOD, "duration": float("inf")}, "duration=inf must be a finite number of seconds, not below 0"),
+        ({**GOOD, "duration": "long"}, "duration='long' must be a number of seconds"),
+        ({**GOOD, "duration": [1]}, "duration=[1] must be a number of seconds"),
+        ({**GOOD, "duration": 10**400}, f"duration={10**400} must be a number of seconds"),
+        ({**GOOD, "start": -0.5}, "start=-0.5 must be a finite number of seconds, not below 0"),
+        ({"audio": RECORDING, "text": "A", "start": 5}, "duration=-1.01 must be above 0 seconds"),
+        ([GOOD], 'must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}'),
+        ("a.wav", 'must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}'),
+        (cut(supervisions=[]), "must be a lhotse MonoCut with one audio source and one supervision"),
+        (cut(supervisions=[{"text": "A"}] * 2), "must be a lhotse MonoCut with one audio source and one supervision"),
+        (cut(recording=None), "must be a lhotse MonoCut with one audio source and one supervision"),
+        (cut(recording={"sources": ["a.wav"]}), "must be a lhotse MonoCut with one audio source and one supervision"),
+        (cut(supervisions=[{"text": ""}]), "'text' is empty"),
+        (cut(supervisions=[{"id": "s1"}]), "'text' is empty"),
+        (
+            cut(recording={"sources": [{"type": "url", "source": "a.wav"}]}),
+            "cut u1: audio of type 'url' is not read here, only files are",
+        ),
+    ],
+    ids=str,
+)
+def test_a_bad_line_is_told_with_its_number_and_what_is_wrong(tmp_path: Path, row: object, reason: str) -> None:
+    assert refusal(written(tmp_path, json_lines(GOOD, cut(), row, GOOD))) == f"3: {reason}"
+
+
+@pytest.mark.parametrize("line", ["{", "{'audio': 'a.wav'}", "audio,text", "[" * 100_000, '{"duration": ' + "1" * 5000])
+def test_a_line_that_is_not_json_is_told(tmp_path: Path, line: str) -> None:
+    content = json_lines(GOOD) + line.encode() + b"\n" + json_lines(GOOD)
+    assert refusal(written(tmp_path, content)).startswith("2: not a line of JSON: ")
+
+
+def test_missing_audio_without_a_duration_is_told_with_its_path(tmp_path: Path) -> None:
+    path = written(tmp_path, json_lines(GOOD, {"audio": "none.wav", "text": "A"}))
+    expected = f"2: {tmp_path / 'none.wav'}: audio file cannot be opened: No such file or directory"
+    assert refusal(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "m.csv",
+            'audio,text,duration\na.wav,A,1\nb.wav,"A "B" C",1\n',
+            "3: ',' expected after '\"'; double the quotes",
+        ),
+        ("m.csv", 'audio,text,duration\na.wav,A,1\nb.wav,"A,1\n', "3: unexpected end of data; double the quotes"),
+        ("m.csv", "audio,text,duration\na.wav,A, B,1\n", "2: has more columns than the header; put a text with commas"),
+        ("m.csv", "audio,text,duration\na.wav\n", "2: 'text' is empty"),
+        ("m.csv", "a.wav,A,1\nb.wav,B,2\n", "2: 'audio' is missing (there are: a.wav, A, 1)"),
+        ("m.tsv", "audio,text,duration\na.wav,A,1\n", "2: 'audio' is missing (there are: audio,text,duration)"),
+        ("m.csv", 'audio,text,duration\na.wav,"A\nB",1\nb.wav,,1\n', "4: 'text' is empty"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_told_with_its_line(tmp_path: Path, name: str, content: str, expected: str) -> None:
+    assert refusal(written(tmp_path, content.encode(), name)).startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz", "m.csv"])
+@pytest.mark.parametrize("good_lines", [1, 3000])
+def test_bytes_that_are_not_utf_8_are_told_with_their_line(tmp_path: Path, name: str, good_lines: int) -> None:
+    rows = [GOOD] * good_lines + [{**GOOD, "text": "CAFÉ"}]
+    content = table(rows) if name == "m.csv" else json_lines(*rows)
+    path = written(tmp_path, content.decode().encode("latin-1"), name)
+    line = len(rows) + (name == "m.csv")
+    assert refusal(path) == f"{line}: byte 0xc9 is not UTF-8; save the manifest as UTF-8"
+
+
+def test_utf_16_as_spreadsheets_write_it_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, table([GOOD], "\t").decode().encode("utf-16"), "m.tsv")
+    assert refusal(path) == "1: byte 0xff is not UTF-8; save the manifest as UTF-8"
+
+
+def test_bad_lines_are_told_together_and_past_twenty_counted(tmp_path: Path) -> None:
+    bad = {**GOOD, "text": ""}
+    for bad_lines, more in ((2, []), (MOST_PROBLEMS, []), (MOST_PROBLEMS + 5, ["... and 5 more bad lines"])):
+        path = written(tmp_path, json_lines(GOOD, *[bad] * bad_lines))
+        with pytest.raises(AsrError) as caught:
+            read_manifest(path)
+        told = [f"{path}:{line}: 'text' is empty" for line in range(2, 2 + min(bad_lines, MOST_PROBLEMS))]
+        assert str(caught.value).split("\n") == told + more
+
+
+# Bad files
+
+
+def test_a_missing_manifest_and_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl.gz").mkdir()
+    assert refusal(tmp_path / "none.jsonl") == " manifest cannot be opened: No such file or directory"
+    assert refusal(tmp_path) == " manifest cannot be opened: Is a directory"
+    assert refusal(tmp_path / "folder.jsonl.gz") == " manifest cannot be opened: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("m.jsonl", b""), ("m.jsonl", b"\n \n\n"), ("m.jsonl.gz", b""), ("m.csv", b""), ("m.csv", b"audio,text\n")],
+)
+def test_a_manifest_without_an_utterance_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    assert refusal(written(tmp_path, content, name)) == " the manifest holds no utterance"
+
+
+@pytest.mark.parametrize("damage", ["not gzip", "cut short", "changed"])
+def test_a_damaged_gzip_is_refused(tmp_path: Path, damage: str) -> None:
+    content = bytearray(gzip.compress(json_lines(*[{**GOOD, "id": str(number)} for number in range(1000)])))
+    if damage == "not gzip":
+        content = bytearray(json_lines(GOOD))
+    elif damage == "cut short":
+        del content[-20:]
+    else:
+        content[-6] ^= 0xFF  # of the checksum
+    (tmp_path / "m.jsonl.gz").write_bytes(content)
+    assert refusal(tmp_path / "m.jsonl.gz").startswith(" the manifest is damaged: ")
+
+
+@given(data=st.binary(max_size=200), name=st.sampled_from(["m.jsonl", "m.csv", "m.tsv", "m.jsonl.gz"]))
+def test_any_bytes_are_refused_with_the_name_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, name: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(data)
+    with pytest.raises(AsrError) as caught:
+        read_manifest(path)
+    assert str(caught.value).startswith(f"{path}:")
+
+
+def test_an_utterance_can_be_used_as_a_key_and_not_be_changed() -> None:
+    utterance = read_manifest(SAMPLES / "manifest.jsonl")[0]
+    assert {utterance: 1}[replace(utterance)] == 1
+    with pytest.raises(AttributeError):
+        utterance.text = "OTHER"  # type: ignore[misc]

@@ -1,0 +1,635 @@
+"""Training: it learns, leaves what it promises, and after any stop continues as if it had not stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as lightning
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+import asr.checkpoints
+import asr.training
+from asr.check import check_corpus
+from asr.config import OptimizerConfig, TrainConfig, load_config
+from asr.data import Batch, DurationBatchSampler
+from asr.errors import AsrError
+from asr.evaluation import evaluate
+from asr.learning import CTCTrainingModule, make_optimizer
+from asr.manifest import read_manifest
+from asr.model import CTCModel
+from asr.modelfile import load_model
+from asr.text import CharacterVocabulary, SentencePieceVocabulary
+from asr.training import train
+
+ROOT = Path(__file__).parents[1]
+MANIFEST = ROOT / "samples" / "manifest.jsonl"
+
+SMALL = [
+    "model.frontend.num_mels=16",
+    "model.encoder.conv_channels=4",
+    "model.encoder.num_layers=1",
+    "model.encoder.hidden_size=16",
+    "data.batch_seconds=11",
+    "data.max_seconds=11",
+    "data.num_workers=0",
+    "trainer.epochs=3",
+    "trainer.precision=32-true",
+    "trainer.accelerator=cpu",
+    "trainer.average_decay=0.8",
+    "trainer.log_every_steps=1",
+]
+"""Four batches an epoch, and four a validation."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Sums in the same order each time."""
+    torch.set_num_threads(1)
+
+
+def make_config(output_dir: Path, *overrides: str) -> TrainConfig:
+    manifests = [f"output_dir={output_dir}", f"data.train=[{MANIFEST}]", f"data.valid=[{MANIFEST}]"]
+    return load_config(None, [*manifests, *SMALL, *overrides])
+
+
+class Recorder(lightning.Callback):
+    """The utterances of each epoch, as the model was given them."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, list[list[str]]] = {}
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Batch, batch_idx: int) -> None:
+        self.epochs.setdefault(trainer.current_epoch, []).append(batch.ids)
+
+
+def train_with(
+    monkeypatch: pytest.MonkeyPatch, callback: lightning.Callback, config: TrainConfig, **options: Any
+) -> Path:
+    """`train` with one more callback, called last."""
+    make_trainer = asr.training.make_trainer
+
+    def make(*arguments: Any) -> lightning.Trainer:
+        trainer = make_trainer(*arguments)
+        trainer.callbacks.append(callback)
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asr.training, "make_trainer", make)
+        return train(config, **options)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+    return checkpoint
+
+
+def read_scalars(output_dir: Path) -> dict[str, dict[int, list[float]]]:
+    """Tag to step to the values there, of all TensorBoard files of a run."""
+    scalars: dict[str, dict[int, list[float]]] = {}
+    for path in sorted((output_dir / "tensorboard").glob("events*")):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            for event in events.Scalars(tag):
+                scalars.setdefault(tag, {}).setdefault(event.step, []).append(event.value)
+    return scalars
+
+
+def last_value(output_dir: Path, tag: str) -> float:
+    values = read_scalars(output_dir)[tag]
+    return values[max(values)][-1]
+
+
+def assert_same_tensors(left: Any, right: Any, place: str = "") -> None:
+    """Nested dicts and lists with bit for bit the same tensors."""
+    assert type(left) is type(right), place
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), place
+        for key in left:
+            assert_same_tensors(left[key], right[key], f"{place}.{key}")
+    elif isinstance(left, list):
+        assert len(left) == len(right), place
+        for number, (one, other) in enumerate(zip(left, right)):
+            assert_same_tensors(one, other, f"{place}[{number}]")
+    elif isinstance(left, Tensor):
+        assert torch.equal(left, right), place
+    else:
+        assert left == right, place
+
+
+LEARNED = ("epoch", "global_step", "state_dict", "current_model_state", "averaging_state", "optimizer_states")
+
+
+def assert_same_run(left: Path, right: Path, missing_steps: Sequence[int] = ()) -> None:
+    """Two output folders with the same weights, averages, optimizer, schedule, model file and curves.
+
+    missing_steps: of which the right one lacks the points of training.
+    """
+    one, other = (read_checkpoint(folder / "last.ckpt") for folder in (left, right))
+    for key in (*LEARNED, "lr_schedulers"):
+        if key in one or key in other:
+            assert_same_tensors(one[key], other[key], key)
+    weights = [load_model(folder / "model.safetensors").state_dict() for folder in (left, right)]
+    assert_same_tensors(dict(weights[0]), dict(weights[1]))
+    curves = [read_scalars(folder) for folder in (left, right)]
+    for tag in ("train/loss", "train/gradient_norm", "lr", "valid/loss", "valid/wer", "valid/cer"):
+        one_value, other_value = (
+            {(step, value) for step, values in curve[tag].items() for value in values} for curve in curves
+        )
+        if tag == "valid/loss":  # a mean in float32, whose last digit depends on what the process computed before
+            one_value, other_value = (
+                {(step, round(value, 5)) for step, value in each} for each in (one_value, other_value)
+            )
+        if not tag.startswith("valid/"):
+            one_value = {(step, value) for step, value in one_value if step not in missing_steps}
+        assert one_value == other_value, tag
+
+
+# What a training leaves behind
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs of the small model; a test must not write there."""
+    torch.set_num_threads(1)
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert train(make_config(output_dir)) == output_dir / "model.safetensors"
+    return output_dir
+
+
+def test_a_run_leaves_a_model_checkpoints_its_config_and_a_data_report(finished_run: Path) -> None:
+    names = ["best.ckpt", "config.yaml", "data.txt", "last.ckpt", "model.safetensors", "tensorboard"]
+    assert sorted(path.name for path in finished_run.iterdir()) == names
+    assert load_config(finished_run / "config.yaml") == make_config(finished_run)
+    assert "train: 6 utterances" in (finished_run / "data.txt").read_text(encoding="utf-8")
+    model = load_model(finished_run / "model.safetensors")
+    assert model.config == make_config(finished_run).model
+    assert read_checkpoint(finished_run / "last.ckpt")["epoch"] == 2
+
+
+def test_tensorboard_gets_every_promised_curve_and_the_transcripts(finished_run: Path) -> None:
+    scalars = read_scalars(finished_run)
+    steps = int(read_checkpoint(finished_run / "last.ckpt")["global_step"])
+    by_step = ["train/loss", "train/gradient_norm", "train/impossible_utterances", "lr"]
+    speeds = ["utterances_per_second", "audio_seconds_per_second", "data_wait_share"]
+    for tag in by_step + [f"speed/{name}" for name in speeds]:
+        assert list(scalars[tag]) == list(range(steps)), tag
+    for tag in ("loss", "wer", "cer", "blank_share", "empty_hypothesis_share"):
+        assert len(scalars[f"valid/{tag}"]) == 3, tag
+    assert all(0 <= value <= 1 for values in scalars["speed/data_wait_share"].values() for value in values)
+    (path,) = (finished_run / "tensorboard").glob("events*")
+    events = EventAccumulator(str(path)).Reload()
+    shown = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("valid/transcripts/text_summary")]
+    assert len(shown) == 3
+    assert all("ref " in text and "hyp " in text for text in shown)
+
+
+def test_speed_in_tensorboard_is_audio_over_time(finished_run: Path) -> None:
+    scalars = read_scalars(finished_run)
+    pairs = zip(scalars["speed/audio_seconds_per_second"].values(), scalars["speed/utterances_per_second"].values())
+    durations = [utterance.duration_seconds for utterance in read_manifest(MANIFEST)]
+    for audio_seconds, utterances in pairs:
+        assert min(durations) - 0.01 <= audio_seconds[0] / utterances[0] <= max(durations) + 0.01
+
+
+def test_the_checkpoints_load_without_running_code_from_them(finished_run: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        assert set(LEARNED) <= set(read_checkpoint(finished_run / name))
+
+
+def test_training_lowers_the_loss_of_a_few_utterances_until_it_overfits(tmp_path: Path) -> None:
+    plain = ["augment.speeds=[1.0]", "augment.noise_probability=0", "augment.num_time_masks=0"]
+    quick = ["augment.num_frequency_masks=0", "optimizer.learning_rate=1e-2", "optimizer.clip_norm=1"]
+    length = ["trainer.epochs=36", "trainer.valid_every_epochs=36", "model.encoder.dropout=0", "data.batch_seconds=40"]
+    train(make_config(tmp_path, *plain, *quick, *length))
+    losses = [values[0] for values in read_scalars(tmp_path)["train/loss"].values()]
+    assert losses[0] > 3.0
+    assert max(losses[-5:]) < 0.8 * min(losses[0], 3.6)
+
+
+# The model file and the validation
+
+
+def test_the_logged_error_rates_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1", "trainer.average_decay=0", "model.encoder.hidden_size=24"))
+    evaluation = evaluate(load_model(tmp_path / "model.safetensors"), read_manifest(MANIFEST))
+    for tag, counts in (
+        ("valid/wer", [item.words for item in evaluation.scored]),
+        ("valid/cer", [item.characters for item in evaluation.scored]),
+    ):
+        errors, length = sum(count.errors for count in counts), sum(count.reference_length for count in counts)
+        # Half precision in the file may tip a letter.
+        assert last_value(tmp_path, tag) == pytest.approx(errors / length, abs=2 / length), tag
+
+
+def test_the_model_file_holds_the_averaged_weights(tmp_path: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1"))
+    checkpoint = read_checkpoint(tmp_path / "best.ckpt")
+    saved = load_model(tmp_path / "model.safetensors").state_dict()
+    averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
+    for name, tensor in saved.items():
+        assert torch.equal(averaged[f"model.{name}"].half().float(), tensor), name
+    assert any(not torch.equal(raw[f"model.{name}"].half().float(), tensor) for name, tensor in saved.items())
+
+
+def test_the_average_follows_its_formula_and_continues_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Average(lightning.Callback):
+        def __init__(self) -> None:
+            self.weight = torch.empty(0)
+
+        def on_train_batch_end(self, trainer: Any, module: CTCTrainingModule, *_: Any) -> None:
+            now = module.model.head.weight.detach().clone()
+            self.weight = now if trainer.global_step == 1 else 0.8 * self.weight + 0.2 * now
+
+    average = Average()
+    train_with(monkeypatch, average, make_config(tmp_path, "trainer.epochs=2"))
+    train_with(monkeypatch, average, make_config(tmp_path, "trainer.epochs=3"), resume=True)
+    expected = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["model.head.weight"]
+    torch.testing.assert_close(expected, average.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_only_a_better_model_replaces_the_model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([0.5, 0.9, 0.4, 0.6])
+    rate = {"now": 1.0}
+
+    def start(module: CTCTrainingModule) -> None:
+        rate["now"] = next(rates)
+
+    monkeypatch.setattr(CTCTrainingModule, "on_validation_epoch_start", start)
+    monkeypatch.setattr(CTCTrainingModule, "pooled_rate", lambda module, counts: rate["now"])
+    saved_at = []
+    monkeypatch.setattr(asr.training, "save_model", lambda model, path: saved_at.append(rate["now"]))
+    train(make_config(tmp_path, "trainer.epochs=2"))
+    train(make_config(tmp_path, "trainer.epochs=4"), resume=True)
+    assert saved_at == [0.5, 0.4]
+    assert read_checkpoint(tmp_path / "best.ckpt")["epoch"] == 2
+    assert read_checkpoint(tmp_path / "last.ckpt")["epoch"] == 3
+
+
+def test_validation_is_not_augmented(tmp_path: Path) -> None:
+    frozen = ["optimizer.learning_rate=1e-30", "trainer.epochs=1"]
+    harsh = ["augment.noise_probability=1", "augment.noise_snr_db=[-20,-20]", "augment.time_mask_share=1"]
+    train(make_config(tmp_path / "plain", *frozen))
+    train(make_config(tmp_path / "harsh", *frozen, *harsh))
+    assert last_value(tmp_path / "plain", "valid/loss") == last_value(tmp_path / "harsh", "valid/loss")
+    assert last_value(tmp_path / "plain", "train/loss") != last_value(tmp_path / "harsh", "train/loss")
+
+
+def test_an_empty_reference_can_be_validated(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in MANIFEST.read_text(encoding="utf-8").splitlines()][:2]
+    for line in lines:
+        line.update(audio=str(MANIFEST.parent / line["audio"]), text="42")
+    manifest = tmp_path / "valid.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    train(make_config(tmp_path / "run", "trainer.epochs=1", f"data.valid=[{manifest},{MANIFEST}]"))
+    assert torch.isfinite(torch.tensor(last_value(tmp_path / "run", "valid/loss")))
+
+
+# Repeating and resuming
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path, finished_run: Path) -> None:
+    torch.rand(3)  # what happened before must not matter
+    train(make_config(tmp_path / "same"))
+    assert_same_run(finished_run, tmp_path / "same")
+    train(make_config(tmp_path / "other", "trainer.seed=2"))
+    one, other = (read_checkpoint(folder / "last.ckpt")["state_dict"] for folder in (finished_run, tmp_path / "other"))
+    assert not torch.equal(one["model.head.weight"], other["model.head.weight"])
+
+
+def test_a_reading_process_beside_changes_nothing(tmp_path: Path, finished_run: Path) -> None:
+    train(make_config(tmp_path, "data.num_workers=1"))
+    assert_same_run(finished_run, tmp_path)
+
+
+def test_every_epoch_has_every_utterance_once_and_a_validation_though_plans_differ_in_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.loads(line) for line in MANIFEST.read_text(encoding="utf-8").splitlines()]
+    cuts = [
+        {"audio": str(MANIFEST.parent / line["audio"]), "text": "A", "id": f"{place}", "duration": 0.5 + 0.04 * place}
+        for place, line in enumerate(lines * 4)
+    ]
+    manifest = tmp_path / "cuts.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, cuts)), encoding="utf-8")
+    durations = [cut["duration"] for cut in cuts]
+    for seed in range(1, 50):  # the first seed whose epochs grow and shrink
+        sampler = DurationBatchSampler(durations, 3.0, seed=seed)
+        counts = [len(list(sampler)) for epoch in range(4) if sampler.set_epoch(epoch) is None]
+        if min(counts[1:]) < counts[0] < max(counts[1:]):
+            break
+    recorder = Recorder()
+    sizes = ["data.batch_seconds=3", "data.max_seconds=3", "trainer.epochs=4", f"trainer.seed={seed}"]
+    config = make_config(tmp_path / "run", f"data.train=[{manifest}]", *sizes, "data.num_workers=1")
+    train_with(monkeypatch, recorder, config)
+    assert [len(batches) for batches in recorder.epochs.values()] == counts
+    for batches in recorder.epochs.values():
+        assert Counter(name for ids in batches for name in ids) == Counter(cut["id"] for cut in cuts)
+    assert len(read_scalars(tmp_path / "run")["valid/wer"]) == 4
+
+
+class Interrupt(lightning.Callback):
+    """Raises an error at the n-th call (from 1) of a hook."""
+
+    def __init__(self, hook: str, call: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.calls, self.call, self.error = 0, call, error
+        setattr(self, hook, self._count)
+
+    def _count(self, *_: Any, **__: Any) -> None:
+        self.calls += 1
+        if self.calls == self.call:
+            raise self.error("stopped by the test")
+
+
+def stop_and_resume(monkeypatch: pytest.MonkeyPatch, config: TrainConfig, hook: str, call: int) -> None:
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt(hook, call), config)
+    train(config, resume=True)
+
+
+STOPS = {
+    "before the second step": ("on_train_batch_start", 2),
+    "in the middle of a step": ("on_before_optimizer_step", 3),
+    "after a step": ("on_train_batch_end", 3),
+    "after the last step of an epoch": ("on_train_batch_end", 4),
+    "before the validation": ("on_validation_start", 1),
+    "in the validation": ("on_validation_batch_start", 2),
+    "in the second validation": ("on_validation_batch_end", 6),
+    "after the validation": ("on_validation_end", 1),
+    "at the end of the first epoch": ("on_train_epoch_end", 1),
+    "before the second epoch": ("on_train_epoch_start", 2),
+    "before the first step of the second epoch": ("on_train_batch_start", 5),
+    "in the middle of the second epoch": ("on_train_batch_start", 7),
+    "in the last validation": ("on_validation_batch_start", 11),
+}
+
+
+def test_the_stops_below_fall_where_they_say(finished_run: Path) -> None:
+    assert read_checkpoint(finished_run / "last.ckpt")["global_step"] == 3 * 4
+    assert list(read_scalars(finished_run)["valid/wer"]) == [3, 7, 11]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    stop_and_resume(monkeypatch, make_config(tmp_path), *STOPS[stop])
+    hook, call = STOPS[stop]
+    unlogged = [call - 1] if hook == "on_train_batch_end" else []  # Lightning logs a step after this hook
+    assert_same_run(finished_run, tmp_path, unlogged)
+
+
+@pytest.mark.parametrize("stop", ["in the middle of the second epoch", "before the second epoch", "in the validation"])
+def test_it_equals_with_a_reading_process_too(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    stop_and_resume(monkeypatch, make_config(tmp_path, "data.num_workers=1"), *STOPS[stop])
+    assert_same_run(finished_run, tmp_path)
+
+
+def test_it_equals_without_averaging_and_with_rare_validation_and_several_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = ["trainer.average_decay=0", "trainer.valid_every_epochs=3", "data.num_workers=1"]
+    train(make_config(tmp_path / "whole", *rare))
+    config = make_config(tmp_path / "parts", *rare)
+    for resume, (hook, call) in enumerate([("on_train_batch_end", 4), ("on_train_batch_start", 3)]):
+        with pytest.raises(SystemExit):
+            train_with(monkeypatch, Interrupt(hook, call), config, resume=resume > 0)
+    train(config, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", missing_steps=[3])
+
+
+def test_a_killed_run_resumes_from_its_last_epoch_even_if_the_error_rate_has_risen(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asr.checkpoints.Checkpoints, "on_exception", lambda *_: None)  # as kill -9 leaves it
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_end", 10), make_config(tmp_path))
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 8
+    train(make_config(tmp_path), resume=True)
+    assert_same_run(finished_run, tmp_path)
+
+
+def test_an_error_inside_a_step_is_told_and_keeps_the_place(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        train_with(monkeypatch, Interrupt("on_before_optimizer_step", 6, RuntimeError), make_config(tmp_path))
+    train(make_config(tmp_path), resume=True)
+    assert_same_run(finished_run, tmp_path)
+
+
+def test_a_run_that_ended_is_left_as_it_is_by_resume(tmp_path: Path, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    assert train(make_config(tmp_path / "run"), resume=True) == tmp_path / "run" / "model.safetensors"
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+def test_a_broken_write_leaves_the_last_checkpoint_whole(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+
+    def fill_the_disk(trainer: lightning.Trainer, path: Path, *_: Any) -> None:
+        path.write_bytes(before[: len(before) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", fill_the_disk)
+    with pytest.raises(OSError, match="no space left"):
+        train(make_config(tmp_path / "run", "trainer.epochs=4"), resume=True)
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+def test_ctrl_c_stops_a_real_run_between_two_steps_and_it_can_be_resumed(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", "trainer.epochs=1000", "data.num_workers=1")
+    recipe = tmp_path / "recipe.yaml"
+    from omegaconf import OmegaConf
+
+    recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    command = [sys.executable, "-m", "asr", "train", str(recipe)]
+    talk = tmp_path / "stderr.txt"
+    with talk.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 300
+            while b"train/loss" not in talk.read_bytes() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the reading process too
+            stdout, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    said = talk.read_text(encoding="utf-8")
+    assert (process.returncode, stdout) == (1, b""), said
+    assert "stopping after this step" in said
+    assert "--resume continues from" in said
+    for noise in ("Traceback", "Warning", "💡", "GPU available", "v_num", "weights_only", "deprecated"):
+        assert noise not in said
+    step = read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"]
+    epochs = step // 4 + 1
+    handler = signal.getsignal(signal.SIGINT)
+    train(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, epochs=epochs)), resume=True)
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == epochs * 4 > step >= 1
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+# Refusals
+
+
+def test_a_new_run_does_not_overwrite_another(finished_run: Path) -> None:
+    with pytest.raises(AsrError, match=r"holds a run; continue it with --resume, or set another output_dir="):
+        train(make_config(finished_run))
+
+
+def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match=r"last\.ckpt not found: there is nothing to resume; start without --resume"):
+        train(make_config(tmp_path), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "section"), [("model.encoder.hidden_size=8", "model"), ("vocabulary.size=99", "vocabulary")]
+)
+def test_another_model_cannot_be_resumed(finished_run: Path, override: str, section: str) -> None:
+    with pytest.raises(AsrError, match=f"was trained with another {section} section"):
+        train(make_config(finished_run, override), resume=True)
+
+
+@pytest.mark.parametrize("missing", ["data.train=[]", "data.valid=[]"])
+def test_a_recipe_without_data_is_refused(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(AsrError, match=r"data\.train and data\.valid must each name a manifest"):
+        train(make_config(tmp_path, missing))
+
+
+@pytest.mark.parametrize("role", ["train", "valid"])
+def test_a_missing_recording_is_told_before_the_first_step(tmp_path: Path, role: str) -> None:
+    manifest = tmp_path / "bad.jsonl"
+    manifest.write_text('{"audio": "none.flac", "text": "HELLO", "duration": 2.0}\n', encoding="utf-8")
+    with pytest.raises(AsrError, match=r"(?s)audio files are missing.*bad\.jsonl:1.*none\.flac"):
+        train(make_config(tmp_path / "run", f"data.{role}=[{manifest}]"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_which_nothing_is_left_is_told_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match=r"(?s)no utterance is left.*left out, too long: 6"):
+        train(make_config(tmp_path / "run", "data.max_seconds=1"))
+    assert not (tmp_path / "run").exists()
+
+
+# The pieces
+
+
+def make_module(config: TrainConfig) -> CTCTrainingModule:
+    torch.manual_seed(0)
+    return CTCTrainingModule(CTCModel(config.model, CharacterVocabulary()), config)
+
+
+def test_a_run_can_start_from_a_model_file(tmp_path: Path, finished_run: Path) -> None:
+    start = finished_run / "model.safetensors"
+    slow = ["optimizer.learning_rate=1e-12", "trainer.epochs=1", "trainer.average_decay=0"]
+    path = train(make_config(tmp_path / "run", f"initial_model={start}", *slow))
+    for name, weights in load_model(path).state_dict().items():
+        torch.testing.assert_close(weights, load_model(start).state_dict()[name], rtol=0, atol=1e-6)
+
+
+def test_a_run_cannot_start_from_a_model_of_another_shape(tmp_path: Path, finished_run: Path) -> None:
+    start = finished_run / "model.safetensors"
+    with pytest.raises(AsrError, match=r"model\.safetensors was made with another model or vocabulary section"):
+        train(make_config(tmp_path / "run", f"initial_model={start}", "model.encoder.hidden_size=12"))
+
+
+def test_an_utterance_that_ctc_cannot_write_is_counted_and_harms_nothing(tmp_path: Path) -> None:
+    module = make_module(make_config(tmp_path))
+    targets = torch.tensor([[3, 3, 3], [4, 5, 0]])  # three equal tokens need five steps
+    batch = Batch(torch.zeros(2, 9), torch.tensor([9, 9]), targets, torch.tensor([3, 2]), ["AAA", "BC"], ["a", "b"])
+    scores = torch.randn(2, 4, 29, requires_grad=True)
+    loss, impossible = module._loss(scores.log_softmax(2), torch.tensor([4, 4]), batch)
+    loss.backward()
+    assert impossible == 1
+    possible = torch.nn.functional.ctc_loss(
+        scores[1:].log_softmax(2).transpose(0, 1), targets[1:, :2], (4,), (2,), reduction="sum"
+    )
+    torch.testing.assert_close(loss, possible / 5)
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+    assert not scores.grad[0].any()
+    assert scores.grad[1].any()
+
+
+def test_matrices_decay_and_vectors_do_not(model: CTCModel) -> None:
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.3), 100)["optimizer"]
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert decay.keys() == {id(parameter) for parameter in named.values()}
+    assert {name: decay[id(parameter)] for name, parameter in named.items()} == {
+        name: 0.0 if "bias" in name or "norm" in name else 0.3 for name in named
+    }
+
+
+@pytest.mark.parametrize(("warmup_share", "warmup"), [(0.1, 20), (0.25, 50), (0.0, 1)])
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(
+    model: CTCModel, warmup_share: float, warmup: int
+) -> None:
+    parts = make_optimizer(model, OptimizerConfig(learning_rate=0.5, warmup_share=warmup_share), 200)
+    rates = []
+    for _ in range(200):
+        rates.append(parts["optimizer"].param_groups[0]["lr"])
+        parts["optimizer"].step()
+        parts["lr_scheduler"]["scheduler"].step()
+    assert rates[0] == pytest.approx(0.5 / warmup)
+    assert max(rates) == rates[warmup - 1] == 0.5
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert 0 < rates[-1] < 1e-3
+    assert parts["optimizer"].param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+def test_the_schedule_spans_the_whole_training(finished_run: Path) -> None:
+    rates = [values[0] for values in read_scalars(finished_run)["lr"].values()]
+    assert max(rates) == pytest.approx(2e-3)
+    assert read_checkpoint(finished_run / "last.ckpt")["lr_schedulers"][0]["_last_lr"] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn"])
+def test_other_cells_train(tmp_path: Path, cell: str) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1", f"model.encoder.cell={cell}"))
+    assert load_model(tmp_path / "model.safetensors").config.encoder.cell == cell
+
+
+def test_a_sentencepiece_vocabulary_is_learned_from_the_training_text_and_kept(tmp_path: Path) -> None:
+    pieces = ["vocabulary.kind=sentencepiece", "vocabulary.size=40"]
+    train(make_config(tmp_path, "trainer.epochs=1", *pieces))
+    train(make_config(tmp_path, "trainer.epochs=2", *pieces), resume=True)
+    vocabulary = load_model(tmp_path / "model.safetensors").vocabulary
+    assert isinstance(vocabulary, SentencePieceVocabulary)
+    assert len(vocabulary) == 40
+    assert vocabulary.decode(vocabulary.encode("HE HAD NEVER BEEN FATHER")) == "HE HAD NEVER BEEN FATHER"
+
+
+def test_half_precision_trains_and_computes_otherwise_than_full(tmp_path: Path, finished_run: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1", "trainer.precision=bf16-mixed"))
+    half, full = (read_scalars(folder)["train/loss"][0][0] for folder in (tmp_path, finished_run))
+    assert half != full
+    assert half == pytest.approx(full, rel=0.05)
+
+
+def test_the_checked_corpus_of_the_samples_is_whole(model: CTCModel) -> None:
+    config = TrainConfig()
+    corpus = check_corpus(read_manifest(MANIFEST), model, config.data, config.augment)
+    assert (len(corpus.examples), corpus.findings) == (6, {})
