@@ -273,7 +273,7 @@ def test_only_a_better_model_replaces_the_model_file(tmp_path: Path, monkeypatch
     monkeypatch.setattr(CTCTrainingModule, "on_validation_epoch_start", start)
     monkeypatch.setattr(CTCTrainingModule, "pooled_rate", lambda module, counts: rate["now"])
     saved_at = []
-    monkeypatch.setattr(asr.training, "save_model", lambda model, path: saved_at.append(rate["now"]))
+    monkeypatch.setattr(asr.checkpoints, "save_model", lambda model, path: saved_at.append(rate["now"]))
     train(make_config(tmp_path, "trainer.epochs=2"))
     train(make_config(tmp_path, "trainer.epochs=4"), resume=True)
     assert saved_at == [0.5, 0.4]
