@@ -125,8 +125,9 @@ class BidirectionalLayer(nn.Module):
 class BiGRUEncoder(nn.Module):
     """Convolutional subsampling and a stack of residual bidirectional layers.
 
-    nn.GRU's update gate is the complement of the z of Cho et al. (2014): it computes h' = (1 - z) ⊙ h̃ + z ⊙ h, and it
-    applies the reset gate after the recurrent product, h̃ = tanh(W x + b + r ⊙ (U h + c)).
+    nn.GRU's update gate z is the share of the old state that is kept, h' = (1 - z) ⊙ h̃ + z ⊙ h: the complement of the z
+    of the other common form, h' = (1 - z) ⊙ h + z ⊙ h̃ (Chung et al., 2014). Its reset gate acts after the recurrent
+    product, h̃ = tanh(W x + b + r ⊙ (U h + c)), where Cho et al. (2014) print it before.
     """
 
     def __init__(self, config: EncoderConfig, num_mels: int) -> None:
