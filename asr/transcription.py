@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,15 +105,32 @@ def transcribe_recordings(
     What cannot be transcribed becomes a Failure and stops nothing else.
     batch_seconds: audio per batch, padding included; it changes memory and speed, never a transcript.
     """
-    pool: list[_Item] = []
+    threads = torch.get_num_threads()
+    executor = ThreadPoolExecutor(threads if model.device.type == "cpu" else 1)
+    submitted: deque[_Pool] = deque()
+    try:
+        for items in _pools(model, recordings, batch_seconds):
+            submitted.append(_submit(executor, model, items, batch_seconds, threads))
+            while len(submitted) > 1 or (submitted and submitted[0].is_done()):
+                yield from submitted.popleft().results()
+        while submitted:
+            yield from submitted.popleft().results()
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # else threads that start later would have as few as the last batch
+
+
+def _pools(model: CTCModel, recordings: Iterable[Recording], batch_seconds: float) -> Iterator[list[_Item]]:
+    """The recordings, read, in lists of some batches each; what needs no batch ends its list."""
+    items: list[_Item] = []
     pooled_seconds = 0.0
     for recording in recordings:
-        pool.append(_load(model, recording, batch_seconds))
-        pooled_seconds += pool[-1].seconds
-        if pooled_seconds >= POOL_BATCHES * batch_seconds or pool[0].result is not None:
-            yield from _finish(model, pool, batch_seconds)
-            pool, pooled_seconds = [], 0.0
-    yield from _finish(model, pool, batch_seconds)
+        items.append(_load(model, recording, batch_seconds))
+        pooled_seconds += items[-1].seconds
+        if pooled_seconds >= POOL_BATCHES * batch_seconds or items[0].result is not None:
+            yield items
+            items, pooled_seconds = [], 0.0
+    yield items
 
 
 @lru_cache(maxsize=1)
@@ -176,18 +195,43 @@ def _is_silent(name: str, blocks: Iterable[Tensor]) -> bool:
     return True
 
 
-def _finish(model: CTCModel, pool: list[_Item], batch_seconds: float) -> Iterator[Transcript | Failure]:
-    """The results of a pool in its order; batches are of like length, those with the earliest recordings first."""
-    done = 0
-    for batch in sorted(_batches(pool, batch_seconds), key=min):
-        texts = _texts(model, [pool[index].samples for index in batch])
-        for index, text in zip(batch, texts, strict=True):
-            item = pool[index]
-            item.result, item.samples = Transcript(item.name, text, item.seconds), torch.empty(0)
-        while done < len(pool) and (result := pool[done].result) is not None:
-            yield result
-            done += 1
-    yield from (item.result for item in pool[done:] if item.result is not None)
+@dataclass
+class _Pool:
+    """Recordings that are being recognised: each batch's places in `items`, and its texts to come."""
+
+    items: list[_Item]
+    batches: list[tuple[list[int], Future[list[str]]]]
+
+    def is_done(self) -> bool:
+        return all(texts.done() for _, texts in self.batches)
+
+    def results(self) -> Iterator[Transcript | Failure]:
+        """In the order of `items`, each as soon as it and all before it are ready."""
+        done = 0
+        for batch, texts in self.batches:
+            for index, text in zip(batch, texts.result(), strict=True):
+                item = self.items[index]
+                item.result = Transcript(item.name, text, item.seconds)
+            while done < len(self.items) and (result := self.items[done].result) is not None:
+                yield result
+                done += 1
+        yield from (item.result for item in self.items[done:] if item.result is not None)
+
+
+def _submit(executor: Executor, model: CTCModel, items: list[_Item], batch_seconds: float, threads: int) -> _Pool:
+    """Have a pool's batches recognised side by side, those with the earliest recordings first.
+
+    One batch per core is a third faster than one batch on all cores, where each small product waits for the last core.
+    """
+    batches = sorted(_batches(items, batch_seconds), key=min)
+    share = max(1, threads // max(1, len(batches)))
+    futures = []
+    for batch in batches:
+        samples = [items[index].samples for index in batch]
+        futures.append((batch, executor.submit(_texts, model, samples, share)))
+        for index in batch:
+            items[index].samples = torch.empty(0)
+    return _Pool(items, futures)
 
 
 def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
@@ -202,8 +246,9 @@ def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def _texts(model: CTCModel, samples: Sequence[Tensor]) -> list[str]:
-    """The texts of one batch of (samples,) tensors."""
+def _texts(model: CTCModel, samples: Sequence[Tensor], threads: int) -> list[str]:
+    """The texts of one batch of (samples,) tensors, computed on so many cores."""
+    torch.set_num_threads(threads)
     lengths = torch.tensor([len(utterance) for utterance in samples], device=model.device)
     waveforms = pad_sequence(list(samples), batch_first=True).to(model.device)
     return [model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(*model(waveforms, lengths))]

@@ -7,9 +7,14 @@ Aim: at least half of the matrix rate.
 """
 
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from itertools import cycle
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import torch
 from measure import (
     SAMPLES,
     Stopwatch,
@@ -49,7 +54,7 @@ def main() -> None:
     print(f"useful operations: {sum(operations.values()) / 1e6:.0f} million per second of audio")
     print(f"achieved: {achieved / 1e9:.1f} GFLOP/s; matrix rate: {rate / 1e9:.1f} GFLOP/s")
     report("useful operations / matrix rate", achieved / rate, at_least=0.5)
-    print_parts(model, recordings, {part: count * audio_seconds for part, count in operations.items()}, rate)
+    print_parts(model, recordings, {part: count * audio_seconds for part, count in operations.items()})
 
 
 def list_recordings(manifest: Path, audio_seconds: float) -> tuple[list[Recording], float]:
@@ -69,8 +74,10 @@ def transcribe_all(model: CTCModel, recordings: list[Recording]) -> None:
             raise RuntimeError(result.message)
 
 
-def print_parts(model: CTCModel, recordings: list[Recording], operations: dict[str, float], rate: float) -> None:
-    """Each part's share of the time of one more run, and how near its products come to the matrix rate."""
+def print_parts(model: CTCModel, recordings: list[Recording], operations: dict[str, float]) -> None:
+    """Each part's share of the time of one more run on one core, and how near its products come to that core's rate."""
+    torch.set_num_threads(1)
+    rate = matrix_rate(medians({"product on one core": matrix_product()}, 3)["product on one core"])
     watch = Stopwatch()
     functions = [
         (transcription, "_load", "decode audio"),
@@ -81,12 +88,24 @@ def print_parts(model: CTCModel, recordings: list[Recording], operations: dict[s
         (model.encoder.subsampling, "forward", "convolutions"),
         *[(layer, "forward", "recurrent layers") for layer in model.encoder.layers],
     ]
-    with watch.on(functions):
+    with watch.on(functions), patch.object(transcription, "ThreadPoolExecutor", AtOnce):
         watch.timed(transcribe_all, "batching and the rest")(model, recordings)
     total = sum(watch.seconds.values())
     for part, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1]):
         speed = f", {operations[part] / seconds / rate:.2f} of the matrix rate" if part in operations else ""
         print(f"  {part}: {100 * seconds / total:.1f} % of the time{speed}")
+
+
+class AtOnce(Executor):
+    """Runs what is submitted in the caller's thread, so that the times of the parts do not overlap."""
+
+    def __init__(self, max_workers: int) -> None:
+        """As many workers as ThreadPoolExecutor would be asked for; there are none."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **options))
+        return future
 
 
 if __name__ == "__main__":

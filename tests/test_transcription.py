@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, pairwise
 from pathlib import Path
 
@@ -294,6 +295,48 @@ def test_the_first_results_come_before_the_last_batch_is_computed(
         computed.append(len(batches))
     assert computed[0] < computed[-1] == 6
     assert computed == sorted(computed)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many cores this process may use, until the test is over."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_cores_changes_no_text(
+    packaged_model: CTCModel, sample_paths: list[Path], threads: Callable[[int], None]
+) -> None:
+    recordings = [Recording(path, str(path)) for path in sample_paths] * 2
+    texts = []
+    for number in (1, 2, 3):
+        threads(number)
+        texts.append([str(result) for result in results_of(packaged_model, recordings, batch_seconds=25)])
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, None])
+def test_the_number_of_threads_is_afterwards_as_before_even_if_results_are_left(
+    model: CTCModel, sample_paths: list[Path], threads: Callable[[int], None], taken: int | None
+) -> None:
+    threads(3)
+    results = transcribe_recordings(model, [Recording(path, str(path)) for path in sample_paths], batch_seconds=20)
+    list(islice(results, taken))
+    results.close()  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(1) as executor:
+        assert (torch.get_num_threads(), executor.submit(torch.get_num_threads).result()) == (3, 3)
+
+
+def test_an_error_in_a_batch_reaches_the_caller(
+    model: CTCModel, sample_paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(asr.transcription, "decode_greedy", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        results_of(model, [Recording(path, str(path)) for path in sample_paths])
 
 
 @pytest.mark.parametrize("model_name", ["model", "packaged_model"])
