@@ -67,22 +67,24 @@ def flip_valid(batch: Tensor, lengths: Tensor) -> Tensor:
     positions = torch.arange(batch.shape[1], device=batch.device)
     mirrored = lengths[:, None] - 1 - positions
     source = torch.where(mirrored >= 0, mirrored, positions)
-    flipped: Tensor = _Swap.apply(batch, source[:, :, None].expand_as(batch))  # type: ignore[no-untyped-call]
+    rows = source + batch.shape[1] * torch.arange(len(batch), device=batch.device)[:, None]
+    flipped: Tensor = _Swap.apply(batch, rows.flatten())  # type: ignore[no-untyped-call]
     return flipped
 
 
 class _Swap(torch.autograd.Function):
-    """A gather that undoes itself, so that its gradient is one too; autograd would scatter, which is slower."""
+    """Steps of (batch, steps, size) exchanged in pairs: it undoes itself, so its gradient is the same exchange."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Tensor, source: Tensor) -> Tensor:
-        ctx.save_for_backward(source)
-        return batch.gather(1, source)
+    def forward(ctx: Any, batch: Tensor, rows: Tensor) -> Tensor:
+        """rows: for each step of the flattened batch, the one that takes its place."""
+        ctx.save_for_backward(rows)
+        return batch.flatten(0, 1).index_select(0, rows).view(batch.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (source,) = ctx.saved_tensors
-        return _Swap.apply(gradient, source), None  # type: ignore[no-untyped-call]
+        (rows,) = ctx.saved_tensors
+        return _Swap.apply(gradient, rows), None  # type: ignore[no-untyped-call]
 
 
 class UtteranceDropout(nn.Dropout1d):
