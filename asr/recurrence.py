@@ -23,14 +23,14 @@ def bidirectional_gru(
 ) -> Pair:
     """What `forward_cell(inputs_forward)[0]` and `backward_cell(inputs_backward)[0]` return, with the same gradients.
 
-    inputs_forward, inputs_backward: (batch, steps, input_size), the second already reversed in time.
+    inputs_forward, inputs_backward: (steps, batch, input_size), the second already reversed in time.
     forward_cell, backward_cell: one layer, one direction, with biases, both of the same sizes.
-    returns: two tensors (batch, steps, hidden_size), in the order of their inputs.
+    returns: two tensors (steps, batch, hidden_size), in the order of their inputs.
     """
-    inputs = [tensor.transpose(0, 1).contiguous() for tensor in (inputs_forward, inputs_backward)]
+    inputs = inputs_forward.contiguous(), inputs_backward.contiguous()
     parameters = [getattr(cell, name) for name in PARAMETERS for cell in (forward_cell, backward_cell)]
-    forward, backward = _GRUPair.apply(*inputs, *parameters)  # type: ignore[no-untyped-call]
-    return forward.transpose(0, 1), backward.transpose(0, 1)
+    pair: Pair = _GRUPair.apply(*inputs, *parameters)  # type: ignore[no-untyped-call]
+    return pair
 
 
 class _GRUPair(torch.autograd.Function):

@@ -68,7 +68,7 @@ def test_a_bidirectional_gru_layer_equals_the_equations_written_out(grad: bool) 
     lengths = [9, 1, 2, 5]
     batch = garbage_batch(lengths, 12)
     with torch.set_grad_enabled(grad):
-        outputs = layer(batch, torch.tensor(lengths)).detach()
+        outputs = layer(batch.transpose(0, 1), torch.tensor(lengths)).transpose(0, 1).detach()
     with torch.no_grad():
         for row, length, output in zip(batch, lengths, outputs):
             inputs = row[:length]
@@ -116,9 +116,9 @@ def test_padding_never_reaches_a_bidirectional_layer(cell: str, grad: bool) -> N
     layer = make_layer(cell)
     batch = garbage_batch(FRAMES, 12)
     with torch.set_grad_enabled(grad):
-        together = layer(batch, torch.tensor(FRAMES))
+        together = layer(batch.transpose(0, 1), torch.tensor(FRAMES)).transpose(0, 1)
         for row, length, output in zip(batch, FRAMES, together):
-            alone = layer(row[None, :length], torch.tensor([length]))[0]
+            alone = layer(row[:length, None], torch.tensor([length]))[:, 0]
             torch.testing.assert_close(output[:length], alone, atol=1e-12, rtol=0)
 
 
@@ -140,7 +140,7 @@ def test_both_directions_reach_every_step(cell: str) -> None:
     """Else the exactness above would be that of a layer that does not listen."""
     layer = make_layer(cell)
     inputs = garbage_batch([6], 12)[:, :6].requires_grad_()
-    outputs = layer(inputs, torch.tensor([6]))
+    outputs = layer(inputs.transpose(0, 1), torch.tensor([6])).transpose(0, 1)
     (by_last,) = torch.autograd.grad(outputs[0, -1].square().sum(), inputs, retain_graph=True)
     (by_first,) = torch.autograd.grad(outputs[0, 0].square().sum(), inputs)
     assert by_last[0].abs().sum(1).min() > 0
@@ -151,8 +151,9 @@ def test_both_directions_reach_every_step(cell: str) -> None:
 def test_flip_valid_reverses_each_utterance_and_leaves_its_padding_in_place(lengths: list[int], padding: int) -> None:
     size = max(lengths) + padding
     batch = torch.arange(len(lengths) * size * 2).reshape(len(lengths), size, 2)
-    flipped = flip_valid(batch, torch.tensor(lengths))
-    assert torch.equal(flip_valid(flipped, torch.tensor(lengths)), batch)
+    steps_first = flip_valid(batch.transpose(0, 1), torch.tensor(lengths))
+    assert torch.equal(flip_valid(steps_first, torch.tensor(lengths)), batch.transpose(0, 1))
+    flipped = steps_first.transpose(0, 1)
     for row, turned, length in zip(batch, flipped, lengths):
         assert torch.equal(turned[:length], row[:length].flip(0))
         assert torch.equal(turned[length:], row[length:])

@@ -11,7 +11,7 @@ from asr.recurrence import bidirectional_gru
 
 def make_pair(input_size: int, hidden_size: int, dtype: torch.dtype) -> tuple[nn.GRU, nn.GRU]:
     torch.manual_seed(0)
-    first, second = (nn.GRU(input_size, hidden_size, batch_first=True, dtype=dtype) for _ in range(2))
+    first, second = (nn.GRU(input_size, hidden_size, dtype=dtype) for _ in range(2))
     return first, second
 
 
@@ -32,7 +32,7 @@ def test_outputs_and_all_gradients_equal_those_of_nn_gru(
     batch: int, steps: int, input_size: int, hidden_size: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     cells = make_pair(input_size, hidden_size, dtype)
-    first, second = (torch.randn(batch, steps, input_size, dtype=dtype, requires_grad=True) for _ in range(2))
+    first, second = (torch.randn(steps, batch, input_size, dtype=dtype, requires_grad=True) for _ in range(2))
     expected = outputs_and_gradients(False, cells, (first, second))
     actual = outputs_and_gradients(True, cells, (first, second))
     assert len(actual) == 2 + 2 + 2 * 4
