@@ -89,9 +89,9 @@ def normalize_features(features: Tensor, feature_lengths: Tensor) -> Tensor:
 
     features: (batch, frames, num_mels); feature_lengths: (batch,), each at least 1.
     """
-    # In double precision: sums over another padding round otherwise, and quiet bands would make much of it.
-    precise, count = features.double(), feature_lengths[:, None, None]
-    mean = mask_padding(precise, feature_lengths).sum(1, keepdim=True) / count
-    centred = mask_padding(precise - mean, feature_lengths)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return (centred / (variance + VARIANCE_FLOOR).sqrt()).to(features.dtype)
+    count = feature_lengths[:, None, None]
+    # Sums in double precision: over another padding, those in single precision would round otherwise.
+    total = mask_padding(features, feature_lengths).sum(1, keepdim=True, dtype=torch.float64)
+    centred = mask_padding(features - (total / count).to(features.dtype), feature_lengths)
+    variance = centred.square().sum(1, keepdim=True, dtype=torch.float64) / count
+    return centred * (variance + VARIANCE_FLOOR).rsqrt().to(features.dtype)
