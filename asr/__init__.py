@@ -20,6 +20,7 @@ The stages, in the order of the flow; a file imports only from files above it:
         download, archive, chapters, librispeech
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
+    muon           an optimizer for recurrent layers
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk
     training       a recipe                  → a model file

@@ -22,6 +22,7 @@ from asr.decoder import decode_greedy
 from asr.features import valid_positions
 from asr.metrics import ErrorCounts, character_errors, word_errors
 from asr.model import CTCModel
+from asr.muon import Muon
 from asr.text import BLANK_ID
 
 __all__ = ["CTCTrainingModule", "make_optimizer"]
@@ -106,14 +107,21 @@ class CTCTrainingModule(lightning.LightningModule):
 
 
 def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
-    """AdamW and its schedule, as Lightning wants them."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2))
+    """AdamW, or Muon for the recurrent layers and AdamW for the rest, and the schedule, as Lightning wants them."""
+    cells: list[Tensor] = []
+    matrices: list[Tensor] = []
+    vectors: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (vectors if parameter.dim() <= 1 else cells if "_cell." in name else matrices).append(parameter)
+    betas, rate, decay = (0.9, config.beta2), config.learning_rate, config.weight_decay
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer
+    if config.name == "muon":
+        gates = cells[0].shape[0] // model.config.encoder.hidden_size
+        optimizer = Muon([{"params": cells, "blocks": gates}, *groups], lr=rate, betas=betas, weight_decay=decay)
+    else:
+        groups[0]["params"] += cells
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay)
     warmup_steps = max(1, round(config.warmup_share * total_steps))
 
     def share_of_peak(step: int) -> float:

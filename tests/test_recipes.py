@@ -4,16 +4,27 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import librosa
+import numpy
 import pytest
 
+from asr import load_model
+from asr.audio import read_audio
 from asr.cli import main
 from asr.corpora.librispeech import SUBSETS, Subset
+from asr.manifest import Utterance, read_manifest
+from asr.metrics import character_errors
+from asr.modelfile import PACKAGED_MODEL
+from asr.transcription import Recording, transcribe_recordings
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
@@ -65,3 +76,72 @@ def test_the_mini_recipe_goes_from_download_to_wer(
     assert main(["evaluate", "runs/mini/model.safetensors", manifest, "--hypotheses", "hypotheses.jsonl"]) == 0
     assert "WER" in capsys.readouterr().out
     assert len(Path("hypotheses.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+
+
+def run_script(name: str, *arguments: str | Path) -> None:
+    subprocess.run([sys.executable, ROOT / "recipes" / "base" / name, *arguments], check=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
+    """The samples, cut wherever they can be."""
+    path = tmp_path_factory.mktemp("pieces") / "pieces.jsonl"
+    run_script("cut_at_pauses.py", SAMPLES / "manifest.jsonl", path, "--model", PACKAGED_MODEL, "--max-seconds", "2")
+    return read_manifest(path)
+
+
+def pieces_of(pieces: list[Utterance], whole: Utterance) -> list[Utterance]:
+    return [piece for piece in pieces if piece.id.rsplit("-", 1)[0] == whole.id]
+
+
+def test_pieces_follow_one_another_through_their_utterance_and_its_text(pieces: list[Utterance]) -> None:
+    wholes = read_manifest(SAMPLES / "manifest.jsonl")
+    assert len(pieces) > len(wholes)
+    for whole in wholes:
+        parts = pieces_of(pieces, whole)
+        assert " ".join(part.text for part in parts) == whole.text
+        ends = numpy.cumsum([part.duration_seconds for part in parts])
+        assert [part.start_seconds for part in parts] == pytest.approx([0.0, *ends[:-1]], abs=2e-3)
+        assert ends[-1] == pytest.approx(whole.duration_seconds, abs=2e-3)
+        assert {os.path.realpath(part.audio_path) for part in parts} == {os.path.realpath(whole.audio_path)}
+
+
+def test_an_utterance_is_cut_only_where_it_is_quiet(pieces: list[Utterance]) -> None:
+    for whole in read_manifest(SAMPLES / "manifest.jsonl"):
+        samples = read_audio(whole.audio_path, 16000)
+        for piece in pieces_of(pieces, whole)[1:]:
+            place = round(piece.start_seconds * 16000)
+            around = samples[place - 800 : place + 800]
+            assert around.square().mean() < samples.square().mean() / 100
+
+
+def test_pieces_are_recognised_as_well_as_the_whole(pieces: list[Utterance]) -> None:
+    """A word on the wrong side of a cut would be deleted here and inserted there."""
+
+    def errors(utterances: list[Utterance]) -> int:
+        recordings = [
+            Recording(piece.audio_path, piece.id, piece.start_seconds, piece.duration_seconds) for piece in utterances
+        ]
+        texts = [str(transcript) for transcript in transcribe_recordings(load_model(), recordings)]
+        return sum(character_errors(piece.text, text).errors for piece, text in zip(utterances, texts, strict=True))
+
+    wholes = read_manifest(SAMPLES / "manifest.jsonl")
+    assert errors(pieces) <= errors(wholes) + 0.03 * sum(len(whole.text) for whole in wholes)
+
+
+def test_an_mp3_copy_says_what_its_original_says(tmp_path: Path) -> None:
+    run_script("mp3_copies.py", SAMPLES / "manifest.jsonl", tmp_path / "copies")
+    originals = read_manifest(SAMPLES / "manifest.jsonl")
+    copies = read_manifest(tmp_path / "copies" / "manifest.jsonl")
+    assert [copy.text for copy in copies] == [original.text for original in originals]
+    for original, copy in zip(originals, copies, strict=True):
+        assert Path(copy.audio_path).suffix == ".mp3"
+        energies = [
+            librosa.feature.rms(y=read_audio(path, 16000).numpy())[0] for path in (original.audio_path, copy.audio_path)
+        ]
+        shortest = min(map(len, energies))
+        assert abs(len(energies[0]) - len(energies[1])) < 6
+        best = max(
+            numpy.corrcoef(energies[0][: shortest - 5], energies[1][shift:][: shortest - 5])[0, 1] for shift in range(5)
+        )
+        assert best > 0.95

@@ -24,7 +24,7 @@ from torch import Tensor
 import asr.checkpoints
 import asr.training
 from asr.check import check_corpus
-from asr.config import OptimizerConfig, TrainConfig, load_config
+from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig, load_config
 from asr.data import Batch, DurationBatchSampler
 from asr.errors import AsrError
 from asr.evaluation import evaluate
@@ -392,6 +392,26 @@ def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(
     hook, call = STOPS[stop]
     unlogged = [call - 1] if hook == "on_train_batch_end" else []  # Lightning logs a step after this hook
     assert_same_run(finished_run, tmp_path, unlogged)
+
+
+def test_it_equals_with_muon_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(make_config(tmp_path / "whole", "optimizer.name=muon"))
+    stopped = make_config(tmp_path / "stopped", "optimizer.name=muon")
+    stop_and_resume(monkeypatch, stopped, *STOPS["in the middle of the second epoch"])
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_muon_steps_each_gate_of_the_recurrent_layers_and_leaves_the_rest_to_adamw(cell: str) -> None:
+    encoder = EncoderConfig(cell=cell, hidden_size=8, num_layers=2, conv_channels=4)
+    model = CTCModel(ModelConfig(encoder=encoder), CharacterVocabulary())
+    optimizer = make_optimizer(model, OptimizerConfig(name="muon"), total_steps=10)["optimizer"]
+    gates, *others = optimizer.param_groups
+    assert {parameter.shape[0] // gates["blocks"] for parameter in gates["params"]} == {8}
+    assert len(gates["params"]) == 2 * 2 * 2
+    assert [group["blocks"] for group in others] == [0, 0]
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("stop", ["in the middle of the second epoch", "before the second epoch", "in the validation"])

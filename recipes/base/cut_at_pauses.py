@@ -1,0 +1,114 @@
+"""A manifest's utterances cut at their pauses into shorter ones, to train on.
+
+Three times as many, a third as long: on two CPU cores a training step then does a third more audio per second, because
+the recurrent products get more rows, and CTC has less to search. Nothing is copied: a piece is a span of its recording.
+
+    python recipes/base/cut_at_pauses.py MANIFEST PIECES.jsonl --model MODEL [--max-seconds 5]
+
+The model only has to find the words of a known transcript, so one that still gets every third letter wrong will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchaudio.functional import forced_align, merge_tokens
+
+from asr import load_model
+from asr.audio import read_audio
+from asr.manifest import Utterance, read_manifest
+from asr.model import CTCModel
+from asr.text import normalize_transcript
+
+MIN_PAUSE_SECONDS = 0.24
+"""Between the last character of a word and the first of the next."""
+MIN_PIECE_SECONDS = 1.0
+QUIET_SECONDS = 0.12
+"""A cut is made in the middle of the quietest stretch of this length."""
+QUIET_DB = -22.0
+"""How loud that stretch may be, beside the whole utterance."""
+
+Cut = tuple[float, int, float]
+"""Where (seconds), before which word, and how long the pause is (seconds)."""
+
+
+def main() -> None:
+    """Cut what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest")
+    parser.add_argument("pieces", type=Path)
+    parser.add_argument("--model", required=True, help="model file that finds the words")
+    parser.add_argument("--max-seconds", type=float, default=5.0, help="longer ones are cut where they can be")
+    arguments = parser.parse_args()
+    model = load_model(arguments.model)
+    arguments.pieces.parent.mkdir(parents=True, exist_ok=True)
+    with open(arguments.pieces, "w", encoding="utf-8") as file:
+        for utterance in read_manifest(arguments.manifest):
+            audio = os.path.relpath(utterance.audio_path, arguments.pieces.parent)
+            for number, (start, end, text) in enumerate(cut(utterance, model, arguments.max_seconds)):
+                span = {"start": round(utterance.start_seconds + start, 3), "duration": round(end - start, 3)}
+                entry = {"id": f"{utterance.id}-{number}", "audio": audio, **span, "text": text}
+                print(json.dumps(entry), file=file)
+
+
+def cut(utterance: Utterance, model: CTCModel, max_seconds: float) -> Iterator[tuple[float, float, str]]:
+    """Start and end within the utterance (seconds) and text of each piece."""
+    span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
+    samples = read_audio(utterance.audio_path, model.sample_rate, **span)
+    words = normalize_transcript(utterance.text).split()
+    seconds = utterance.duration_seconds
+    chosen = choose(find_cuts(samples, words, model), 0.0, seconds, max_seconds)
+    edges = [(0.0, 0), *[(place, word) for place, word, _ in chosen], (seconds, len(words))]
+    for (start, first_word), (end, next_word) in pairwise(edges):
+        yield start, end, " ".join(words[first_word:next_word])
+
+
+def choose(cuts: list[Cut], start: float, end: float, max_seconds: float) -> list[Cut]:
+    """The cuts to make between `start` and `end`: the longest pause first, until no piece is too long."""
+    inside = [cut for cut in cuts if start + MIN_PIECE_SECONDS <= cut[0] <= end - MIN_PIECE_SECONDS]
+    if end - start <= max_seconds or not inside:
+        return []
+    best = max(inside, key=lambda cut: cut[2])
+    return [*choose(inside, start, best[0], max_seconds), best, *choose(inside, best[0], end, max_seconds)]
+
+
+@torch.inference_mode()
+def find_cuts(samples: Tensor, words: list[str], model: CTCModel) -> list[Cut]:
+    """Every pause between two words that is quiet enough to cut in."""
+    token_ids = model.vocabulary.encode(" ".join(words))
+    log_probs, _ = model(samples[None], torch.tensor([len(samples)]))
+    path, scores = forced_align(log_probs, torch.tensor([token_ids]))
+    spaces = [index for index, token_id in enumerate(token_ids) if token_id == model.vocabulary.encode(" ")[0]]
+    spans = merge_tokens(path[0], scores[0].exp())
+    step_seconds = model.step_samples / model.sample_rate
+    cuts = []
+    for word, space in enumerate(spaces, 1):
+        start, end = spans[space - 1].end * step_seconds, spans[space + 1].start * step_seconds
+        place = quietest(samples, start, end, model.sample_rate)
+        if end - start >= MIN_PAUSE_SECONDS and place is not None:
+            cuts.append((place, word, end - start))
+    return cuts
+
+
+def quietest(samples: Tensor, start: float, end: float, sample_rate: int) -> float | None:
+    """The middle (seconds) of the quietest stretch between two times; None where nothing there is quiet."""
+    width = int(QUIET_SECONDS * sample_rate)
+    power = samples[int(start * sample_rate) : int(end * sample_rate)].square()
+    if len(power) < width:
+        return None
+    powers = power.unfold(0, width, width // 8).mean(1)
+    ratio = powers.min() / samples.square().mean().clamp(min=1e-12)
+    if 10 * torch.log10(ratio.clamp(min=1e-12)) > QUIET_DB:
+        return None
+    return start + (int(powers.argmin()) * (width // 8) + width / 2) / sample_rate
+
+
+if __name__ == "__main__":
+    main()
