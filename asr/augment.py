@@ -21,7 +21,7 @@ SPEED_GRID_HZ = 100
 def augment_waveforms(
     waveforms: Tensor, sample_lengths: Tensor, config: AugmentConfig, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Speed, gain and noise, drawn per utterance: (batch, samples) and lengths in and out."""
+    """Speed, drawn per batch, gain and noise, drawn per utterance: (batch, samples) and lengths in and out."""
     waveforms, sample_lengths = change_speed(waveforms, sample_lengths, config.speeds, generator)
     waveforms = change_gain(waveforms, config.gain_db, generator)
     low, high = config.noise_snr_db
@@ -63,25 +63,17 @@ def mask_spans(lengths: Tensor, max_widths: Tensor, size: int, count: int, gener
 def change_speed(
     waveforms: Tensor, sample_lengths: Tensor, speeds: list[float], generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Each utterance resampled to one of `speeds` (Ko et al., 2015); the lengths change with it."""
-    chosen = torch.randint(len(speeds), (len(waveforms),), generator=generator)
-    if all(speed == 1.0 for speed in speeds):
+    """The batch resampled to one of `speeds` (Ko et al., 2015); the lengths change with it.
+
+    One speed for the whole batch: drawn per utterance, they would pad utterances of like lengths by a tenth.
+    """
+    speed = speeds[int(torch.randint(len(speeds), (), generator=generator))]
+    if speed == 1.0:
         return waveforms, sample_lengths
-    rows: list[Tensor] = [waveforms.new_empty(0)] * len(waveforms)
-    lengths = sample_lengths.clone()
-    for index, speed in enumerate(speeds):
-        members = (chosen == index).nonzero()[:, 0]
-        if len(members) == 0:
-            continue
-        ratio = round(speed * SPEED_GRID_HZ)
-        spoken = resample(waveforms[members.to(waveforms.device)], ratio, SPEED_GRID_HZ)
-        rows_lengths = -(-sample_lengths[members.to(sample_lengths.device)] * SPEED_GRID_HZ // ratio)
-        lengths[members.to(lengths.device)] = rows_lengths
-        for row, member in enumerate(members.tolist()):
-            rows[member] = spoken[row]
-    longest = int(lengths.max())
-    resized = [torch.nn.functional.pad(row[:longest], (0, longest - min(longest, len(row)))) for row in rows]
-    return mask_padding(torch.stack(resized), lengths.to(waveforms.device)), lengths  # the filter rings past the end
+    ratio = round(speed * SPEED_GRID_HZ)
+    lengths = -(-sample_lengths * SPEED_GRID_HZ // ratio)
+    spoken = resample(waveforms, ratio, SPEED_GRID_HZ)[:, : int(lengths.max())]
+    return mask_padding(spoken, lengths.to(waveforms.device)), lengths  # the filter rings past the end
 
 
 def change_gain(waveforms: Tensor, gain_db: float, generator: Generator) -> Tensor:

@@ -106,7 +106,7 @@ class AugmentConfig:
     """What the training step, and nothing else, does to its batches."""
 
     speeds: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
-    """One is drawn per utterance: resampling, so the pitch moves too. [1.0] switches it off."""
+    """One is drawn per batch: resampling, so the pitch moves too. [1.0] switches it off."""
     gain_db: float = 6.0
     """Loudness is moved by up to this much either way, dB."""
     noise_probability: float = 0.2

@@ -22,7 +22,7 @@ from asr.text import Vocabulary
 
 __all__ = ["Batch", "DurationBatchSampler", "SpeechDataModule", "SpeechDataset", "plan_batches"]
 
-DURATION_JITTER = 0.1
+DURATION_JITTER = 0.03
 """Sorting key noise, share of the duration: batches mix anew each epoch and padding stays at a few percent."""
 
 

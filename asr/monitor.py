@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training besides its losses: learning rate, gradients, speed, sample transcripts."""
+"""What a training shows besides its losses: progress; in TensorBoard learning rate, gradients, speed, transcripts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from asr.data import Batch
 
-__all__ = ["SampleTranscripts", "TrainingMonitor"]
+__all__ = ["ProgressBar", "SampleTranscripts", "TrainingMonitor"]
 
 PAIRS_PER_EPOCH = 8
 
@@ -67,6 +68,17 @@ class TrainingMonitor(lightning.Callback):
             }
             module.log_dict(rates, batch_size=1)
             self._clear(now)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's, which has no total and a false rate for an epoch that a resume begins in the middle."""
+
+    def on_train_start(self, trainer: lightning.Trainer, *others: Any) -> None:
+        super().on_train_start(trainer, *others)
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if progress.processed > 0:  # no on_train_epoch_start follows, or it sets these anew
+            self.on_train_epoch_start(trainer)
+            self.train_progress_bar.initial = self.train_progress_bar.n = progress.processed
 
 
 class SampleTranscripts(lightning.Callback):

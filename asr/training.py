@@ -27,7 +27,7 @@ from asr.learning import CTCTrainingModule
 from asr.manifest import read_manifests
 from asr.model import CTCModel
 from asr.modelfile import load_model
-from asr.monitor import SampleTranscripts, TrainingMonitor
+from asr.monitor import ProgressBar, SampleTranscripts, TrainingMonitor
 from asr.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, normalize_transcript
 
 __all__ = ["train"]
@@ -122,6 +122,7 @@ def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
     settings, output_dir = config.trainer, Path(config.output_dir)
     best_model = BestModelFile(output_dir / MODEL_NAME)
     callbacks: list[lightning.Callback] = [
+        ProgressBar(),
         TrainingMonitor(sample_rate, settings.log_every_steps),
         SampleTranscripts(),
         best_model,  # before the averaging puts the raw weights back

@@ -1,18 +1,19 @@
 """What a training step costs, and what it waits for.
 
-    python benchmarks/training_step.py [--manifest FILE] [--batch-seconds 70 150] [--repeats 3]
+    python benchmarks/training_step.py [--recipes base pieces] [--manifest FILE] [--batch-seconds 150] [--repeats 3]
 
-Per size of batch, on the model and settings of recipes/base: the whole step (augmentation, frontend, forward, CTC,
-backward, clipping, AdamW) against three times the operations of the forward pass at the rate at which this machine
-multiplies matrices, and against the same step with two nn.GRUs per layer; and the padding in an epoch's plan. Then
-training steps with the real loader, and how long they wait for it. Without a manifest the utterances are as long as
-LibriSpeech's, their audio and words those of samples/.
+Per recipe in recipes/base and size of batch: the whole step (augmentation, frontend, forward, CTC, backward, clipping,
+optimizer) against three times the operations of the forward pass at the rate at which this machine multiplies matrices,
+and against the same step with two nn.GRUs per layer; and the padding in an epoch's plan. Then training steps with the
+real loader, and how long they wait for it. Without a manifest the utterances are as long as LibriSpeech's (base) or as
+their pieces (pieces), their audio and words those of samples/.
 
 Aims: at least 0.45 of the bound, at most 10 % padding, at most 5 % of the time spent waiting.
 """
 
 import json
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,33 +42,41 @@ from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.text import CharacterVocabulary
 
-PLANNED_UTTERANCES = 28_539
-"""Of the epoch whose padding is told where no manifest is given: train-clean-100."""
+Durations = Callable[[int], list[float]]
 
 
 def main() -> None:
     parser = make_parser(__doc__, has_model=False)
-    parser.add_argument("--manifest", type=Path, help="default: LibriSpeech's durations, the samples' audio")
-    parser.add_argument("--batch-seconds", type=float, nargs="+", default=[70.0, 150.0])
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--manifest", type=Path, help="default: the durations of the recipe's data, the samples' audio")
+    parser.add_argument("--batch-seconds", type=float, nargs="+", help="default: the recipe's, and 150")
     parser.add_argument("--batches", type=int, default=5, help="measured, from the shortest to the longest utterances")
     parser.add_argument("--waiting-steps", type=int, default=40, help="steps with the real loader")
     parser.add_argument("--repeats", type=int, default=3)
     options = start(parser)
     if options.quick:
         options.batches, options.waiting_steps, options.repeats = 2, 3, 1
-    config = load_config(ROOT / "recipes" / "base" / "base.yaml")
+    for recipe in options.recipes:
+        print_recipe(recipe, options)
+
+
+def print_recipe(recipe: str, options: Namespace) -> None:
+    """All figures of one recipe."""
+    config = load_config(ROOT / "recipes" / "base" / f"{recipe}.yaml")
     model = CTCModel(config.model, CharacterVocabulary())
     with tempfile.TemporaryDirectory() as folder:
-        manifest = options.manifest or write_corpus(Path(folder), 40 if options.quick else 400)
+        seconds_to_write = 600 if options.quick else 4500
+        manifest = options.manifest or write_corpus(Path(folder), RECIPES[recipe], seconds_to_write)
         corpus = check_corpus(read_manifest(manifest), model, config.data, config.augment)
-        durations = durations_of(corpus) if options.manifest else librispeech_durations(PLANNED_UTTERANCES)
+        durations = durations_of(corpus) if options.manifest else RECIPES[recipe](PLANNED_UTTERANCES)
         print(f"corpus: {len(corpus.examples)} utterances, {corpus.hours:.2f} hours; plan: {len(durations)} utterances")
-        for batch_seconds in options.batch_seconds:
+        for batch_seconds in options.batch_seconds or [config.data.batch_seconds, 150.0]:
+            name = f"{recipe}, {batch_seconds:g} s"
             batches = choose_batches(corpus, model, batch_seconds, options.batches)
-            print_step(config, model, batches, batch_seconds, options.repeats)
-            report(f"{batch_seconds:g} s: padding, %", 100 * padding_share(durations, batch_seconds), at_most=10)
+            print_step(config, model, batches, name, options.repeats)
+            report(f"{name}: padding, %", 100 * padding_share(durations, batch_seconds), at_most=10)
         waiting = waiting_share(config, model, corpus, options.waiting_steps)
-        report(f"{config.data.batch_seconds:g} s: waiting for data, %", 100 * waiting, at_most=5)
+        report(f"{recipe}, {config.data.batch_seconds:g} s: waiting for data, %", 100 * waiting, at_most=5)
 
 
 def durations_of(corpus: CheckedCorpus) -> list[float]:
@@ -99,7 +108,7 @@ def make_step(config: TrainConfig, model: CTCModel) -> Callable[[Batch], None]:
     return step
 
 
-def print_step(config: TrainConfig, model: CTCModel, batches: list[Batch], batch_seconds: float, repeats: int) -> None:
+def print_step(config: TrainConfig, model: CTCModel, batches: list[Batch], name: str, repeats: int) -> None:
     """A step over each of the batches, its bound, and its rival, in turns."""
     step = make_step(config, model)
 
@@ -115,11 +124,11 @@ def print_step(config: TrainConfig, model: CTCModel, batches: list[Batch], batch
     audio_seconds = sum(int(batch.sample_lengths.sum()) for batch in batches) / model.sample_rate
     rate = matrix_rate(seconds["product"])
     bound = 3 * sum(operations_per_second(model).values()) * audio_seconds / rate
-    per_step = ", ".join(f"{name} {1000 * seconds[name] / len(batches):.0f} ms" for name in ("step", "rival"))
-    print(f"{batch_seconds:g} s: {len(batches)} batches of {audio_seconds / len(batches):.0f} s of audio on average")
+    per_step = ", ".join(f"{part} {1000 * seconds[part] / len(batches):.0f} ms" for part in ("step", "rival"))
+    print(f"{name}: {len(batches)} batches of {audio_seconds / len(batches):.0f} s of audio on average")
     print(f"  {per_step}; bound {1000 * bound / len(batches):.0f} ms at {rate / 1e9:.1f} GFLOP/s")
-    report(f"{batch_seconds:g} s: bound / step", bound / seconds["step"], at_least=0.45)
-    print(f"{batch_seconds:g} s: step with two nn.GRUs / step: {seconds['rival'] / seconds['step']:.2f}")
+    report(f"{name}: bound / step", bound / seconds["step"], at_least=0.45)
+    print(f"{name}: step with two nn.GRUs / step: {seconds['rival'] / seconds['step']:.2f}")
 
 
 def two_grus(
@@ -159,13 +168,27 @@ def librispeech_durations(count: int) -> list[float]:
     return numpy.where(generator.random(count) < 0.68, near_cut, generator.uniform(2.0, 14.0, count)).tolist()
 
 
-def write_corpus(folder: Path, count: int) -> Path:
-    """FLAC files of such durations in `folder`, and their manifest."""
-    lines = []
-    for number, seconds in enumerate(librispeech_durations(count)):
+def piece_durations(count: int) -> list[float]:
+    """Seconds, distributed much as recipes/base/cut_at_pauses.py leaves them: nine of ten from 1.6 to 6.7."""
+    return numpy.random.default_rng(0).lognormal(numpy.log(3.5), 0.42, count).clip(1.0, 17.0).tolist()
+
+
+RECIPES: dict[str, Durations] = {"base": librispeech_durations, "pieces": piece_durations}
+
+PLANNED_UTTERANCES = 28_539
+"""Of the epoch whose padding is told where no manifest is given: train-clean-100."""
+
+
+def write_corpus(folder: Path, durations: Durations, seconds: float) -> Path:
+    """FLAC files of such durations in `folder`, that many seconds in all, and their manifest."""
+    lines: list[str] = []
+    for number, duration in enumerate(durations(10_000)):
+        if seconds <= 0:
+            break
         audio = f"{number}.flac"
-        text = write_speech(folder / audio, seconds, first=number)
-        lines.append(json.dumps({"audio": audio, "text": text, "duration": seconds}))
+        text = write_speech(folder / audio, duration, first=number)
+        lines.append(json.dumps({"audio": audio, "text": text, "duration": duration}))
+        seconds -= duration
     manifest = folder / "corpus.jsonl"
     manifest.write_text("\n".join(lines), encoding="utf-8")
     return manifest

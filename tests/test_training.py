@@ -394,6 +394,18 @@ def test_a_run_that_is_interrupted_and_resumed_equals_one_that_is_not(
     assert_same_run(finished_run, tmp_path, unlogged)
 
 
+def test_the_progress_bar_of_a_resumed_epoch_shows_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 7), make_config(tmp_path))
+    capsys.readouterr()
+    train(make_config(tmp_path), resume=True)
+    shown = capsys.readouterr().err
+    assert "| 3/4 [" in shown
+    assert "/? [" not in shown.split("Epoch 1")[1]
+
+
 def test_it_equals_with_muon_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(make_config(tmp_path / "whole", "optimizer.name=muon"))
     stopped = make_config(tmp_path / "stopped", "optimizer.name=muon")
