@@ -40,6 +40,9 @@ row per unit, and fills the memory for 44099 : 16000, which is taken as 441 : 16
 LEAD_IN_SECONDS = 0.5
 """Decoded and dropped before a segment: MP3 and Opus need what came before to decode a sample."""
 
+LOUDEST_SAMPLE = 1e12
+"""Far above 32-bit integers taken as floats; powers of much more would overflow."""
+
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000
 """Hz; what claims another rate is not a recording of speech."""
 
@@ -75,7 +78,7 @@ class AudioFile:
         """The samples from `start_seconds` on, (samples,), for `duration_seconds` or to the end.
 
         Raises AsrError for audio that ends early or does not fit into memory, and for samples that are not finite
-        numbers.
+        numbers, or absurd ones.
         """
         start, end = self._frames(start_seconds, duration_seconds)
         return resample(self._read_native(start, end - start), self.file.samplerate, self.sample_rate)
@@ -135,6 +138,8 @@ class AudioFile:
         mono = torch.from_numpy(samples).mean(dim=1)
         if not mono.isfinite().all():
             raise AsrError(f"{self.name}: the audio holds samples that are not finite numbers")
+        if mono.abs().max() > LOUDEST_SAMPLE:
+            raise AsrError(f"{self.name}: the audio holds a sample of {mono.abs().max():.2g}; full scale is 1")
         return mono
 
 

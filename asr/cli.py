@@ -116,8 +116,13 @@ def _run_transcribe(options: argparse.Namespace) -> int:
             fields = {"path": result.name, "text": result.text, "duration_seconds": round(result.duration_seconds, 3)}
             print(json.dumps(fields), flush=True)
         else:
-            print(result.text if len(options.files) == 1 else f"{result.name}\t{result.text}", flush=True)
+            print(result.text if len(options.files) == 1 else f"{_one_field(result.name)}\t{result.text}", flush=True)
     return code
+
+
+def _one_field(name: str) -> str:
+    """A path without tabs and line breaks, which part fields and lines; they are written as in Python."""
+    return name.translate({ord(character): repr(character)[1:-1] for character in "\t\n\r"})
 
 
 def _add_train(commands: Commands) -> None:

@@ -349,6 +349,7 @@ def flac_that_claims_weeks() -> bytes:
             (write(partial(with_one, value)), r"the audio holds samples that are not finite numbers")
             for value in (float("nan"), float("inf"), float("-inf"))
         ],
+        (write(lambda: with_one(1e30)), r"the audio holds a sample of 1e\+30; full scale is 1"),
         (write(lambda: with_one(1e300, "DOUBLE")), r"the audio holds samples that are not finite numbers"),
     ],
 )
@@ -359,6 +360,12 @@ def test_a_bad_file_is_told_in_one_sentence_that_names_it(
     make(path)
     with pytest.raises(AsrError, match=rf"\A{path}: {reason}\Z"):
         read_audio(path, RATE)
+
+
+def test_samples_on_the_scale_of_integers_are_read_as_they_are(tmp_path: Path) -> None:
+    loud = SPEECH * 2**31
+    soundfile.write(tmp_path / "a.wav", loud.numpy(), RATE, subtype="FLOAT")
+    torch.testing.assert_close(read_audio(tmp_path / "a.wav", RATE), loud)
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b"])

@@ -102,6 +102,16 @@ def test_several_files_print_path_tab_text_in_the_order_given(run: Run, sample_p
         assert run("transcribe", *paths) == Outcome(0, expected, "")
 
 
+def test_a_tab_or_a_line_break_in_a_name_does_not_part_fields_or_lines(
+    run: Run, tmp_path: Path, sample_paths: list[Path]
+) -> None:
+    odd = Path(shutil.copy(sample_paths[0], tmp_path / "one\ttwo\nthree.flac"))
+    text = asr.transcribe(odd).text
+    assert run("transcribe", odd, sample_paths[0]).output == (
+        f"{tmp_path}/one\\ttwo\\nthree.flac\t{text}\n{sample_paths[0]}\t{text}\n"
+    )
+
+
 @pytest.mark.parametrize("batch_seconds", ["0.1", "9", "1e6"])
 def test_batch_seconds_changes_no_text(
     run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], batch_seconds: str
