@@ -27,6 +27,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     longform       a recording of any length → one path of tokens
     transcription  recordings                → transcripts
     evaluation     model, manifest           → error rates
+    verification   the packaged model        → the texts it was published with, or others
     cli            the `asr` command
 """
 

@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asr", description="Speech recognition with a bidirectional GRU and CTC.")
     parser.add_argument("--version", action="version", version=f"bigru-asr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_transcribe, _add_train, _add_evaluate, _add_download, _add_prepare):
+    for add in (_add_transcribe, _add_train, _add_evaluate, _add_verify, _add_download, _add_prepare):
         add(commands)
     return parser
 
@@ -169,6 +169,21 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     if options.hypotheses:
         evaluation.write_hypotheses(options.hypotheses)
     return 1 if evaluation.failures else 0
+
+
+def _add_verify(commands: Commands) -> None:
+    parser = commands.add_parser("verify", help="check this installation", description=_run_verify.__doc__)
+    parser.add_argument("--device", default="auto", help=f"{DEVICES}; default: auto")
+    parser.set_defaults(run=_run_verify)
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    """Tell whether the packaged model writes here, to the letter, what it wrote when it was published."""
+    from asr.verification import verify
+
+    verification = verify(_device(options.device))
+    print(verification.summary())
+    return 1 if verification.differing else 0
 
 
 def _add_download(commands: Commands) -> None:

@@ -1,0 +1,28 @@
+"""A model file into the package, with what it writes of the samples for `asr verify` to compare with.
+
+python recipes/base/publish.py runs/base-pieces/model.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+from asr import load_model
+from asr.evaluation import evaluate
+from asr.manifest import read_manifest
+from asr.modelfile import PACKAGED_MODEL
+from asr.verification import PUBLISHED_TEXTS, SAMPLES, sample_texts
+
+
+def main() -> None:
+    """Publish what the command line names."""
+    texts = sample_texts(evaluate(load_model(sys.argv[1]), read_manifest(SAMPLES)))
+    if not PACKAGED_MODEL.exists() or not PACKAGED_MODEL.samefile(sys.argv[1]):
+        shutil.copyfile(sys.argv[1], PACKAGED_MODEL)
+    PUBLISHED_TEXTS.write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
