@@ -15,10 +15,14 @@ from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
 from asr.text import Vocabulary, normalize_transcript
 
-__all__ = ["CheckedCorpus", "Example", "check_corpus"]
+__all__ = ["CheckedCorpus", "Example", "check_corpus", "find_shared"]
 
 MOST_LISTED = 8
 """Findings of one kind that the page shows; the full list is in the file that training writes."""
+
+
+SENTENCE_WORDS = 5
+"""Fewest words of a sentence that two people do not say by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,30 @@ def check_corpus(
         what = "audio files are missing" if missing else "no utterance is left to use"
         raise AsrError(f"{what}; mend the manifest, then run again\n{corpus.report()}")
     return corpus
+
+
+def find_shared(train: CheckedCorpus, valid: CheckedCorpus) -> list[str]:
+    """What makes a valid set look easier than new speech, a line for each kind: what is in the training set too.
+
+    Compared are utterance ids, sentences of at least five words, and speakers where both sets name them.
+    """
+
+    def kinds(corpus: CheckedCorpus) -> dict[str, set[str]]:
+        utterances = [example.utterance for example in corpus.examples]
+        references = {example.reference for example in corpus.examples}
+        return {
+            "utterances": {utterance.id for utterance in utterances},
+            "sentences": {reference for reference in references if len(reference.split()) >= SENTENCE_WORDS},
+            "speakers": {utterance.speaker for utterance in utterances} - {""},
+        }
+
+    lines = []
+    for (kind, trained), validated in zip(kinds(train).items(), kinds(valid).values(), strict=True):
+        shared = sorted(trained & validated)
+        if shared:
+            shown = ", ".join(shared[:MOST_LISTED]) + (", ..." if len(shared) > MOST_LISTED else "")
+            lines.append(f"{kind} of the valid set that are in the training set too: {len(shared)}: {shown}")
+    return lines
 
 
 def _missing_files(utterances: Sequence[Utterance]) -> set[str]:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from asr.check import CheckedCorpus, check_corpus
+from asr.check import CheckedCorpus, check_corpus, find_shared
 from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints
 from asr.config import TrainConfig, TrainerConfig, load_config
 from asr.data import SpeechDataModule
@@ -78,6 +78,8 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %.1f million parameters, %d tokens", parameters / 1e6, len(model.vocabulary))
     log.info("train: %s\nvalid: %s", train_corpus.report(), valid_corpus.report())
+    for line in find_shared(train_corpus, valid_corpus):
+        log.warning("%s", line)
     return model, train_corpus, valid_corpus
 
 
@@ -174,5 +176,5 @@ def _check_output_dir(config: TrainConfig, checkpoint: Path, resume: bool) -> No
 def _write_reports(output_dir: Path, config: TrainConfig, train: CheckedCorpus, valid: CheckedCorpus) -> None:
     """config.yaml and the full data report beside the checkpoints."""
     (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    report = f"train: {train.report(most=None)}\nvalid: {valid.report(most=None)}\n"
-    (output_dir / "data.txt").write_text(report, encoding="utf-8")
+    pages = [f"train: {train.report(most=None)}", f"valid: {valid.report(most=None)}", *find_shared(train, valid)]
+    (output_dir / "data.txt").write_text("\n".join(pages) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from asr.check import MOST_LISTED, CheckedCorpus, check_corpus
+from asr.check import MOST_LISTED, CheckedCorpus, Example, check_corpus, find_shared
 from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance, read_manifest
@@ -232,3 +232,39 @@ def test_a_set_of_which_nothing_is_left_is_refused(model: CTCModel, utterances: 
         AsrError, match=r"^no utterance is left to use; mend the manifest, then run again\n0 utterances"
     ):
         check_corpus(utterances, model, LIMITS, None)
+
+
+# What a valid set shares with a training set
+
+
+def corpus_of(*utterances: tuple[str, str, str]) -> CheckedCorpus:
+    """Of (id, text, speaker)."""
+    return CheckedCorpus(
+        [
+            Example(Utterance(name, RECORDING, text, 0.0, 1.0, speaker, "m.jsonl", line), text)
+            for line, (name, text, speaker) in enumerate(utterances)
+        ]
+    )
+
+
+def test_a_valid_set_of_its_own_shares_nothing() -> None:
+    train = corpus_of(("a", "ONE TWO THREE FOUR FIVE", "ann"), ("b", "YES SIR", ""))
+    valid = corpus_of(("c", "ONE TWO THREE FOUR SIX", "bob"), ("d", "YES SIR", ""))
+    assert find_shared(train, valid) == []
+
+
+def test_utterances_sentences_and_speakers_of_both_sets_are_told() -> None:
+    train = corpus_of(("a", "ONE TWO THREE FOUR FIVE", "ann"), ("b", "NO", "bob"), ("c", "WELL", "cid"))
+    valid = corpus_of(("b", "NO", "bob"), ("x", "ONE TWO THREE FOUR FIVE", "cid"))
+    assert find_shared(train, valid) == [
+        "utterances of the valid set that are in the training set too: 1: b",
+        "sentences of the valid set that are in the training set too: 1: ONE TWO THREE FOUR FIVE",
+        "speakers of the valid set that are in the training set too: 2: bob, cid",
+    ]
+
+
+def test_of_many_shared_ones_some_are_shown() -> None:
+    both = corpus_of(*[(f"{number:02}", "NO", "") for number in range(20)])
+    (line,) = find_shared(both, both)
+    assert line.startswith("utterances of the valid set that are in the training set too: 20: 00, 01, ")
+    assert line.endswith("07, ...")

@@ -54,7 +54,8 @@ def main() -> None:
             audio = os.path.relpath(utterance.audio_path, arguments.pieces.parent)
             for number, (start, end, text) in enumerate(cut(utterance, model, arguments.max_seconds)):
                 span = {"start": round(utterance.start_seconds + start, 3), "duration": round(end - start, 3)}
-                entry = {"id": f"{utterance.id}-{number}", "audio": audio, **span, "text": text}
+                identity = {"id": f"{utterance.id}-{number}", "speaker": utterance.speaker}
+                entry = {**identity, "audio": audio, **span, "text": text}
                 print(json.dumps(entry), file=file)
 
 

@@ -34,7 +34,8 @@ def main() -> None:
             samples = read_audio(utterance.audio_path, SAMPLE_RATE, **span)
             copy = f"audio/{utterance.id}.mp3"
             soundfile.write(folder / copy, samples.numpy(), SAMPLE_RATE, format="MP3", **QUALITY)
-            entry = {"audio": copy, "text": utterance.text, "duration": utterance.duration_seconds}
+            entry = {"audio": copy, "text": utterance.text, "speaker": utterance.speaker}
+            entry["duration"] = utterance.duration_seconds
             print(json.dumps(entry), file=file)
 
 
