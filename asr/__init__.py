@@ -12,6 +12,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     encoder        features                  → encodings (batch, steps, size)
     model          waveforms                 → log_probs (batch, steps, vocabulary)
     decoder        log_probs                 → token ids
+    transcript     token ids                 → words with times and confidence, segments
     metrics        references, hypotheses    → WER, CER
     modelfile      model                     ↔ one .safetensors
     manifest       CSV, JSON lines, cuts     → utterances
@@ -26,6 +27,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     training       a recipe                  → a model file
     longform       a recording of any length → one path of tokens
     transcription  recordings                → transcripts
+    formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
     evaluation     model, manifest           → error rates
     verification   the packaged model        → the texts it was published with, or others
     cli            the `asr` command

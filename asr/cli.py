@@ -14,11 +14,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from asr.errors import AsrError
 
+if TYPE_CHECKING:
+    from asr.transcript import Transcript
+
 __all__ = ["console_script", "main"]
+
+FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm")
 
 DEVICES = "cpu, cuda or auto (a GPU where there is one)"
 
@@ -61,6 +66,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
+    conflict = options.find_conflict(options)
+    if conflict:
+        parser.error(conflict)
     return options
 
 
@@ -74,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="asr", description="Speech recognition with a bidirectional GRU and CTC.")
     parser.add_argument("--version", action="version", version=f"bigru-asr {__version__}")
+    parser.set_defaults(find_conflict=lambda _: None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_transcribe, _add_train, _add_evaluate, _add_verify, _add_download, _add_prepare):
         add(commands)
@@ -86,10 +95,18 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_transcribe(commands: Commands) -> None:
     parser = commands.add_parser("transcribe", help="audio files to text", description=_run_transcribe.__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG/Opus or MP3; - is standard input")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=["text"],
+        metavar="F,...",
+        help="text, json, srt, vtt, tsv, ctm; one for the screen (json: one object a line), or several for files",
+    )
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write NAME.txt, NAME.srt, ... there")
+    parser.add_argument("--skip-existing", action="store_true", help="leave recordings whose files are all there")
     _add_inference_options(parser)
     parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
-    parser.set_defaults(run=_run_transcribe)
+    parser.set_defaults(run=_run_transcribe, find_conflict=_conflict)
 
 
 def _add_inference_options(parser: argparse.ArgumentParser) -> None:
@@ -100,24 +117,56 @@ def _add_inference_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_transcribe(options: argparse.Namespace) -> int:
-    """Print the words of recordings of any length: one file's text alone, several as path, tab, text."""
+    """Print the words of recordings of any length (one's text alone, several as path, tab, text), or write files."""
+    from asr.formats import output_paths, write_transcript
     from asr.modelfile import load_model
     from asr.transcription import Failure, Recording, transcribe_recordings
 
+    names, outputs = options.files, {}
+    if options.output_dir:
+        extensions = ["txt" if name == "text" else name for name in options.format]
+        outputs = output_paths(names, extensions, options.output_dir)
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        if options.skip_existing:
+            names = [name for name in names if not all(path.exists() for path in outputs[name])]
     model = load_model(options.model, _device(options.device))
     stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
-    recordings = (Recording(stdin if name == "-" else name, name) for name in options.files)
+    recordings = (Recording(stdin if name == "-" else name, name) for name in names)
     code = 0
     for result in transcribe_recordings(model, recordings, batch_seconds=options.batch_seconds):
         if isinstance(result, Failure):
             print(result.message, file=sys.stderr)
             code = 1
-        elif options.format == "json":
-            fields = {"path": result.name, "text": result.text, "duration_seconds": round(result.duration_seconds, 3)}
-            print(json.dumps(fields), flush=True)
+        elif options.output_dir:
+            write_transcript(result, outputs[result.name])
         else:
-            print(result.text if len(options.files) == 1 else f"{_one_field(result.name)}\t{result.text}", flush=True)
+            _print_transcript(result, options.format[0], alone=len(options.files) == 1)
     return code
+
+
+def _conflict(options: argparse.Namespace) -> str | None:
+    """What options of transcribe do not go together, or None."""
+    kinds, several = ",".join(options.format), len(options.files) > 1
+    if options.output_dir is not None:
+        return None
+    if options.skip_existing:
+        return "--skip-existing needs --output-dir"
+    if len(options.format) > 1:
+        return f"--format {kinds} needs --output-dir: the screen shows one format"
+    if several and kinds not in ("text", "json"):
+        return f"--format {kinds} of several files needs --output-dir"
+    return None
+
+
+def _print_transcript(transcript: Transcript, kind: str, *, alone: bool) -> None:
+    from asr.formats import as_dict, format_transcript
+
+    if kind == "json":
+        print(json.dumps(as_dict(transcript)), flush=True)
+    elif kind == "text":
+        print(transcript.text if alone else f"{_one_field(transcript.name)}\t{transcript.text}", flush=True)
+    else:
+        print(format_transcript(transcript, kind), end="", flush=True)
 
 
 def _one_field(name: str) -> str:
@@ -222,6 +271,14 @@ def _run_prepare(options: argparse.Namespace) -> int:
         hours = subset.duration_seconds / 3600
         print(f"{subset.path}\t{subset.num_utterances:,} utterances\t{hours:.2f} hours")
     return 0
+
+
+def _formats(text: str) -> list[str]:
+    names = list(dict.fromkeys("text" if name == "txt" else name for name in text.split(",")))
+    for name in names:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(f"{name!r} must be one of {', '.join(FORMATS)}")
+    return names
 
 
 def _positive(text: str) -> float:

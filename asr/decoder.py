@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -15,12 +16,15 @@ __all__ = ["GreedyTokens", "collapse_paths", "decode_greedy"]
 
 @dataclass(frozen=True)
 class GreedyTokens:
-    """One utterance, decoded."""
+    """One utterance, decoded: four lists of the same length, without blanks and merged repeats."""
 
     token_ids: list[int]
-    """Without blanks and merged repeats."""
     steps: list[int]
     """The step at which each token begins."""
+    end_steps: list[int]
+    """The step behind its last one."""
+    log_probs: list[float]
+    """Its log-probability where that is highest."""
 
 
 def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
@@ -28,16 +32,27 @@ def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
 
     log_probs: (batch, steps, vocabulary); lengths: (batch,) steps.
     """
-    return collapse_paths(log_probs.argmax(dim=2), lengths)
+    path_log_probs, paths = log_probs.max(dim=2)
+    return collapse_paths(paths, path_log_probs, lengths)
 
 
-def collapse_paths(paths: Tensor, lengths: Tensor) -> list[GreedyTokens]:
-    """CTC's collapse: of each run of equal tokens the first, without the blanks.
+def collapse_paths(paths: Tensor, path_log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+    """CTC's collapse: each run of equal tokens becomes one, and the blanks go.
 
-    paths: (batch, steps) token ids; lengths: (batch,) steps.
+    paths: (batch, steps) token ids; path_log_probs: (batch, steps), theirs; lengths: (batch,) steps.
     """
-    starts = torch.ones_like(paths, dtype=torch.bool)
-    starts[:, 1:] = paths[:, 1:] != paths[:, :-1]
-    kept = starts & valid_positions(lengths, paths.shape[1])
-    rows = torch.where(kept, paths, BLANK_ID).cpu().numpy()
-    return [GreedyTokens(row[row != BLANK_ID].tolist(), row.nonzero()[0].tolist()) for row in rows]
+    valid = valid_positions(lengths, paths.shape[1])
+    shown = torch.where(valid, paths, BLANK_ID).float()  # exact: there are fewer than 2²⁴ tokens
+    rows = torch.stack([shown, path_log_probs], dim=1).cpu().numpy()
+    return [_collapse(path.astype(int), scores) for path, scores in rows]
+
+
+def _collapse(path: numpy.ndarray, scores: numpy.ndarray) -> GreedyTokens:
+    """One path, (steps,), with blanks past its length."""
+    changes = numpy.flatnonzero(numpy.diff(path, prepend=BLANK_ID, append=BLANK_ID))
+    # Between two changes lies a run, or blanks; behind the last one nothing but blanks.
+    starts, ends = changes[:-1], changes[1:]
+    spoken = path[starts] != BLANK_ID
+    starts, ends = starts[spoken], ends[spoken]
+    highest = [float(scores[start:end].max()) for start, end in zip(starts, ends)]
+    return GreedyTokens(path[starts].tolist(), starts.tolist(), ends.tolist(), highest)

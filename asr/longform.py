@@ -35,8 +35,8 @@ def best_path(
     batch_seconds: float,
     window_seconds: float = WINDOW_SECONDS,
     context_seconds: float = CONTEXT_SECONDS,
-) -> Tensor:
-    """The most probable token of every step of a recording: (steps,), on the model's device.
+) -> tuple[Tensor, Tensor]:
+    """The most probable token of every step of a recording, and its log-probability: (steps,), on the model's device.
 
     blocks: each call reads the recording anew, as consecutive (samples,) tensors at the model's rate.
     batch_seconds: audio that is computed at once.
@@ -55,9 +55,13 @@ def best_path(
     windows = _windows(features, core, context)
     at_once = max(1, int(batch_seconds / (window_seconds + 2 * context_seconds)))
     paths: list[Tensor] = []
+    path_log_probs: list[Tensor] = []
     while batch := list(islice(windows, at_once)):
-        paths.extend(_batch_paths(model, batch, factor))
-    return torch.cat(paths)
+        for kept in _kept_log_probs(model, batch, factor):
+            highest = kept.max(dim=1)
+            path_log_probs.append(highest.values)
+            paths.append(highest.indices)
+    return torch.cat(paths), torch.cat(path_log_probs)
 
 
 def stream_log_mel(frontend: LogMelFrontend, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -111,10 +115,10 @@ def _windows(blocks: Iterable[Tensor], core: int, context: int) -> Iterator[_Win
     yield _Window(pending, start, len(pending))
 
 
-def _batch_paths(model: CTCModel, windows: list[_Window], factor: int) -> Iterator[Tensor]:
-    """The kept steps of each window's path."""
+def _kept_log_probs(model: CTCModel, windows: list[_Window], factor: int) -> Iterator[Tensor]:
+    """(steps, vocabulary) of the frames that each window keeps."""
     features = [window.features for window in windows]
     lengths = torch.tensor([len(frames) for frames in features], device=features[0].device)
     log_probs, _ = model.log_probs(pad_sequence(features, batch_first=True), lengths)
-    for window, path in zip(windows, log_probs.argmax(2), strict=True):
-        yield path[window.start // factor : ceil(window.end / factor)]
+    for window, steps in zip(windows, log_probs, strict=True):
+        yield steps[window.start // factor : ceil(window.end / factor)]

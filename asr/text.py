@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 from asr.errors import AsrError
@@ -26,6 +27,9 @@ BLANK_ID = 0
 
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What LibriSpeech's transcripts are written with."""
+
+_WORD_START = "\u2581"
+"""What SentencePiece writes for a space."""
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff07"), "'")
 _SEPARATORS = dict.fromkeys(map(ord, "-\uff0d\u2212\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
@@ -62,6 +66,9 @@ class Vocabulary(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids without blanks; words are parted by single spaces, whatever the model wrote."""
 
+    def find_words(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+        """First and behind-last index of the tokens of each word of `decode(token_ids)`."""
+
     def to_dict(self) -> dict[str, Any]:
         """What the model file keeps; `vocabulary_from_dict` reads it."""
 
@@ -85,6 +92,11 @@ class CharacterVocabulary:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join("".join(self.tokens[token_id] for token_id in token_ids).split())
+
+    def find_words(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+        edges = [-1, *(place for place, token_id in enumerate(token_ids) if self.tokens[token_id].isspace())]
+        pairs = pairwise([*edges, len(token_ids)])
+        return [(edge + 1, next_edge) for edge, next_edge in pairs if next_edge > edge + 1]
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "characters", "characters": "".join(self._ids)}
@@ -147,6 +159,11 @@ class SentencePieceVocabulary:
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._processor.decode(list(token_ids))
         return " ".join(text.split())
+
+    def find_words(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+        starts = [place for place, token_id in enumerate(token_ids) if self.tokens[token_id].startswith(_WORD_START)]
+        pairs = pairwise(sorted({0, *starts, len(token_ids)}))
+        return [(start, end) for start, end in pairs if self.decode(token_ids[start:end])]
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "sentencepiece", "model_proto": base64.b64encode(self.model_proto).decode("ascii")}

@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import HIGHEST_RATE, LOWEST_RATE, AudioFile, AudioSource, open_audio
-from asr.decoder import collapse_paths, decode_greedy
+from asr.decoder import GreedyTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import best_path
 from asr.model import CTCModel
 from asr.modelfile import load_model
+from asr.transcript import Transcript, Word, find_words
 
-__all__ = ["Failure", "Recording", "Transcript", "transcribe", "transcribe_recordings"]
+__all__ = ["Failure", "Recording", "transcribe", "transcribe_recordings"]
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +57,6 @@ class Recording:
     start_seconds: float = 0.0
     duration_seconds: float | None = None
     """None: to the end."""
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was said in a recording."""
-
-    name: str
-    text: str
-    duration_seconds: float
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass(frozen=True)
@@ -172,7 +161,8 @@ def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
         with open_audio(recording.source, model.sample_rate) as audio:
             item.seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
             if item.seconds > LONG_SECONDS:
-                item.result = Transcript(name, _long_text(model, audio, recording, batch_seconds), item.seconds)
+                words = _long_words(model, audio, recording, item.seconds, batch_seconds)
+                item.result = Transcript(name, words, item.seconds)
                 return item
             item.samples = audio.read(recording.start_seconds, recording.duration_seconds)
         seconds = len(item.samples) / model.sample_rate
@@ -183,7 +173,7 @@ def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
         item.result = Failure(name, str(error))
         return item
     if _is_silent(name, [item.samples]):
-        item.result = Transcript(name, "", item.seconds)
+        item.result = Transcript(name, (), item.seconds)
     return item
 
 
@@ -197,21 +187,23 @@ def _is_silent(name: str, blocks: Iterable[Tensor]) -> bool:
 
 @dataclass
 class _Pool:
-    """Recordings that are being recognised: each batch's places in `items`, and its texts to come."""
+    """Recordings that are being recognised: each batch's places in `items`, and its words to come."""
 
+    model: CTCModel
     items: list[_Item]
-    batches: list[tuple[list[int], Future[list[str]]]]
+    batches: list[tuple[list[int], Future[list[GreedyTokens]]]]
 
     def is_done(self) -> bool:
-        return all(texts.done() for _, texts in self.batches)
+        return all(tokens.done() for _, tokens in self.batches)
 
     def results(self) -> Iterator[Transcript | Failure]:
         """In the order of `items`, each as soon as it and all before it are ready."""
         done = 0
-        for batch, texts in self.batches:
-            for index, text in zip(batch, texts.result(), strict=True):
+        for batch, future in self.batches:
+            for index, tokens in zip(batch, future.result(), strict=True):
                 item = self.items[index]
-                item.result = Transcript(item.name, text, item.seconds)
+                words = find_words(tokens, self.model, duration_seconds=item.seconds)
+                item.result = Transcript(item.name, words, item.seconds)
             while done < len(self.items) and (result := self.items[done].result) is not None:
                 yield result
                 done += 1
@@ -228,10 +220,10 @@ def _submit(executor: Executor, model: CTCModel, items: list[_Item], batch_secon
     futures = []
     for batch in batches:
         samples = [items[index].samples for index in batch]
-        futures.append((batch, executor.submit(_texts, model, samples, share)))
+        futures.append((batch, executor.submit(_tokens, model, samples, share)))
         for index in batch:
             items[index].samples = torch.empty(0)
-    return _Pool(items, futures)
+    return _Pool(model, items, futures)
 
 
 def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
@@ -246,20 +238,23 @@ def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def _texts(model: CTCModel, samples: Sequence[Tensor], threads: int) -> list[str]:
-    """The texts of one batch of (samples,) tensors, computed on so many cores."""
+def _tokens(model: CTCModel, samples: Sequence[Tensor], threads: int) -> list[GreedyTokens]:
+    """The tokens of one batch of (samples,) tensors, computed on so many cores."""
     torch.set_num_threads(threads)
     lengths = torch.tensor([len(utterance) for utterance in samples], device=model.device)
     waveforms = pad_sequence(list(samples), batch_first=True).to(model.device)
-    return [model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(*model(waveforms, lengths))]
+    return decode_greedy(*model(waveforms, lengths))
 
 
-def _long_text(model: CTCModel, audio: AudioFile, recording: Recording, batch_seconds: float) -> str:
+def _long_words(
+    model: CTCModel, audio: AudioFile, recording: Recording, seconds: float, batch_seconds: float
+) -> tuple[Word, ...]:
     def blocks() -> Iterator[Tensor]:
         return audio.blocks(recording.start_seconds, recording.duration_seconds)
 
     if _is_silent(recording.name, blocks()):
-        return ""
-    path = best_path(model, blocks, batch_seconds=batch_seconds)
-    (tokens,) = collapse_paths(path[None], torch.tensor([len(path)], device=path.device))
-    return model.vocabulary.decode(tokens.token_ids)
+        return ()
+    path, log_probs = best_path(model, blocks, batch_seconds=batch_seconds)
+    length = torch.tensor([len(path)], device=path.device)
+    (tokens,) = collapse_paths(path[None], log_probs[None], length)
+    return find_words(tokens, model, duration_seconds=seconds)

@@ -25,6 +25,7 @@ from torch import Tensor
 import asr
 from asr.audio import read_audio
 from asr.cli import build_parser, main
+from asr.formats import as_dict
 from asr.metrics import ErrorCounts, character_errors, pool, word_errors
 from asr.model import CTCModel
 from asr.modelfile import FORMAT_NUMBER, PACKAGED_MODEL, save_model
@@ -126,12 +127,71 @@ def test_json_is_one_object_a_line_also_for_one_file(
 ) -> None:
     for paths in (sample_paths[:1], sample_paths):
         done = run("transcribe", *paths, "--format", "json", "--model", model_path)
-        transcripts = [asr.transcribe(path, model=small) for path in paths]
         assert (done.code, done.errors) == (0, "")
-        assert [json.loads(line) for line in done.output.splitlines()] == [
-            {"path": item.name, "text": item.text, "duration_seconds": round(item.duration_seconds, 3)}
-            for item in transcripts
-        ]
+        for path, line in zip(paths, done.output.splitlines(), strict=True):
+            shown, expected = json.loads(line), as_dict(asr.transcribe(path, model=small))
+            assert {name: shown[name] for name in ("path", "text", "duration_seconds")} == {
+                name: expected[name] for name in ("path", "text", "duration_seconds")
+            }
+            assert [len(segment["words"]) for segment in shown["segments"]] == [
+                len(segment["words"]) for segment in expected["segments"]
+            ]
+
+
+# The files that transcribe writes
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt", "tsv", "ctm"])
+def test_one_file_can_be_printed_in_any_format(run: Run, model_path: Path, sample_paths: list[Path], kind: str) -> None:
+    done = run("transcribe", "--model", model_path, "--format", kind, sample_paths[0])
+    assert (done.code, done.errors) == (0, "")
+    words = asr.transcribe(sample_paths[0], model=asr.load_model(model_path)).text.split()
+    assert [word for word in done.output.split() if word in words] != []
+
+
+def test_several_formats_of_several_files_are_written_to_a_folder(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "new" / "texts"
+    done = run("transcribe", "--model", model_path, "--format", "text,srt,json", "--output-dir", folder, *sample_paths)
+    assert done == Outcome(0, "", "")
+    names = {f"{path.stem}.{kind}" for path in sample_paths for kind in ("txt", "srt", "json")}
+    assert {path.name for path in folder.iterdir()} == names
+    for path in sample_paths:
+        assert (folder / f"{path.stem}.txt").read_text() == asr.transcribe(path, model=small).text + "\n"
+        assert json.loads((folder / f"{path.stem}.json").read_text())["path"] == str(path)
+
+
+def test_existing_files_are_skipped_where_that_is_asked_and_else_replaced(
+    run: Run, model_path: Path, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    there, half = (tmp_path / f"{path.stem}.txt" for path in sample_paths[:2])
+    arguments = ["transcribe", "--model", model_path, "--output-dir", tmp_path, *sample_paths[:2]]
+    there.write_text("mine")
+    (tmp_path / "half.srt.tmp").write_text("1")
+    assert run(*arguments, "--skip-existing").code == 0
+    assert there.read_text() == "mine"
+    assert half.read_text() != ""
+    assert run(*arguments).code == 0
+    assert there.read_text() != "mine"
+
+
+def test_a_bad_file_among_good_ones_has_no_output(
+    run: Run, model_path: Path, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    files = [tmp_path / "bad.wav", sample_paths[0]]
+    done = run("transcribe", "--model", model_path, "--output-dir", tmp_path / "out", *files)
+    assert done.code == 1
+    assert "bad.wav: not audio" in done.errors
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{sample_paths[0].stem}.txt"]
+
+
+def test_two_recordings_of_one_name_are_told_before_anything_is_done(run: Run, tmp_path: Path) -> None:
+    done = run("transcribe", "--output-dir", tmp_path / "out", "a/x.wav", "b/x.wav")
+    reason = f"a/x.wav and b/x.wav would both be written to {tmp_path}/out/x.*; rename one"
+    assert done == Outcome(1, "", f"asr transcribe: {reason}\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_model_is_the_one_that_is_named(
@@ -332,7 +392,13 @@ def test_a_model_file_that_is_none_is_told_in_one_sentence(
         (["transcrib", "a.wav"], "invalid choice: 'transcrib' (choose from"),
         (["transcribe"], "the following arguments are required: FILE"),
         (["transcribe", "a.wav", "--frmat", "json"], "unrecognized arguments: --frmat"),
-        (["transcribe", "a.wav", "--format", "xml"], "invalid choice: 'xml' (choose from"),
+        (["transcribe", "a.wav", "--format", "xml"], "'xml' must be one of text, json, srt, vtt, tsv, ctm"),
+        (
+            ["transcribe", "a.wav", "--format", "srt,json"],
+            "--format srt,json needs --output-dir: the screen shows one format",
+        ),
+        (["transcribe", "a", "b", "--format", "srt"], "--format srt of several files needs --output-dir"),
+        (["transcribe", "a.wav", "--skip-existing"], "--skip-existing needs --output-dir"),
         (["transcribe", "a.wav", "--batch-seconds", "0"], "0 must be a number above 0"),
         (["transcribe", "a.wav", "--batch-seconds", "nan"], "nan must be a number above 0"),
         (["transcribe", "a.wav", "--batch-seconds=-1"], "-1 must be a number above 0"),

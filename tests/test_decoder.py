@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,14 +15,18 @@ from asr.model import steps_needed
 from asr.text import BLANK_ID
 
 
-def reference_collapse(path: list[int]) -> GreedyTokens:
-    token_ids, steps, previous = [], [], None
-    for step, token_id in enumerate(path):
-        if token_id not in (previous, BLANK_ID):
-            token_ids.append(token_id)
-            steps.append(step)
-        previous = token_id
-    return GreedyTokens(token_ids, steps)
+def reference_collapse(path: list[int], scores: list[float]) -> GreedyTokens:
+    tokens: list[tuple[int, int, int, float]] = []
+    for step, (token_id, score) in enumerate(zip(path, scores, strict=True)):
+        if token_id == BLANK_ID:
+            continue
+        if tokens and tokens[-1][2] == step and tokens[-1][0] == token_id:
+            _, first, _, highest = tokens.pop()
+            tokens.append((token_id, first, step + 1, max(highest, score)))
+        else:
+            tokens.append((token_id, step, step + 1, score))
+    columns = [list(column) for column in zip(*tokens)] or [[], [], [], []]
+    return GreedyTokens(*columns)  # type: ignore[arg-type]
 
 
 def log_probs_of(paths: list[list[int]], vocabulary: int = 5) -> Tensor:
@@ -44,24 +50,31 @@ def test_repeats_merge_blanks_go_and_each_token_has_its_first_step(
     path: list[int], token_ids: list[int], steps: list[int]
 ) -> None:
     (decoded,) = decode_greedy(log_probs_of([path]), torch.tensor([len(path)]))
-    assert decoded == GreedyTokens(token_ids, steps)
+    assert (decoded.token_ids, decoded.steps) == (token_ids, steps)
+
+
+def test_a_token_ends_behind_its_run_and_is_as_probable_as_its_surest_step() -> None:
+    probabilities = torch.tensor([[0.1, 0.9], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2], [0.5, 0.5001]])
+    (decoded,) = decode_greedy(probabilities.log()[None], torch.tensor([5]))
+    assert (decoded.steps, decoded.end_steps) == ([0, 4], [3, 5])
+    assert [math.exp(log_prob) for log_prob in decoded.log_probs] == pytest.approx([0.9, 0.5001])
 
 
 def test_the_shorter_of_a_batch_loses_the_token_past_its_length() -> None:
     path = [0, 1, 1, 0, 2, 0, 3]
     longer, shorter = decode_greedy(log_probs_of([path, path]), torch.tensor([7, 6]))
-    assert longer == GreedyTokens([1, 2, 3], [1, 4, 6])
-    assert shorter == GreedyTokens([1, 2], [1, 4])
+    assert (longer.token_ids, longer.steps, longer.end_steps) == ([1, 2, 3], [1, 4, 6], [3, 5, 7])
+    assert (shorter.token_ids, shorter.steps, shorter.end_steps) == ([1, 2], [1, 4], [3, 5])
 
 
 def test_a_length_of_zero_decodes_to_nothing() -> None:
     empty, full = decode_greedy(log_probs_of([[1, 2], [1, 2]]), torch.tensor([0, 2]))
-    assert empty == GreedyTokens([], [])
+    assert empty == GreedyTokens([], [], [], [])
     assert full.token_ids == [1, 2]
 
 
 def test_a_batch_without_steps_decodes_to_nothing() -> None:
-    assert decode_greedy(torch.empty(2, 0, 5), torch.tensor([0, 0])) == [GreedyTokens([], [])] * 2
+    assert decode_greedy(torch.empty(2, 0, 5), torch.tensor([0, 0])) == [GreedyTokens([], [], [], [])] * 2
 
 
 paths_and_lengths = st.integers(1, 12).flatmap(
@@ -76,16 +89,21 @@ paths_and_lengths = st.integers(1, 12).flatmap(
 @given(paths_and_lengths)
 def test_every_batch_decodes_as_the_reference_collapse_does_row_by_row(batch: list[tuple[list[int], int]]) -> None:
     paths, lengths = [path for path, _ in batch], [length for _, length in batch]
-    expected = [reference_collapse(path[:length]) for path, length in batch]
-    assert decode_greedy(log_probs_of(paths), torch.tensor(lengths)) == expected
-    assert collapse_paths(torch.tensor(paths), torch.tensor(lengths)) == expected
+    log_probs = log_probs_of(paths) - torch.arange(len(paths[0]))[:, None] / 16
+    scores = log_probs.max(2).values
+    expected = [
+        reference_collapse(path[:length], row[:length])
+        for (path, length), row in zip(batch, scores.tolist(), strict=True)
+    ]
+    assert decode_greedy(log_probs, torch.tensor(lengths)) == expected
+    assert collapse_paths(torch.tensor(paths), scores, torch.tensor(lengths)) == expected
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
 def test_no_path_writes_tokens_that_need_more_steps_than_it_has(path: list[int]) -> None:
-    (decoded,) = collapse_paths(torch.tensor([path]), torch.tensor([len(path)]))
+    (decoded,) = collapse_paths(torch.tensor([path]), torch.zeros(1, len(path)), torch.tensor([len(path)]))
     assert steps_needed(decoded.token_ids) <= len(path)
-    assert all(type(number) is int for number in decoded.token_ids + decoded.steps)
+    assert all(type(number) is int for number in decoded.token_ids + decoded.steps + decoded.end_steps)
 
 
 def test_a_batch_is_transferred_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,5 +125,5 @@ def test_a_batch_is_transferred_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_decoding_changes_neither_log_probs_nor_paths() -> None:
     paths = torch.tensor([[1, 1, 0, 2]])
-    collapse_paths(paths, torch.tensor([2]))
+    collapse_paths(paths, torch.zeros(1, 4), torch.tensor([2]))
     assert paths.tolist() == [[1, 1, 0, 2]]

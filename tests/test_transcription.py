@@ -24,7 +24,8 @@ from asr.decoder import decode_greedy
 from asr.errors import AsrError
 from asr.metrics import character_errors
 from asr.model import CTCModel
-from asr.transcription import Failure, Recording, Transcript, transcribe, transcribe_recordings
+from asr.transcript import Transcript
+from asr.transcription import Failure, Recording, transcribe, transcribe_recordings
 
 RATE = 16000
 
@@ -51,6 +52,18 @@ def results_of(
     model: CTCModel, recordings: list[Recording], batch_seconds: float = 160.0
 ) -> list[Transcript | Failure]:
     return list(transcribe_recordings(model, recordings, batch_seconds=batch_seconds))
+
+
+def assert_same(left: Transcript | Failure, right: Transcript | Failure) -> None:
+    """The same words at the same times; where two tokens are as probable, one may take a step from the other."""
+    if isinstance(left, Failure) or isinstance(right, Failure):
+        assert left == right
+        return
+    assert (left.name, left.text, left.duration_seconds) == (right.name, right.text, right.duration_seconds)
+    for one, other in zip(left.words, right.words, strict=True):
+        assert one.start_seconds == pytest.approx(other.start_seconds, abs=0.041)
+        assert one.end_seconds == pytest.approx(other.end_seconds, abs=0.041)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-3)
 
 
 def failure_of(model: CTCModel, recording: Recording) -> str:
@@ -115,7 +128,8 @@ def test_the_packaged_model_is_loaded_once_and_is_what_load_model_gives(
     asr.transcription._packaged_model.cache_clear()
     transcripts = [asr.transcribe(path) for path in sample_paths]
     assert len(loads) == 1
-    assert transcripts == [asr.transcribe(path, model=packaged_model) for path in sample_paths]
+    for path, transcript in zip(sample_paths, transcripts, strict=True):
+        assert_same(transcript, asr.transcribe(path, model=packaged_model))
     assert not packaged_model.training
 
 
@@ -132,7 +146,8 @@ def test_a_transcript_has_its_name_its_duration_and_its_text_as_a_string(
     model: CTCModel, sample_paths: list[Path], speech: list[Tensor]
 ) -> None:
     result = transcribe(sample_paths[0], model=model)
-    assert result == Transcript(str(sample_paths[0]), text_of(model, speech[0]), len(speech[0]) / RATE)
+    assert (result.name, result.duration_seconds) == (str(sample_paths[0]), len(speech[0]) / RATE)
+    assert result.text == text_of(model, speech[0])
     assert str(result) == result.text != ""
 
 
@@ -221,7 +236,8 @@ def test_any_company_in_any_order_and_batch_changes_no_result(
     batch_seconds: float,
 ) -> None:
     recordings = [mixture[index] for index in order]
-    assert results_of(model, recordings, batch_seconds) == [alone[recording.name] for recording in recordings]
+    for recording, result in zip(recordings, results_of(model, recordings, batch_seconds), strict=True):
+        assert_same(result, alone[recording.name])
 
 
 def test_the_packaged_model_writes_the_same_in_any_company(packaged_model: CTCModel, sample_paths: list[Path]) -> None:
@@ -281,7 +297,7 @@ def test_a_result_that_needs_no_batch_comes_before_the_next_recording_is_read(
             yield first
             pytest.fail("the second recording was asked for before the first result was given")
 
-        assert next(transcribe_recordings(model, one_then_never())) == alone[ready]
+        assert_same(next(transcribe_recordings(model, one_then_never())), alone[ready])
 
 
 def test_the_first_results_come_before_the_last_batch_is_computed(
@@ -347,7 +363,7 @@ def test_a_recording_that_one_window_holds_has_the_same_text_in_windows_and_whol
     whole = [transcribe(path, model=model).text for path in sample_paths]
     monkeypatch.setattr(asr.transcription, "LONG_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(asr.transcription, "_texts", None)  # what computes batches of whole recordings
+        patch.setattr(asr.transcription, "_tokens", None)  # what computes batches of whole recordings
         assert [transcribe(path, model=model).text for path in sample_paths] == whole
 
 
@@ -407,7 +423,7 @@ def test_silence_has_an_empty_transcript_and_is_told(
     model.encoder.register_forward_pre_hook(lambda *_: computed.append(True))
     path = write(tmp_path / "silence.wav", torch.zeros(seconds * RATE), subtype="PCM_16")
     with caplog.at_level(logging.WARNING):
-        assert transcribe(path, model=model) == Transcript(str(path), "", seconds)
+        assert transcribe(path, model=model) == Transcript(str(path), (), seconds)
     assert caplog.messages == [f"{path}: holds nothing but silence"]
     assert not computed
 
@@ -500,4 +516,5 @@ def test_no_damage_to_a_file_stops_the_others(
     if isinstance(result, Failure):
         assert result.message.startswith("audio: ")
         assert "\n" not in result.message
-    assert other == Transcript("whole", text_of(model, speech[3]), len(speech[3]) / RATE)
+    assert isinstance(other, Transcript)
+    assert (other.name, other.text) == ("whole", text_of(model, speech[3]))

@@ -1,0 +1,189 @@
+"""Transcripts to the files that people use: plain text, JSON, subtitles (SRT, WebVTT), tables (TSV, CTM)."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from asr.errors import AsrError
+from asr.transcript import Transcript, Word
+
+__all__ = ["FORMATS", "as_dict", "format_transcript", "output_paths", "write_transcript"]
+
+LINE_CHARACTERS = 42
+"""Longest line of a subtitle."""
+CUE_LINES = 2
+CUE_SECONDS = 7.0
+"""Longest time that one subtitle stands."""
+
+Cue = Sequence[Word]
+
+
+def format_transcript(transcript: Transcript, name: str) -> str:
+    """A transcript in one of `FORMATS`, as the content of a file."""
+    return FORMATS[name](transcript)
+
+
+def as_dict(transcript: Transcript) -> dict[str, Any]:
+    """What the JSON output holds: times in seconds, rounded to milliseconds, confidence to four digits."""
+    return {
+        "path": transcript.name,
+        "text": transcript.text,
+        "duration_seconds": round(transcript.duration_seconds, 3),
+        "segments": [
+            {
+                "text": segment.text,
+                "start_seconds": round(segment.start_seconds, 3),
+                "end_seconds": round(segment.end_seconds, 3),
+                "words": [_word_dict(word) for word in segment.words],
+            }
+            for segment in transcript.segments
+        ],
+    }
+
+
+def _word_dict(word: Word) -> dict[str, Any]:
+    return {
+        "text": word.text,
+        "start_seconds": round(word.start_seconds, 3),
+        "end_seconds": round(word.end_seconds, 3),
+        "confidence": round(word.confidence, 4),
+    }
+
+
+def _txt(transcript: Transcript) -> str:
+    return transcript.text + "\n"
+
+
+def _json(transcript: Transcript) -> str:
+    return json.dumps(as_dict(transcript), ensure_ascii=False, indent=1) + "\n"
+
+
+def _srt(transcript: Transcript) -> str:
+    cues = enumerate(_cues(transcript), start=1)
+    return "\n".join(f"{number}\n{_span(cue, ',')}\n{_lines(cue)}\n" for number, cue in cues)
+
+
+def _vtt(transcript: Transcript) -> str:
+    cues = [f"{_span(cue, '.')}\n{html.escape(_lines(cue), quote=False)}\n" for cue in _cues(transcript)]
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _tsv(transcript: Transcript) -> str:
+    rows = [
+        f"{_milliseconds(segment.start_seconds)}\t{_milliseconds(segment.end_seconds)}\t{segment.text}\n"
+        for segment in transcript.segments
+    ]
+    return "".join(["start\tend\ttext\n", *rows])
+
+
+def _ctm(transcript: Transcript) -> str:
+    """NIST's: recording, channel, start, duration, word, confidence."""
+    recording = "_".join(Path(transcript.name).stem.split()) or "audio"
+    return "".join(
+        f"{recording} 1 {word.start_seconds:.3f} {word.end_seconds - word.start_seconds:.3f} "
+        f"{word.text} {word.confidence:.4f}\n"
+        for word in transcript.words
+    )
+
+
+FORMATS: dict[str, Callable[[Transcript], str]] = {
+    "txt": _txt,
+    "json": _json,
+    "srt": _srt,
+    "vtt": _vtt,
+    "tsv": _tsv,
+    "ctm": _ctm,
+}
+"""Name, which is also the file's extension, to what writes it."""
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def _clock(seconds: float, point: str) -> str:
+    """Hours:minutes:seconds and milliseconds behind `point`."""
+    minutes, milliseconds = divmod(_milliseconds(seconds), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    whole, milliseconds = divmod(milliseconds, 1000)
+    return f"{hours:02}:{minutes:02}:{whole:02}{point}{milliseconds:03}"
+
+
+def _span(cue: Cue, point: str) -> str:
+    return f"{_clock(cue[0].start_seconds, point)} --> {_clock(cue[-1].end_seconds, point)}"
+
+
+def _cues(transcript: Transcript) -> Iterator[Cue]:
+    for segment in transcript.segments:
+        yield from _split(segment.words)
+
+
+def _split(words: Cue) -> Iterator[Cue]:
+    """Subtitles that fit: what is too long is parted at its longest pause, of like ones at that nearest the middle."""
+    seconds = words[-1].end_seconds - words[0].start_seconds
+    if len(words) == 1 or (seconds <= CUE_SECONDS and len(_wrap(words)) <= CUE_LINES):
+        yield words
+        return
+
+    def preference(place: int) -> tuple[float, float]:
+        pause = words[place].start_seconds - words[place - 1].end_seconds
+        return round(pause, 1), -abs(place - len(words) / 2)
+
+    place = max(range(1, len(words)), key=preference)
+    yield from _split(words[:place])
+    yield from _split(words[place:])
+
+
+def _lines(words: Cue) -> str:
+    return "\n".join(_wrap(words))
+
+
+def _wrap(words: Cue) -> list[str]:
+    """One line, or two of like length, or where neither fits as many as it takes."""
+    texts = [word.text for word in words]
+    whole = " ".join(texts)
+    if len(whole) <= LINE_CHARACTERS:
+        return [whole]
+    halves = [(" ".join(texts[:place]), " ".join(texts[place:])) for place in range(1, len(texts))]
+    best = min(halves, key=lambda pair: max(map(len, pair)), default=(whole, ""))
+    if max(map(len, best)) <= LINE_CHARACTERS:
+        return list(best)
+    lines = [""]
+    for text in texts:
+        if lines[-1] and len(lines[-1]) + 1 + len(text) > LINE_CHARACTERS:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {text}".lstrip()
+    return lines
+
+
+def output_paths(names: Sequence[str], formats: Sequence[str], folder: Path) -> dict[str, list[Path]]:
+    """Of each recording the files that `write_transcript` makes of it, one per format.
+
+    Raises AsrError where two recordings would get the same file.
+    """
+    paths: dict[str, list[Path]] = {}
+    taken: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        stem = "stdin" if name == "-" else Path(name).stem
+        if stem in taken:
+            raise AsrError(f"{taken[stem]} and {name} would both be written to {folder / stem}.*; rename one")
+        taken[stem] = name
+        paths[name] = [folder / f"{stem}.{kind}" for kind in formats]
+    return paths
+
+
+def write_transcript(transcript: Transcript, paths: Sequence[Path]) -> None:
+    """Write each of `paths` in the format of its extension, to a temporary name first: it is whole or not there."""
+    for path in paths:
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_text(format_transcript(transcript, path.suffix[1:]), encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise AsrError(f"{path}: the transcript cannot be written: {error.strerror}") from error

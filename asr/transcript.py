@@ -1,0 +1,98 @@
+"""Tokens to words with times and confidence, and words to segments: what was said in a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp
+
+from asr.decoder import GreedyTokens
+from asr.model import CTCModel
+
+__all__ = ["Segment", "Transcript", "Word", "find_words"]
+
+PAUSE_SECONDS = 0.6
+"""Between two words: as long a silence, or a longer one, ends a segment."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word and where it was heard."""
+
+    text: str
+    start_seconds: float
+    end_seconds: float
+    confidence: float
+    """The geometric mean of the probabilities of its tokens, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Words without a long pause between them; at least one."""
+
+    words: tuple[Word, ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+    @property
+    def start_seconds(self) -> float:
+        return self.words[0].start_seconds
+
+    @property
+    def end_seconds(self) -> float:
+        return self.words[-1].end_seconds
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said in a recording."""
+
+    name: str
+    words: tuple[Word, ...]
+    duration_seconds: float
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def text(self) -> str:
+        """All words, with single spaces between them."""
+        return " ".join(word.text for word in self.words)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The words, parted at pauses."""
+        return tuple(Segment(tuple(words)) for words in _part(self.words))
+
+
+def _part(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
+    first = 0
+    for index in range(1, len(words) + 1):
+        ends = index == len(words) or words[index].start_seconds - words[index - 1].end_seconds >= PAUSE_SECONDS
+        if ends:
+            yield words[first:index]
+            first = index
+
+
+def find_words(tokens: GreedyTokens, model: CTCModel, *, duration_seconds: float) -> tuple[Word, ...]:
+    """The words that decoded tokens write, from the beginning of the first to the end of the last token of each.
+
+    Step k stands for the samples around k × step_samples, half a step to either side.
+    duration_seconds: of the recording; its last step may reach past it.
+    """
+
+    def seconds(step: int) -> float:
+        sample = max(0, step * model.step_samples - model.step_samples // 2)
+        return min(duration_seconds, sample / model.sample_rate)
+
+    return tuple(
+        Word(
+            model.vocabulary.decode(tokens.token_ids[start:end]),
+            seconds(tokens.steps[start]),
+            seconds(tokens.end_steps[end - 1]),
+            exp(sum(tokens.log_probs[start:end]) / (end - start)),
+        )
+        for start, end in model.vocabulary.find_words(tokens.token_ids)
+    )

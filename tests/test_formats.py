@@ -1,0 +1,147 @@
+"""Files of transcripts: what standard parsers read in them is what was said."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import srt
+import webvtt
+from hypothesis import given
+from hypothesis import strategies as st
+
+import asr.formats
+from asr.errors import AsrError
+from asr.formats import CUE_SECONDS, FORMATS, LINE_CHARACTERS, format_transcript, output_paths, write_transcript
+from asr.transcript import Transcript, Word
+
+
+@st.composite
+def transcripts(draw: st.DrawFn) -> Transcript:
+    words, now = [], 0.0
+    for text in draw(st.lists(st.text("ABC'XY", min_size=1, max_size=14), max_size=60)):
+        start = now + draw(st.sampled_from([0.0, 0.08, 0.4, 1.0, 4000.0]))
+        now = start + draw(st.sampled_from([0.04, 0.2, 0.52, 1.0]))
+        words.append(Word(text, start, now, 0.5))
+    return Transcript("talks/one two.wav", tuple(words), now + 1)
+
+
+def seconds(clock: str) -> float:
+    hours, minutes, rest = clock.split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(rest)
+
+
+@given(transcripts())
+def test_subtitles_hold_every_word_at_its_time(transcript: Transcript) -> None:
+    cues = list(srt.parse(format_transcript(transcript, "srt"), ignore_errors=False))
+    assert " ".join(cue.content for cue in cues).split() == transcript.text.split()
+    assert [cue.index for cue in cues] == list(range(1, len(cues) + 1))
+    starts = {round(word.start_seconds, 3) for word in transcript.words}
+    ends = {round(word.end_seconds, 3) for word in transcript.words}
+    assert {cue.start.total_seconds() for cue in cues} <= starts
+    assert {cue.end.total_seconds() for cue in cues} <= ends
+    for cue in cues:
+        assert cue.start < cue.end
+
+
+@given(transcripts())
+def test_subtitles_are_short_enough_to_read(transcript: Transcript) -> None:
+    for cue in srt.parse(format_transcript(transcript, "srt")):
+        lines = cue.content.splitlines()
+        assert len(lines) <= 2
+        assert max(map(len, lines)) <= LINE_CHARACTERS
+        assert (cue.end - cue.start).total_seconds() <= CUE_SECONDS
+
+
+def test_a_subtitle_is_parted_at_its_longest_pause() -> None:
+    words, now = [], 0.0
+    for number in range(20):
+        now += 0.5 if number == 7 else 0.1
+        words.append(Word(f"WORD{number:02}", now, now + 0.2, 1.0))
+        now += 0.2
+    first, *_ = srt.parse(format_transcript(Transcript("a", tuple(words), 60.0), "srt"))
+    assert first.content.split()[-1] == "WORD06"
+
+
+def test_a_word_longer_than_a_line_is_shown_whole() -> None:
+    long = Word("A" * 60, 0.0, 1.0, 1.0)
+    (cue,) = srt.parse(format_transcript(Transcript("a", (long,), 1.0), "srt"))
+    assert cue.content == "A" * 60
+
+
+@given(transcripts())
+def test_webvtt_says_what_srt_says(transcript: Transcript) -> None:
+    cues = list(srt.parse(format_transcript(transcript, "srt")))
+    captions = webvtt.from_buffer(io.StringIO(format_transcript(transcript, "vtt"))).captions if cues else []
+    assert [caption.text for caption in captions] == [cue.content for cue in cues]
+    for caption, cue in zip(captions, cues, strict=True):
+        assert seconds(caption.start) == pytest.approx(cue.start.total_seconds())
+        assert seconds(caption.end) == pytest.approx(cue.end.total_seconds())
+
+
+def test_webvtt_escapes_what_would_be_markup() -> None:
+    words = (Word("A<B>", 0.0, 1.0, 1.0), Word("C&D", 1.0, 2.0, 1.0))
+    assert "A&lt;B&gt; C&amp;D" in format_transcript(Transcript("a", words, 3.0), "vtt")
+
+
+@given(transcripts())
+def test_a_ctm_has_a_line_of_six_fields_per_word(transcript: Transcript) -> None:
+    lines = [line.split() for line in format_transcript(transcript, "ctm").splitlines()]
+    assert [fields[4] for fields in lines] == [word.text for word in transcript.words]
+    for (name, channel, start, duration, _, confidence), word in zip(lines, transcript.words, strict=True):
+        assert (name, channel, confidence) == ("one_two", "1", "0.5000")
+        assert float(start) == pytest.approx(word.start_seconds, abs=6e-4)
+        assert float(duration) == pytest.approx(word.end_seconds - word.start_seconds, abs=1.1e-3)
+
+
+@given(transcripts())
+def test_a_tsv_has_a_row_of_milliseconds_per_segment(transcript: Transcript) -> None:
+    header, *rows = [line.split("\t") for line in format_transcript(transcript, "tsv").splitlines()]
+    assert header == ["start", "end", "text"]
+    assert rows == [
+        [str(round(1000 * item.start_seconds)), str(round(1000 * item.end_seconds)), item.text]
+        for item in transcript.segments
+    ]
+
+
+@given(transcripts())
+def test_json_holds_segments_and_their_words(transcript: Transcript) -> None:
+    read = json.loads(format_transcript(transcript, "json"))
+    assert (read["path"], read["text"]) == (transcript.name, transcript.text)
+    words = [word for segment in read["segments"] for word in segment["words"]]
+    assert [word["text"] for word in words] == [word.text for word in transcript.words]
+    assert [word["start_seconds"] for word in words] == pytest.approx([w.start_seconds for w in transcript.words])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_transcript_without_words_is_a_file_of_its_format(name: str) -> None:
+    empty = {"txt": "\n", "srt": "", "vtt": "WEBVTT\n", "tsv": "start\tend\ttext\n", "ctm": ""}
+    written = format_transcript(Transcript("a.wav", (), 3.0), name)
+    if name == "json":
+        assert json.loads(written) == {"path": "a.wav", "text": "", "duration_seconds": 3.0, "segments": []}
+    else:
+        assert written == empty[name]
+
+
+def test_two_recordings_are_not_written_to_one_file() -> None:
+    with pytest.raises(AsrError, match=r"^b/x\.mp3 and c/x\.wav would both be written to out/x\.\*; rename one$"):
+        output_paths(["a.wav", "b/x.mp3", "c/x.wav"], ["srt"], Path("out"))
+
+
+def test_a_recording_that_is_named_twice_is_written_once() -> None:
+    assert output_paths(["a.wav", "a.wav", "-"], ["srt", "json"], Path("out")) == {
+        "a.wav": [Path("out/a.srt"), Path("out/a.json")],
+        "-": [Path("out/stdin.srt"), Path("out/stdin.json")],
+    }
+
+
+def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(asr.formats.os, "replace", fail)
+    with pytest.raises(AsrError, match=r"a\.srt: the transcript cannot be written: No space left on device$"):
+        write_transcript(Transcript("a", (), 1.0), [tmp_path / "a.srt"])
+    assert list(tmp_path.iterdir()) == []
