@@ -27,6 +27,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     training       a recipe                  → a model file
     longform       a recording of any length → one path of tokens
     transcription  recordings                → transcripts
+    alignment      recording, its text       → transcript
     formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
     evaluation     model, manifest           → error rates
     verification   the packaged model        → the texts it was published with, or others

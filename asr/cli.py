@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["console_script", "main"]
 
-FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm")
+FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm", "TextGrid")
 
 DEVICES = "cpu, cuda or auto (a GPU where there is one)"
 
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bigru-asr {__version__}")
     parser.set_defaults(find_conflict=lambda _: None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_transcribe, _add_train, _add_evaluate, _add_verify, _add_download, _add_prepare):
+    for add in (_add_transcribe, _add_align, _add_train, _add_evaluate, _add_verify, _add_download, _add_prepare):
         add(commands)
     return parser
 
@@ -100,7 +100,7 @@ def _add_transcribe(commands: Commands) -> None:
         type=_formats,
         default=["text"],
         metavar="F,...",
-        help="text, json, srt, vtt, tsv, ctm; one for the screen (json: one object a line), or several for files",
+        help=f"{', '.join(FORMATS)}; one for the screen (json: one object a line), or several for files",
     )
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write NAME.txt, NAME.srt, ... there")
     parser.add_argument("--skip-existing", action="store_true", help="leave recordings whose files are all there")
@@ -172,6 +172,36 @@ def _print_transcript(transcript: Transcript, kind: str, *, alone: bool) -> None
 def _one_field(name: str) -> str:
     """A path without tabs and line breaks, which part fields and lines; they are written as in Python."""
     return name.translate({ord(character): repr(character)[1:-1] for character in "\t\n\r"})
+
+
+def _add_align(commands: Commands) -> None:
+    parser = commands.add_parser("align", help="where the words of a text are spoken", description=_run_align.__doc__)
+    parser.add_argument("audio", metavar="AUDIO", help="WAV, FLAC, OGG/Opus or MP3 of any length")
+    parser.add_argument("text", metavar="TEXT", type=Path, help="a text file with what is said there")
+    parser.add_argument(
+        "--format", type=_formats, default=["ctm"], metavar="F", help=f"{', '.join(FORMATS)} (default: ctm)"
+    )
+    _add_inference_options(parser)
+    parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
+    parser.set_defaults(run=_run_align)
+
+
+def _run_align(options: argparse.Namespace) -> int:
+    """Print each word of a known text with its time, and how well it fits what is heard there."""
+    from asr.alignment import align
+    from asr.modelfile import load_model
+
+    try:
+        text = options.text.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AsrError(
+            f"{options.text}: the text cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    model = load_model(options.model, _device(options.device))
+    transcript = align(model, options.audio, text, batch_seconds=options.batch_seconds)
+    for name in options.format:
+        _print_transcript(transcript, name, alone=True)
+    return 0
 
 
 def _add_train(commands: Commands) -> None:

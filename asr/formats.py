@@ -1,4 +1,4 @@
-"""Transcripts to the files that people use: plain text, JSON, subtitles (SRT, WebVTT), tables (TSV, CTM)."""
+"""Transcripts to the files that people use: text, JSON, subtitles (SRT, WebVTT), tables (TSV, CTM), TextGrid."""
 
 from __future__ import annotations
 
@@ -47,12 +47,13 @@ def as_dict(transcript: Transcript) -> dict[str, Any]:
 
 
 def _word_dict(word: Word) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         "text": word.text,
         "start_seconds": round(word.start_seconds, 3),
         "end_seconds": round(word.end_seconds, 3),
         "confidence": round(word.confidence, 4),
     }
+    return fields | ({"parts": [_word_dict(part) for part in word.parts]} if word.parts else {})
 
 
 def _txt(transcript: Transcript) -> str:
@@ -91,6 +92,39 @@ def _ctm(transcript: Transcript) -> str:
     )
 
 
+def _textgrid(transcript: Transcript) -> str:
+    """Praat's long text form: a tier of words, and one of their parts where there are any."""
+    tiers = {"words": transcript.words, "parts": tuple(part for word in transcript.words for part in word.parts)}
+    tiers = {name: words for name, words in tiers.items() if name == "words" or words}
+    end = transcript.duration_seconds
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {end:.3f}"]
+    lines += ["tiers? <exists>", f"size = {len(tiers)}", "item []:"]
+    for number, (name, words) in enumerate(tiers.items(), start=1):
+        intervals = list(_intervals(words, end))
+        lines += [f"    item [{number}]:", '        class = "IntervalTier"', f'        name = "{name}"']
+        lines += ["        xmin = 0", f"        xmax = {end:.3f}", f"        intervals: size = {len(intervals)}"]
+        for place, (first, last, text) in enumerate(intervals, start=1):
+            quoted = text.replace('"', '""')
+            lines += [f"        intervals [{place}]:", f"            xmin = {first:.3f}"]
+            lines += [f"            xmax = {last:.3f}", f'            text = "{quoted}"']
+    return "\n".join(lines) + "\n"
+
+
+def _intervals(words: Sequence[Word], end: float) -> Iterator[tuple[float, float, str]]:
+    """From 0 to `end` without a gap, as Praat wants it; words without a duration cannot be shown."""
+    now = 0.0
+    for word in words:
+        first, last = round(word.start_seconds, 3), round(min(end, word.end_seconds), 3)
+        if last <= first:
+            continue
+        if first > now:
+            yield now, first, ""
+        yield first, last, word.text
+        now = last
+    if round(end, 3) > now:
+        yield now, round(end, 3), ""
+
+
 FORMATS: dict[str, Callable[[Transcript], str]] = {
     "txt": _txt,
     "json": _json,
@@ -98,6 +132,7 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
     "vtt": _vtt,
     "tsv": _tsv,
     "ctm": _ctm,
+    "TextGrid": _textgrid,
 }
 """Name, which is also the file's extension, to what writes it."""
 

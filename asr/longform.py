@@ -1,4 +1,4 @@
-"""Recordings of any length to one path of tokens, in memory that does not grow with them.
+"""Recordings of any length to log-probs or one path of tokens, in memory that does not grow with their samples.
 
 The audio is read twice in blocks: once for each band's mean and deviation, once for the model, in windows that overlap.
 The steps of the overlap are dropped before the path is put together, so that nothing is lost or doubled at a join.
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.features import VARIANCE_FLOOR, LogMelFrontend
 from asr.model import CTCModel
 
-__all__ = ["best_path", "stream_log_mel"]
+__all__ = ["best_path", "stream_log_mel", "stream_log_probs"]
 
 WINDOW_SECONDS = 24.0
 """Of each window, what is kept."""
@@ -38,6 +38,23 @@ def best_path(
 ) -> tuple[Tensor, Tensor]:
     """The most probable token of every step of a recording, and its log-probability: (steps,), on the model's device.
 
+    blocks, batch_seconds, window_seconds, context_seconds: as for `stream_log_probs`.
+    """
+    settings = {"batch_seconds": batch_seconds, "window_seconds": window_seconds, "context_seconds": context_seconds}
+    highest = [log_probs.max(dim=1) for log_probs in stream_log_probs(model, blocks, **settings)]
+    return torch.cat([each.indices for each in highest]), torch.cat([each.values for each in highest])
+
+
+def stream_log_probs(
+    model: CTCModel,
+    blocks: Callable[[], Iterable[Tensor]],
+    *,
+    batch_seconds: float,
+    window_seconds: float = WINDOW_SECONDS,
+    context_seconds: float = CONTEXT_SECONDS,
+) -> Iterator[Tensor]:
+    """(steps, vocabulary) log-probabilities of a recording, in consecutive parts, on the model's device.
+
     blocks: each call reads the recording anew, as consecutive (samples,) tensors at the model's rate.
     batch_seconds: audio that is computed at once.
     """
@@ -54,14 +71,8 @@ def best_path(
     )
     windows = _windows(features, core, context)
     at_once = max(1, int(batch_seconds / (window_seconds + 2 * context_seconds)))
-    paths: list[Tensor] = []
-    path_log_probs: list[Tensor] = []
     while batch := list(islice(windows, at_once)):
-        for kept in _kept_log_probs(model, batch, factor):
-            highest = kept.max(dim=1)
-            path_log_probs.append(highest.values)
-            paths.append(highest.indices)
-    return torch.cat(paths), torch.cat(path_log_probs)
+        yield from _kept_log_probs(model, batch, factor)
 
 
 def stream_log_mel(frontend: LogMelFrontend, blocks: Iterable[Tensor]) -> Iterator[Tensor]:

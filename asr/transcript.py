@@ -24,6 +24,8 @@ class Word:
     end_seconds: float
     confidence: float
     """The geometric mean of the probabilities of its tokens, in [0, 1]."""
+    parts: tuple[Word, ...] = ()
+    """Its tokens with their times; only an alignment has them."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +78,22 @@ def _part(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
             first = index
 
 
-def find_words(tokens: GreedyTokens, model: CTCModel, *, duration_seconds: float) -> tuple[Word, ...]:
-    """The words that decoded tokens write, from the beginning of the first to the end of the last token of each.
-
-    Step k stands for the samples around k × step_samples, half a step to either side.
-    duration_seconds: of the recording; its last step may reach past it.
-    """
-
-    def seconds(step: int) -> float:
-        sample = max(0, step * model.step_samples - model.step_samples // 2)
-        return min(duration_seconds, sample / model.sample_rate)
-
+def find_words(tokens: GreedyTokens, model: CTCModel) -> tuple[Word, ...]:
+    """The words that decoded tokens write, from the beginning of the first to the end of the last token of each."""
     return tuple(
-        Word(
-            model.vocabulary.decode(tokens.token_ids[start:end]),
-            seconds(tokens.steps[start]),
-            seconds(tokens.end_steps[end - 1]),
-            exp(sum(tokens.log_probs[start:end]) / (end - start)),
-        )
+        word_at(tokens, start, end, model.vocabulary.decode(tokens.token_ids[start:end]), model)
         for start, end in model.vocabulary.find_words(tokens.token_ids)
     )
+
+
+def word_at(tokens: GreedyTokens, start: int, end: int, text: str, model: CTCModel) -> Word:
+    """The tokens from index `start` to before `end` as one word, written `text`.
+
+    Step k stands for the samples around k × step_samples, half a step to either side; the last one may reach past the
+    end of the recording.
+    """
+    first, last = (
+        max(0, 2 * step - 1) * model.step_samples for step in (tokens.steps[start], tokens.end_steps[end - 1])
+    )
+    confidence = exp(sum(tokens.log_probs[start:end]) / (end - start))
+    return Word(text, first / (2 * model.sample_rate), last / (2 * model.sample_rate), confidence)

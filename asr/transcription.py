@@ -161,7 +161,7 @@ def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
         with open_audio(recording.source, model.sample_rate) as audio:
             item.seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
             if item.seconds > LONG_SECONDS:
-                words = _long_words(model, audio, recording, item.seconds, batch_seconds)
+                words = _long_words(model, audio, recording, batch_seconds)
                 item.result = Transcript(name, words, item.seconds)
                 return item
             item.samples = audio.read(recording.start_seconds, recording.duration_seconds)
@@ -202,8 +202,7 @@ class _Pool:
         for batch, future in self.batches:
             for index, tokens in zip(batch, future.result(), strict=True):
                 item = self.items[index]
-                words = find_words(tokens, self.model, duration_seconds=item.seconds)
-                item.result = Transcript(item.name, words, item.seconds)
+                item.result = Transcript(item.name, find_words(tokens, self.model), item.seconds)
             while done < len(self.items) and (result := self.items[done].result) is not None:
                 yield result
                 done += 1
@@ -246,15 +245,12 @@ def _tokens(model: CTCModel, samples: Sequence[Tensor], threads: int) -> list[Gr
     return decode_greedy(*model(waveforms, lengths))
 
 
-def _long_words(
-    model: CTCModel, audio: AudioFile, recording: Recording, seconds: float, batch_seconds: float
-) -> tuple[Word, ...]:
+def _long_words(model: CTCModel, audio: AudioFile, recording: Recording, batch_seconds: float) -> tuple[Word, ...]:
     def blocks() -> Iterator[Tensor]:
         return audio.blocks(recording.start_seconds, recording.duration_seconds)
 
     if _is_silent(recording.name, blocks()):
         return ()
     path, log_probs = best_path(model, blocks, batch_seconds=batch_seconds)
-    length = torch.tensor([len(path)], device=path.device)
-    (tokens,) = collapse_paths(path[None], log_probs[None], length)
-    return find_words(tokens, model, duration_seconds=seconds)
+    (tokens,) = collapse_paths(path[None], log_probs[None], torch.tensor([len(path)], device=path.device))
+    return find_words(tokens, model)

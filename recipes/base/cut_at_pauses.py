@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchaudio.functional import forced_align, merge_tokens
 
 from asr import load_model
+from asr.alignment import align_log_probs
 from asr.audio import read_audio
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel
-from asr.text import normalize_transcript
+from asr.transcript import Word
 
 MIN_PAUSE_SECONDS = 0.24
 """Between the last character of a word and the first of the next."""
@@ -63,12 +63,14 @@ def cut(utterance: Utterance, model: CTCModel, max_seconds: float) -> Iterator[t
     """Start and end within the utterance (seconds) and text of each piece."""
     span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
     samples = read_audio(utterance.audio_path, model.sample_rate, **span)
-    words = normalize_transcript(utterance.text).split()
+    with torch.inference_mode():
+        log_probs, _ = model(samples[None], torch.tensor([len(samples)]))
+    words = align_log_probs(model, log_probs[0], utterance.text)
     seconds = utterance.duration_seconds
-    chosen = choose(find_cuts(samples, words, model), 0.0, seconds, max_seconds)
+    chosen = choose(find_cuts(samples, words, model.sample_rate), 0.0, seconds, max_seconds)
     edges = [(0.0, 0), *[(place, word) for place, word, _ in chosen], (seconds, len(words))]
     for (start, first_word), (end, next_word) in pairwise(edges):
-        yield start, end, " ".join(words[first_word:next_word])
+        yield start, end, " ".join(word.text for word in words[first_word:next_word])
 
 
 def choose(cuts: list[Cut], start: float, end: float, max_seconds: float) -> list[Cut]:
@@ -80,21 +82,14 @@ def choose(cuts: list[Cut], start: float, end: float, max_seconds: float) -> lis
     return [*choose(inside, start, best[0], max_seconds), best, *choose(inside, best[0], end, max_seconds)]
 
 
-@torch.inference_mode()
-def find_cuts(samples: Tensor, words: list[str], model: CTCModel) -> list[Cut]:
+def find_cuts(samples: Tensor, words: Sequence[Word], sample_rate: int) -> list[Cut]:
     """Every pause between two words that is quiet enough to cut in."""
-    token_ids = model.vocabulary.encode(" ".join(words))
-    log_probs, _ = model(samples[None], torch.tensor([len(samples)]))
-    path, scores = forced_align(log_probs, torch.tensor([token_ids]))
-    spaces = [index for index, token_id in enumerate(token_ids) if token_id == model.vocabulary.encode(" ")[0]]
-    spans = merge_tokens(path[0], scores[0].exp())
-    step_seconds = model.step_samples / model.sample_rate
     cuts = []
-    for word, space in enumerate(spaces, 1):
-        start, end = spans[space - 1].end * step_seconds, spans[space + 1].start * step_seconds
-        place = quietest(samples, start, end, model.sample_rate)
+    for number, (word, following) in enumerate(pairwise(words), 1):
+        start, end = word.end_seconds, following.start_seconds
+        place = quietest(samples, start, end, sample_rate)
         if end - start >= MIN_PAUSE_SECONDS and place is not None:
-            cuts.append((place, word, end - start))
+            cuts.append((place, number, end - start))
     return cuts
 
 

@@ -1,0 +1,126 @@
+"""Where the words of a known text were spoken.
+
+A short recording is aligned at once. A long one is first recognised: where a long enough stretch of what was recognised
+stands in the text too, both are cut, and the pieces between two such anchors are aligned one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from math import inf
+
+import torch
+from torch import Tensor
+from torchaudio.functional import forced_align
+
+from asr.audio import AudioSource, open_audio
+from asr.decoder import GreedyTokens, collapse_paths, decode_greedy
+from asr.errors import AsrError
+from asr.longform import stream_log_probs
+from asr.model import CTCModel, steps_needed
+from asr.text import normalize_transcript
+from asr.transcript import Transcript, Word, word_at
+
+__all__ = ["align", "align_log_probs", "align_tokens"]
+
+log = logging.getLogger(__name__)
+
+BATCH_SECONDS = 160.0
+
+PIECE_SECONDS = 60.0
+"""Shortest piece that a longer recording is cut into."""
+
+ANCHOR_TOKENS = 12
+"""So many tokens in a row that were recognised as they stand in the text are not there by chance."""
+
+MOST_CELLS = 400_000_000
+"""Steps times tokens of a piece without an anchor, a byte each; larger ones are not searched but spread evenly."""
+
+Place = tuple[int, int]
+"""A step, and the index of the token that begins there."""
+
+
+@torch.inference_mode()
+def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: float = BATCH_SECONDS) -> Transcript:
+    """The words of `text`, as they are written there, with the times at which they are heard, and their parts.
+
+    A word's confidence tells how well it fits: near 0 where something else was said. What has no letter (digits,
+    dashes) is left out.
+    Raises AsrError for audio that cannot be read and for a text without a letter.
+    """
+    with open_audio(source, model.sample_rate) as audio:
+        log_probs = torch.cat(list(stream_log_probs(model, audio.blocks, batch_seconds=batch_seconds)))
+        return Transcript(audio.name, align_log_probs(model, log_probs, text), audio.duration_seconds)
+
+
+def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
+    """As `align`, from what the model computed of a recording: (steps, vocabulary)."""
+    words = [(word, normalize_transcript(word)) for word in text.split()]
+    words = [(word, normal) for word, normal in words if normal]
+    if not words:
+        raise AsrError("the text to align holds no letter of the model's alphabet")
+    token_ids = model.vocabulary.encode(" ".join(normal for _, normal in words))
+    tokens = align_tokens(log_probs, token_ids, round(PIECE_SECONDS * model.sample_rate / model.step_samples))
+    return tuple(_words(tokens, words, model))
+
+
+def align_tokens(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> GreedyTokens:
+    """The most probable steps of the given tokens, in their order.
+
+    log_probs: (steps, vocabulary); piece_steps: longer stretches are cut at anchors.
+    """
+    places = [(0, 0), *_cuts(log_probs, token_ids, piece_steps), (len(log_probs), len(token_ids))]
+    columns: tuple[list[int], list[int], list[float]] = ([], [], [])
+    for (step, token), (end_step, end_token) in pairwise(places):
+        piece = _align_piece(log_probs[step:end_step], token_ids[token:end_token])
+        columns[0].extend(step + begin for begin in piece.steps)
+        columns[1].extend(step + end for end in piece.end_steps)
+        columns[2].extend(piece.log_probs)
+    return GreedyTokens(token_ids, *columns)
+
+
+def _cuts(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> Iterator[Place]:
+    """Places in the middle of anchors, `piece_steps` or more from one another."""
+    from rapidfuzz.distance import Levenshtein
+
+    if len(log_probs) <= 2 * piece_steps:
+        return
+    (heard,) = decode_greedy(log_probs[None], torch.tensor([len(log_probs)], device=log_probs.device))
+    last = 0
+    for same in Levenshtein.opcodes(heard.token_ids, token_ids):
+        middle = (same.src_end - same.src_start) // 2
+        if same.tag != "equal" or same.src_end - same.src_start < ANCHOR_TOKENS:
+            continue
+        step = heard.steps[same.src_start + middle]
+        if step - last >= piece_steps and len(log_probs) - step >= piece_steps:
+            yield step, same.dest_start + middle
+            last = step
+
+
+def _align_piece(log_probs: Tensor, token_ids: list[int]) -> GreedyTokens:
+    steps = len(log_probs)
+    if not token_ids:
+        return GreedyTokens([], [], [], [])
+    if steps < steps_needed(token_ids) or steps * (2 * len(token_ids) + 1) > MOST_CELLS:
+        log.warning("%d tokens cannot be placed in %d steps: text and audio differ there", len(token_ids), steps)
+        edges = [steps * index // len(token_ids) for index in range(len(token_ids) + 1)]
+        return GreedyTokens(token_ids, edges[:-1], edges[1:], [-inf] * len(token_ids))
+    targets = torch.tensor([token_ids], device=log_probs.device)
+    path, path_log_probs = forced_align(log_probs[None], targets)
+    (tokens,) = collapse_paths(path, path_log_probs, torch.tensor([steps], device=log_probs.device))
+    return tokens
+
+
+def _words(tokens: GreedyTokens, words: Sequence[tuple[str, str]], model: CTCModel) -> Iterator[Word]:
+    """Each written word with its tokens; one that is several in its normal form, such as MOTHER-IN-LAW, takes all."""
+    vocabulary = model.vocabulary
+    spans = iter(vocabulary.find_words(tokens.token_ids))
+    for written, normal in words:
+        own = [next(spans) for _ in normal.split()]
+        start, end = own[0][0], own[-1][1]
+        texts = [(index, vocabulary.decode(tokens.token_ids[index : index + 1])) for index in range(start, end)]
+        parts = [word_at(tokens, index, index + 1, text, model) for index, text in texts if text]
+        yield replace(word_at(tokens, start, end, written, model), parts=tuple(parts))
