@@ -12,6 +12,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     encoder        features                  → encodings (batch, steps, size)
     model          waveforms                 → log_probs (batch, steps, vocabulary)
     decoder        log_probs                 → token ids
+    ngrams         text                      → a language model
     transcript     token ids                 → words with times and confidence, segments
     metrics        references, hypotheses    → WER, CER
     modelfile      model                     ↔ one .safetensors
@@ -28,9 +29,12 @@ The stages, in the order of the flow; a file imports only from files above it:
     longform       a recording of any length → one path of tokens
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript
+    beam           log_probs, language model → token ids
     formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
     evaluation     model, manifest           → error rates
     verification   the packaged model        → the texts it was published with, or others
+    commands       what each of `asr`'s commands takes, and the function it calls
+        options, transcribe, train, prepare
     cli            the `asr` command
 """
 

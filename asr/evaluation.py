@@ -14,7 +14,7 @@ from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
 from asr.text import normalize_transcript
-from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
+from asr.transcription import BATCH_SECONDS, Decode, Failure, Recording, transcribe_recordings
 
 __all__ = ["Evaluation", "Scored", "evaluate"]
 
@@ -75,14 +75,23 @@ class Evaluation:
             raise AsrError(f"{path}: the hypotheses cannot be written: {error.strerror}") from error
 
 
-def evaluate(model: CTCModel, utterances: Sequence[Utterance], *, batch_seconds: float = BATCH_SECONDS) -> Evaluation:
-    """Transcribe utterances and compare with their normal transcripts; audio that fails is listed, not raised."""
+def evaluate(
+    model: CTCModel,
+    utterances: Sequence[Utterance],
+    *,
+    batch_seconds: float = BATCH_SECONDS,
+    decode: Decode | None = None,
+) -> Evaluation:
+    """Transcribe utterances and compare with their normal transcripts; audio that fails is listed, not raised.
+
+    batch_seconds, decode: as for `transcribe_recordings`.
+    """
     recordings = [
         Recording(utterance.audio_path, utterance.place, utterance.start_seconds, utterance.duration_seconds)
         for utterance in utterances
     ]
     begin = time.perf_counter()
-    results = list(transcribe_recordings(model, recordings, batch_seconds=batch_seconds))
+    results = list(transcribe_recordings(model, recordings, batch_seconds=batch_seconds, decode=decode))
     elapsed = time.perf_counter() - begin
     scored = []
     for utterance, result in zip(utterances, results, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.audio import HIGHEST_RATE, LOWEST_RATE, AudioFile, AudioSource, open_audio
 from asr.decoder import GreedyTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
-from asr.longform import best_path
+from asr.longform import best_path, stream_log_probs
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.transcript import Transcript, Word, find_words
@@ -28,6 +28,9 @@ from asr.transcript import Transcript, Word, find_words
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_recordings"]
 
 log = logging.getLogger(__name__)
+
+Decode = Callable[[Tensor, Tensor], list[GreedyTokens]]
+"""log_probs (batch, steps, vocabulary), lengths (batch,) to tokens: `decode_greedy` or a BeamDecoder."""
 
 BATCH_SECONDS = 160.0
 """Audio per batch, padding included; more is not faster on two cores."""
@@ -87,19 +90,25 @@ def transcribe(
 
 
 def transcribe_recordings(
-    model: CTCModel, recordings: Iterable[Recording], *, batch_seconds: float = BATCH_SECONDS
+    model: CTCModel,
+    recordings: Iterable[Recording],
+    *,
+    batch_seconds: float = BATCH_SECONDS,
+    decode: Decode | None = None,
 ) -> Iterator[Transcript | Failure]:
     """One result per recording, in their order, each as soon as it and all before it are ready.
 
     What cannot be transcribed becomes a Failure and stops nothing else.
     batch_seconds: audio per batch, padding included; it changes memory and speed, never a transcript.
+    decode: a BeamDecoder; None decodes greedily.
     """
+    recogniser = _Recogniser(model, decode, batch_seconds)
     threads = torch.get_num_threads()
     executor = ThreadPoolExecutor(threads if model.device.type == "cpu" else 1)
     submitted: deque[_Pool] = deque()
     try:
-        for items in _pools(model, recordings, batch_seconds):
-            submitted.append(_submit(executor, model, items, batch_seconds, threads))
+        for items in _pools(recogniser, recordings):
+            submitted.append(_submit(executor, recogniser, items, threads))
             while len(submitted) > 1 or (submitted and submitted[0].is_done()):
                 yield from submitted.popleft().results()
         while submitted:
@@ -109,14 +118,14 @@ def transcribe_recordings(
         torch.set_num_threads(threads)  # else threads that start later would have as few as the last batch
 
 
-def _pools(model: CTCModel, recordings: Iterable[Recording], batch_seconds: float) -> Iterator[list[_Item]]:
+def _pools(recogniser: _Recogniser, recordings: Iterable[Recording]) -> Iterator[list[_Item]]:
     """The recordings, read, in lists of some batches each; what needs no batch ends its list."""
     items: list[_Item] = []
     pooled_seconds = 0.0
     for recording in recordings:
-        items.append(_load(model, recording, batch_seconds))
+        items.append(_load(recogniser, recording))
         pooled_seconds += items[-1].seconds
-        if pooled_seconds >= POOL_BATCHES * batch_seconds or items[0].result is not None:
+        if pooled_seconds >= POOL_BATCHES * recogniser.batch_seconds or items[0].result is not None:
             yield items
             items, pooled_seconds = [], 0.0
     yield items
@@ -144,6 +153,41 @@ def _as_wav(samples: Tensor | numpy.ndarray, sample_rate: int | None) -> io.Byte
     return file
 
 
+@dataclass(frozen=True)
+class _Recogniser:
+    """What turns samples into words."""
+
+    model: CTCModel
+    decode: Decode | None
+    batch_seconds: float
+
+    @torch.inference_mode()
+    def batch_words(self, samples: Sequence[Tensor], threads: int) -> list[tuple[Word, ...]]:
+        """The words of each of some (samples,) tensors, computed together on so many cores."""
+        torch.set_num_threads(threads)
+        lengths = torch.tensor([len(utterance) for utterance in samples], device=self.model.device)
+        waveforms = pad_sequence(list(samples), batch_first=True).to(self.model.device)
+        decoded = (self.decode or decode_greedy)(*self.model(waveforms, lengths))
+        return [find_words(tokens, self.model) for tokens in decoded]
+
+    @torch.inference_mode()
+    def long_words(self, audio: AudioFile, recording: Recording) -> tuple[Word, ...]:
+        """The words of a recording of any length; greedily decoded, only its path is held in memory."""
+
+        def blocks() -> Iterator[Tensor]:
+            return audio.blocks(recording.start_seconds, recording.duration_seconds)
+
+        if _is_silent(recording.name, blocks()):
+            return ()
+        if self.decode is None:
+            path, highest = best_path(self.model, blocks, batch_seconds=self.batch_seconds)
+            (tokens,) = collapse_paths(path[None], highest[None], torch.tensor([len(path)], device=path.device))
+        else:
+            parts = list(stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds))
+            (tokens,) = self.decode(torch.cat(parts)[None], torch.tensor([sum(map(len, parts))]))
+        return find_words(tokens, self.model)
+
+
 @dataclass
 class _Item:
     """A recording on its way: short ones wait with their samples for a batch, all others have a result at once."""
@@ -154,18 +198,17 @@ class _Item:
     result: Transcript | Failure | None = None
 
 
-def _load(model: CTCModel, recording: Recording, batch_seconds: float) -> _Item:
+def _load(recogniser: _Recogniser, recording: Recording) -> _Item:
     """Read a recording; a long one is transcribed here, window by window."""
-    name, item = recording.name, _Item(recording.name, torch.empty(0))
+    name, item, rate = recording.name, _Item(recording.name, torch.empty(0)), recogniser.model.sample_rate
     try:
-        with open_audio(recording.source, model.sample_rate) as audio:
+        with open_audio(recording.source, rate) as audio:
             item.seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
             if item.seconds > LONG_SECONDS:
-                words = _long_words(model, audio, recording, batch_seconds)
-                item.result = Transcript(name, words, item.seconds)
+                item.result = Transcript(name, recogniser.long_words(audio, recording), item.seconds)
                 return item
             item.samples = audio.read(recording.start_seconds, recording.duration_seconds)
-        seconds = len(item.samples) / model.sample_rate
+        seconds = len(item.samples) / rate
         if seconds < SHORTEST_SECONDS:
             least = f"at least {SHORTEST_SECONDS:g} s is needed"
             raise AsrError(f"{audio.name}: {seconds:g} s of audio is too short to recognise; {least}")
@@ -189,40 +232,39 @@ def _is_silent(name: str, blocks: Iterable[Tensor]) -> bool:
 class _Pool:
     """Recordings that are being recognised: each batch's places in `items`, and its words to come."""
 
-    model: CTCModel
     items: list[_Item]
-    batches: list[tuple[list[int], Future[list[GreedyTokens]]]]
+    batches: list[tuple[list[int], Future[list[tuple[Word, ...]]]]]
 
     def is_done(self) -> bool:
-        return all(tokens.done() for _, tokens in self.batches)
+        return all(future.done() for _, future in self.batches)
 
     def results(self) -> Iterator[Transcript | Failure]:
         """In the order of `items`, each as soon as it and all before it are ready."""
         done = 0
         for batch, future in self.batches:
-            for index, tokens in zip(batch, future.result(), strict=True):
+            for index, words in zip(batch, future.result(), strict=True):
                 item = self.items[index]
-                item.result = Transcript(item.name, find_words(tokens, self.model), item.seconds)
+                item.result = Transcript(item.name, words, item.seconds)
             while done < len(self.items) and (result := self.items[done].result) is not None:
                 yield result
                 done += 1
         yield from (item.result for item in self.items[done:] if item.result is not None)
 
 
-def _submit(executor: Executor, model: CTCModel, items: list[_Item], batch_seconds: float, threads: int) -> _Pool:
+def _submit(executor: Executor, recogniser: _Recogniser, items: list[_Item], threads: int) -> _Pool:
     """Have a pool's batches recognised side by side, those with the earliest recordings first.
 
     One batch per core is a third faster than one batch on all cores, where each small product waits for the last core.
     """
-    batches = sorted(_batches(items, batch_seconds), key=min)
+    batches = sorted(_batches(items, recogniser.batch_seconds), key=min)
     share = max(1, threads // max(1, len(batches)))
     futures = []
     for batch in batches:
         samples = [items[index].samples for index in batch]
-        futures.append((batch, executor.submit(_tokens, model, samples, share)))
+        futures.append((batch, executor.submit(recogniser.batch_words, samples, share)))
         for index in batch:
             items[index].samples = torch.empty(0)
-    return _Pool(model, items, futures)
+    return _Pool(items, futures)
 
 
 def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
@@ -234,23 +276,3 @@ def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
             batches.append([])
         batches[-1].append(index)
     return batches
-
-
-@torch.inference_mode()
-def _tokens(model: CTCModel, samples: Sequence[Tensor], threads: int) -> list[GreedyTokens]:
-    """The tokens of one batch of (samples,) tensors, computed on so many cores."""
-    torch.set_num_threads(threads)
-    lengths = torch.tensor([len(utterance) for utterance in samples], device=model.device)
-    waveforms = pad_sequence(list(samples), batch_first=True).to(model.device)
-    return decode_greedy(*model(waveforms, lengths))
-
-
-def _long_words(model: CTCModel, audio: AudioFile, recording: Recording, batch_seconds: float) -> tuple[Word, ...]:
-    def blocks() -> Iterator[Tensor]:
-        return audio.blocks(recording.start_seconds, recording.duration_seconds)
-
-    if _is_silent(recording.name, blocks()):
-        return ()
-    path, log_probs = best_path(model, blocks, batch_seconds=batch_seconds)
-    (tokens,) = collapse_paths(path[None], log_probs[None], torch.tensor([len(path)], device=path.device))
-    return find_words(tokens, model)

@@ -363,7 +363,7 @@ def test_a_recording_that_one_window_holds_has_the_same_text_in_windows_and_whol
     whole = [transcribe(path, model=model).text for path in sample_paths]
     monkeypatch.setattr(asr.transcription, "LONG_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(asr.transcription, "_tokens", None)  # what computes batches of whole recordings
+        patch.setattr(asr.transcription._Recogniser, "batch_words", None)  # what computes batches of whole recordings
         assert [transcribe(path, model=model).text for path in sample_paths] == whole
 
 

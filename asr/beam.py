@@ -1,0 +1,124 @@
+"""Beam search with a word n-gram language model: flashlight-text (J. Kahn et al., 2022) through torchaudio's decoder.
+
+Only words of the language model, or of a lexicon, are written. The search finds the words; where they are is then found
+by alignment, so times and confidences mean what they mean without a language model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asr.alignment import align_tokens
+from asr.decoder import GreedyTokens
+from asr.errors import AsrError
+from asr.text import Vocabulary
+
+__all__ = ["BeamDecoder", "read_arpa_words"]
+
+BEAM_SIZE = 100
+LM_WEIGHT = 1.0
+WORD_SCORE = 0.0
+
+SPACE = "|"
+"""The space in the files of flashlight-text, whose fields are parted by spaces."""
+
+IMPOSSIBLE = -1e4
+"""Log-probability of everything but a space behind the last step."""
+
+
+class BeamDecoder:
+    """Decodes as `decode_greedy` does, to the most probable words under a language model."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        language_model: str | Path,
+        *,
+        lexicon: Iterable[str] | None = None,
+        beam_size: int = BEAM_SIZE,
+        lm_weight: float = LM_WEIGHT,
+        word_score: float = WORD_SCORE,
+    ) -> None:
+        """The decoder of a language model's ARPA file.
+
+        lexicon: the words that can be written; by default those of the language model.
+        beam_size: hypotheses that are kept at every step. lm_weight: of the language model's log-probability (natural)
+        beside the model's. word_score: added for every word; more than 0 makes words shorter and more.
+        Raises AsrError where flashlight-text is not installed, and for a file that is not ARPA.
+        """
+        self.vocabulary = vocabulary
+        self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
+        words = sorted(set(read_arpa_words(language_model) if lexicon is None else lexicon))
+        spellings = [(word, spelling) for word in words if (spelling := self._spell(word))]
+        if not spellings:
+            raise AsrError(f"{language_model}: none of its words can be written with the model's vocabulary")
+        make = _import_decoder()
+        with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file:
+            file.writelines(f"{word} {' '.join(spelling)}\n" for word, spelling in spellings)
+            file.flush()
+            self._decoder = make(
+                lexicon=file.name,
+                tokens=self._tokens,
+                lm=str(language_model),
+                beam_size=beam_size,
+                lm_weight=lm_weight,
+                word_score=word_score,
+                blank_token=self._tokens[0],
+                sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
+            )
+
+    def _spell(self, word: str) -> list[str]:
+        """A word's tokens, the space behind it included; none where it cannot be written."""
+        try:
+            spelling = [self._tokens[token_id] for token_id in self.vocabulary.encode(word)]
+        except AsrError:
+            return []
+        return [*spelling, SPACE] if SPACE in self._tokens else spelling
+
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+        """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
+        rows = log_probs.cpu()
+        return [self._decode(row[:length]) for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+    def _decode(self, log_probs: Tensor) -> GreedyTokens:
+        emissions = log_probs
+        if SPACE in self._tokens:  # a word counts once the space behind it is there
+            space = torch.full_like(log_probs[:1], IMPOSSIBLE)
+            space[:, self._tokens.index(SPACE)] = 0.0
+            emissions = torch.cat([log_probs, space])
+        ((best, *_),) = self._decoder(emissions[None].contiguous())
+        token_ids = self.vocabulary.encode(" ".join(best.words)) if best.words else []
+        return align_tokens(log_probs, token_ids, len(log_probs))
+
+
+def read_arpa_words(path: str | Path) -> Iterator[str]:
+    """The words of an ARPA file, without <s>, </s> and <unk>; raises AsrError for any other file."""
+    begun = False
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if begun and line.startswith("\\"):
+                    return
+                fields = line.split()
+                if begun and len(fields) >= 2 and not fields[1].startswith("<"):
+                    yield fields[1]
+                begun = begun or line.strip() == "\\1-grams:"
+    except (OSError, UnicodeDecodeError) as error:
+        raise AsrError(
+            f"{path}: the language model cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    raise AsrError(f"{path}: not a language model in ARPA form; `asr lm` makes one")
+
+
+def _import_decoder() -> Any:
+    try:
+        from torchaudio.models.decoder import ctc_decoder
+    except (ImportError, RuntimeError) as error:
+        raise AsrError('a language model needs flashlight-text: pip install "bigru-asr[lm]"') from error
+    return ctc_decoder

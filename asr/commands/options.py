@@ -1,0 +1,101 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from asr.model import CTCModel
+    from asr.transcription import Decode
+
+__all__ = [
+    "DEVICES",
+    "FORMATS",
+    "Commands",
+    "add_inference_options",
+    "add_language_model_options",
+    "choose_device",
+    "find_lm_conflict",
+    "format_names",
+    "make_decode",
+]
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm", "TextGrid")
+
+DEVICES = "cpu, cuda or auto (a GPU where there is one)"
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help=f"{DEVICES}; default: auto")
+    parser.add_argument(
+        "--batch-seconds", type=positive, default=160.0, metavar="N", help="audio computed at once (default: 160)"
+    )
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return value
+
+
+def add_language_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("language model", "needs flashlight-text: pip install bigru-asr[lm]")
+    group.add_argument("--lm", metavar="FILE", help="ARPA file, as `asr lm build` makes it: beam search over its words")
+    group.add_argument("--lexicon", metavar="FILE", type=Path, help="the words to choose from, one a line")
+    group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step")
+    group.add_argument("--lm-weight", type=float, metavar="W", help="of the language model beside the model")
+    group.add_argument("--word-score", type=float, metavar="S", help="added for every word")
+
+
+def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
+    """A beam decoder where a language model is given, else None for greedy decoding."""
+    if options.lm is None:
+        return None
+    settings = {name: getattr(options, name) for name in ("beam_size", "lm_weight", "word_score")}
+    given = {name: value for name, value in settings.items() if value is not None}
+    from asr.beam import BeamDecoder
+    from asr.ngrams import read_sentences
+
+    words = None
+    if options.lexicon is not None:
+        words = [word for line in read_sentences([options.lexicon]) for word in line.split()]
+    return BeamDecoder(model.vocabulary, options.lm, lexicon=words, **given)
+
+
+def find_lm_conflict(options: argparse.Namespace) -> str | None:
+    given = (options.lexicon, options.beam_size, options.lm_weight, options.word_score)
+    if options.lm is None and any(value is not None for value in given):
+        return "--lexicon, --beam-size, --lm-weight and --word-score need --lm"
+    return None
+
+
+def format_names(text: str) -> list[str]:
+    names = list(dict.fromkeys("text" if name == "txt" else name for name in text.split(",")))
+    for name in names:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(f"{name!r} must be one of {', '.join(FORMATS)}")
+    return names
+
+
+def choose_device(name: str) -> str:
+    """A device that is there; `auto` takes the GPU where there is one."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_gpu else "cpu"
+    if name.split(":")[0] == "cuda" and not has_gpu:
+        raise AsrError(f"--device {name}: no GPU is available here; use --device cpu")
+    if name != "cpu" and name.split(":")[0] != "cuda":
+        raise AsrError(f"--device {name} must be {DEVICES}")
+    return name

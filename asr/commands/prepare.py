@@ -1,0 +1,76 @@
+"""`asr download`, `asr prepare` and `asr lm`: speech and text to learn from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from asr.commands.options import Commands
+
+__all__ = ["add_download", "add_lm", "add_prepare"]
+
+
+def add_download(commands: Commands) -> None:
+    parser = commands.add_parser("download", help="fetch a corpus", description=_run_download.__doc__)
+    parser.add_argument("corpus", choices=("librispeech",))
+    parser.add_argument(
+        "--subsets", nargs="+", required=True, metavar="SUBSET", help="such as train-clean-5 dev-clean-2"
+    )
+    parser.add_argument("--dir", required=True, type=Path, metavar="DIR", help="gets LibriSpeech/SUBSET")
+    parser.add_argument("--mirror", metavar="URL", help="in place of https://www.openslr.org/resources")
+    parser.set_defaults(run=_run_download)
+
+
+def _run_download(options: argparse.Namespace) -> int:
+    """Download, verify and unpack subsets; what is complete is not fetched again, what broke off is resumed."""
+    from asr.corpora.librispeech import download_librispeech
+
+    for folder in download_librispeech(options.subsets, options.dir, mirror=options.mirror):
+        print(folder)
+    return 0
+
+
+def add_prepare(commands: Commands) -> None:
+    parser = commands.add_parser("prepare", help="a corpus to manifests", description=_run_prepare.__doc__)
+    parser.add_argument("corpus", choices=("librispeech",))
+    parser.add_argument("dir", type=Path, metavar="DIR", help="where LibriSpeech/SUBSET lies")
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="gets SUBSET.jsonl.gz")
+    parser.set_defaults(run=_run_prepare)
+
+
+def _run_prepare(options: argparse.Namespace) -> int:
+    """Write one manifest of lhotse cuts per subset, after a check of every transcript and audio header."""
+    from asr.corpora.librispeech import prepare_all
+
+    for subset in prepare_all(options.dir, options.output_dir):
+        hours = subset.duration_seconds / 3600
+        print(f"{subset.path}\t{subset.num_utterances:,} utterances\t{hours:.2f} hours")
+    return 0
+
+
+def add_lm(commands: Commands) -> None:
+    parser = commands.add_parser("lm", help="text to a language model", description=_run_lm_build.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="count n-grams of words", description=_run_lm_build.__doc__)
+    build.add_argument("texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz")
+    build.add_argument("--order", type=int, default=3, metavar="N", help="words of the longest n-gram (default: 3)")
+    build.add_argument(
+        "--prune", type=int, nargs="+", default=[], metavar="C", help="per length, drop n-grams seen up to C times"
+    )
+    build.add_argument(
+        "--min-count", type=int, default=1, metavar="C", help="take rarer words for unknown (default: 1)"
+    )
+    build.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file")
+    build.set_defaults(run=_run_lm_build)
+
+
+def _run_lm_build(options: argparse.Namespace) -> int:
+    """Build a word n-gram model with modified Kneser-Ney smoothing from text, and write it as ARPA."""
+    from asr.ngrams import build_ngrams, read_sentences, write_arpa
+
+    sentences = read_sentences(options.texts)
+    model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)
+    write_arpa(model, options.output)
+    counts = ", ".join(f"{len(rows):,} of {length}" for length, rows in enumerate(model.ngrams, start=1))
+    print(f"{options.output}\t{options.output.stat().st_size / 1e6:.1f} MB\tn-grams by length: {counts}")
+    return 0

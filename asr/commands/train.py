@@ -1,0 +1,83 @@
+"""`asr train`, `asr evaluate` and `asr verify`: making models, and how good they are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from asr.commands.options import (
+    DEVICES,
+    Commands,
+    add_inference_options,
+    add_language_model_options,
+    choose_device,
+    find_lm_conflict,
+    make_decode,
+)
+from asr.errors import AsrError
+
+__all__ = ["add_evaluate", "add_train", "add_verify"]
+
+
+def add_train(commands: Commands) -> None:
+    parser = commands.add_parser("train", help="a recipe to a model file", description=_run_train.__doc__)
+    parser.add_argument("recipe", help="a YAML file such as recipes/librispeech/mini.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the recipe's")
+    parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    """Check the data, train by a recipe, and print the path of the best model file. Ctrl-C keeps the place."""
+    from asr.config import load_config
+
+    config = load_config(options.recipe, options.overrides)
+    from asr.training import train
+
+    print(train(config, resume=options.resume))
+    return 0
+
+
+def add_evaluate(commands: Commands) -> None:
+    parser = commands.add_parser("evaluate", help="a model's WER on a manifest", description=_run_evaluate.__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
+    parser.add_argument("manifest", metavar="MANIFEST", help="lhotse cuts, JSON lines, CSV or TSV")
+    parser.add_argument("--hypotheses", metavar="FILE", help="write id, reference, hypothesis as JSON lines")
+    add_inference_options(parser)
+    add_language_model_options(parser)
+    parser.set_defaults(run=_run_evaluate, find_conflict=find_lm_conflict)
+
+
+def _run_evaluate(options: argparse.Namespace) -> int:
+    """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
+    from asr.evaluation import evaluate
+    from asr.manifest import read_manifest
+    from asr.modelfile import load_model
+
+    if options.hypotheses and not Path(options.hypotheses).parent.is_dir():
+        raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
+    model = load_model(None if options.model == "packaged" else options.model, choose_device(options.device))
+    settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
+    evaluation = evaluate(model, read_manifest(options.manifest), **settings)
+    for failure in evaluation.failures:
+        print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
+    print(evaluation.summary(), flush=True)
+    if options.hypotheses:
+        evaluation.write_hypotheses(options.hypotheses)
+    return 1 if evaluation.failures else 0
+
+
+def add_verify(commands: Commands) -> None:
+    parser = commands.add_parser("verify", help="check this installation", description=_run_verify.__doc__)
+    parser.add_argument("--device", default="auto", help=f"{DEVICES}; default: auto")
+    parser.set_defaults(run=_run_verify)
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    """Tell whether the packaged model writes here, to the letter, what it wrote when it was published."""
+    from asr.verification import verify
+
+    verification = verify(choose_device(options.device))
+    print(verification.summary())
+    return 1 if verification.differing else 0

@@ -1,0 +1,162 @@
+"""Beam search: what the language model changes, and what it must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text is not installed")
+
+from asr import load_model
+from asr.beam import BeamDecoder, read_arpa_words
+from asr.cli import main
+from asr.decoder import decode_greedy
+from asr.errors import AsrError
+from asr.ngrams import build_ngrams, write_arpa
+from asr.text import CharacterVocabulary, SentencePieceVocabulary
+from asr.transcript import find_words
+from asr.transcription import Recording, transcribe_recordings
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+VOCABULARY = CharacterVocabulary()
+TEXT = ["THE CAT SAT ON THE MAT", "THE CAT SAT ON THE CHAIR", "A BAT SAT ON A HAT", "THE CAT ATE"]
+
+
+@pytest.fixture(scope="module")
+def arpa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lm") / "lm.arpa"
+    write_arpa(build_ngrams(TEXT, 3), path)
+    return path
+
+
+def log_probs_of(text: str, alternatives: dict[int, dict[str, float]] | None = None) -> Tensor:
+    """(1, steps, vocabulary): each character surely for two steps, then a blank, but for the given alternatives."""
+    probabilities = torch.full((3 * len(text), len(VOCABULARY)), 1e-4)
+    for place, character in enumerate(text):
+        options = (alternatives or {}).get(place, {character: 1.0})
+        for other, probability in options.items():
+            probabilities[3 * place : 3 * place + 2, VOCABULARY.encode(other)[0]] = probability
+        probabilities[3 * place + 2, 0] = 1.0
+    return (probabilities / probabilities.sum(1, keepdim=True)).log()[None]
+
+
+def text_of(decoder: object, log_probs: Tensor) -> str:
+    (tokens,) = decoder(log_probs, torch.tensor([log_probs.shape[1]]))  # type: ignore[operator]
+    return VOCABULARY.decode(tokens.token_ids)
+
+
+def test_what_is_clear_is_written_as_it_is_greedily(arpa: Path) -> None:
+    decoder = BeamDecoder(VOCABULARY, arpa)
+    for text in TEXT:
+        assert text_of(decoder, log_probs_of(text)) == text_of(decode_greedy, log_probs_of(text)) == text
+
+
+def test_the_language_model_decides_what_is_not_clear(arpa: Path) -> None:
+    """The pitfall of wrong word numbers: with them the ranking would not follow the model."""
+    unclear = log_probs_of("THE CAT SAT", {4: {"C": 0.45, "B": 0.55}})
+    assert text_of(decode_greedy, unclear) == "THE BAT SAT"
+    assert text_of(BeamDecoder(VOCABULARY, arpa, lm_weight=1.0), unclear) == "THE CAT SAT"
+    assert text_of(BeamDecoder(VOCABULARY, arpa, lm_weight=0.0), unclear) == "THE BAT SAT"
+    other = log_probs_of("A BAT SAT", {2: {"C": 0.55, "B": 0.45}})
+    assert text_of(BeamDecoder(VOCABULARY, arpa, lm_weight=1.0), other) == "A BAT SAT"
+
+
+def test_only_words_of_the_lexicon_are_written(arpa: Path) -> None:
+    spoken = log_probs_of("THE KAT SAT")
+    assert text_of(BeamDecoder(VOCABULARY, arpa), spoken) in ("THE CAT SAT", "THE BAT SAT", "THE SAT", "THE MAT SAT")
+    assert text_of(BeamDecoder(VOCABULARY, arpa, lexicon=["THE", "KAT", "SAT"]), spoken) == "THE KAT SAT"
+
+
+def test_times_are_those_of_the_words_that_were_heard(arpa: Path) -> None:
+    model = load_model()
+    log_probs = log_probs_of("THE CAT SAT")
+    lengths = torch.tensor([log_probs.shape[1]])
+    (greedy,), (searched,) = decode_greedy(log_probs, lengths), BeamDecoder(VOCABULARY, arpa)(log_probs, lengths)
+    assert find_words(searched, model) == find_words(greedy, model)
+
+
+def test_a_batch_decodes_as_each_of_it_alone(arpa: Path) -> None:
+    decoder = BeamDecoder(VOCABULARY, arpa)
+    long, short = log_probs_of("THE CAT SAT ON THE MAT"), log_probs_of("A BAT")
+    padded = torch.cat([short, long[:, short.shape[1] :]], dim=1)
+    both = decoder(torch.cat([long, padded]), torch.tensor([long.shape[1], short.shape[1]]))
+    assert [VOCABULARY.decode(tokens.token_ids) for tokens in both] == ["THE CAT SAT ON THE MAT", "A BAT"]
+
+
+def test_nothing_but_blanks_is_an_empty_text(arpa: Path) -> None:
+    blanks = torch.full((1, 20, len(VOCABULARY)), -20.0)
+    blanks[..., 0] = 0.0
+    assert text_of(BeamDecoder(VOCABULARY, arpa), blanks) == ""
+
+
+def test_pieces_of_words_can_be_searched_too(arpa: Path) -> None:
+    vocabulary = SentencePieceVocabulary.train(TEXT * 20, 18)
+    token_ids = vocabulary.encode("THE CAT SAT")
+    probabilities = torch.full((2 * len(token_ids), len(vocabulary)), 1e-4)
+    probabilities[torch.arange(0, 2 * len(token_ids), 2), token_ids] = 1.0
+    probabilities[1::2, 0] = 1.0
+    log_probs = (probabilities / probabilities.sum(1, keepdim=True)).log()[None]
+    (tokens,) = BeamDecoder(vocabulary, arpa)(log_probs, torch.tensor([log_probs.shape[1]]))
+    assert vocabulary.decode(tokens.token_ids) == "THE CAT SAT"
+
+
+def test_real_speech_in_windows_and_whole_has_words_of_the_language_model_only(
+    tmp_path: Path, sample_paths: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES\nWE ARE GLAD TO WELCOME HIS GOSPEL\nAND\n")
+    assert main(["lm", "build", str(text), "--order", "2", "-o", str(tmp_path / "lm.arpa")]) == 0
+    assert "n-grams by length: 19 of 1, " in capsys.readouterr().out
+    assert main(["transcribe", str(sample_paths[0]), "--lm", str(tmp_path / "lm.arpa")]) == 0
+    said = capsys.readouterr().out.strip()
+    assert set(said.split()) <= set(text.read_text().split())
+    assert "THE APOSTLE OF THE MIDDLE CLASSES" in said
+    monkeypatch.setattr("asr.transcription.LONG_SECONDS", 0.0)
+    decode = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
+    (result,) = transcribe_recordings(load_model(), [Recording(sample_paths[0], "a")], decode=decode)
+    assert str(result) == said
+
+
+def test_the_words_of_an_arpa_file_are_read(arpa: Path) -> None:
+    assert sorted(read_arpa_words(arpa)) == sorted({word for line in TEXT for word in line.split()})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "the language model cannot be read: No such file or directory"),
+        (b"\xff\xfe\x00", "the language model cannot be read: "),
+        (b"hello\n", "not a language model in ARPA form"),
+    ],
+)
+def test_a_file_that_is_no_language_model_is_told(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "lm.arpa"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AsrError, match=reason):
+        BeamDecoder(VOCABULARY, path)
+
+
+def test_a_language_model_of_other_letters_is_told(tmp_path: Path) -> None:
+    write_arpa(build_ngrams(["ЖЖ ЩЩ"], 1), tmp_path / "lm.arpa")
+    with pytest.raises(AsrError, match="none of its words can be written with the model's vocabulary"):
+        BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
+
+
+def test_where_flashlight_is_missing_it_is_told_what_to_install(arpa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchaudio.models.decoder as decoders
+
+    monkeypatch.delattr(decoders, "ctc_decoder", raising=False)
+    monkeypatch.setattr(decoders, "__getattr__", lambda name: (_ for _ in ()).throw(RuntimeError("no")), raising=False)
+    with pytest.raises(AsrError, match=r"pip install \"bigru-asr\[lm\]\""):
+        BeamDecoder(VOCABULARY, arpa)
+
+
+@pytest.mark.parametrize("option", ["--beam-size=5", "--lm-weight=1", "--word-score=1", "--lexicon=words.txt"])
+def test_options_of_a_language_model_need_one(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["transcribe", "a.wav", option])
+    assert "need --lm" in capsys.readouterr().err
