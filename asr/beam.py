@@ -87,14 +87,19 @@ class BeamDecoder:
         return [self._decode(row[:length]) for row, length in zip(rows, lengths.tolist(), strict=True)]
 
     def _decode(self, log_probs: Tensor) -> GreedyTokens:
+        words = self.search(log_probs)
+        return align_tokens(log_probs, self.vocabulary.encode(" ".join(words)), len(log_probs))
+
+    def search(self, log_probs: Tensor) -> list[str]:
+        """The most probable words; log_probs: (steps, vocabulary) on the CPU."""
         emissions = log_probs
         if SPACE in self._tokens:  # a word counts once the space behind it is there
             space = torch.full_like(log_probs[:1], IMPOSSIBLE)
             space[:, self._tokens.index(SPACE)] = 0.0
             emissions = torch.cat([log_probs, space])
         ((best, *_),) = self._decoder(emissions[None].contiguous())
-        token_ids = self.vocabulary.encode(" ".join(best.words)) if best.words else []
-        return align_tokens(log_probs, token_ids, len(log_probs))
+        words: list[str] = best.words
+        return words
 
 
 def read_arpa_words(path: str | Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from asr.commands.prepare import add_download, add_lm, add_prepare
+from asr.commands.prepare import add_download, add_lm, add_prepare, add_tune_lm
 from asr.commands.train import add_evaluate, add_train, add_verify
 from asr.commands.transcribe import add_align, add_transcribe
 from asr.errors import AsrError
@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_evaluate,
         add_verify,
         add_lm,
+        add_tune_lm,
         add_download,
         add_prepare,
     ):

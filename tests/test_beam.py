@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,23 @@ def test_real_speech_in_windows_and_whole_has_words_of_the_language_model_only(
     decode = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
     (result,) = transcribe_recordings(load_model(), [Recording(sample_paths[0], "a")], decode=decode)
     assert str(result) == said
+
+
+def test_tuning_finds_the_weights_of_the_lowest_error_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line) for line in (SAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "text.txt").write_text("\n".join(line["text"] for line in lines))
+    assert main(["lm", "build", str(tmp_path / "text.txt"), "-o", str(tmp_path / "lm.arpa")]) == 0
+    capsys.readouterr()
+    arguments = ["packaged", str(SAMPLES / "manifest.jsonl"), "--lm", str(tmp_path / "lm.arpa")]
+    assert main(["tune-lm", *arguments]) == 0
+    *points, best = capsys.readouterr().out.splitlines()
+    assert len({point.split("\t")[0] for point in points}) == len(points) == 16 + 8
+    rates = [float(point.split("WER ")[1].rstrip("%")) for point in points]
+    assert best.split("WER ")[1] == f"{min(rates):.2f}%"
+    assert best.removeprefix("best: ") in points
+    options = best.removeprefix("best: ").split("\t")[0].split()
+    assert main(["evaluate", *arguments, *options, "--beam-size", "50"]) == 0
+    assert f"WER {min(rates):.2f}%" in capsys.readouterr().out
 
 
 def test_the_words_of_an_arpa_file_are_read(arpa: Path) -> None:

@@ -1,4 +1,4 @@
-"""`asr download`, `asr prepare` and `asr lm`: speech and text to learn from."""
+"""`asr download`, `asr prepare`, `asr lm` and `asr tune-lm`: speech and text to learn from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asr.commands.options import Commands
 
-__all__ = ["add_download", "add_lm", "add_prepare"]
+__all__ = ["add_download", "add_lm", "add_prepare", "add_tune_lm"]
 
 
 def add_download(commands: Commands) -> None:
@@ -73,4 +73,36 @@ def _run_lm_build(options: argparse.Namespace) -> int:
     write_arpa(model, options.output)
     counts = ", ".join(f"{len(rows):,} of {length}" for length, rows in enumerate(model.ngrams, start=1))
     print(f"{options.output}\t{options.output.stat().st_size / 1e6:.1f} MB\tn-grams by length: {counts}")
+    return 0
+
+
+def add_tune_lm(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "tune-lm", help="a language model's weights by a valid set", description=_run_tune_lm.__doc__
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
+    parser.add_argument("manifest", metavar="MANIFEST", help="the valid set: lhotse cuts, JSON lines, CSV or TSV")
+    parser.add_argument("--lm", required=True, metavar="FILE", help="ARPA file, as `asr lm build` makes it")
+    parser.add_argument("--beam-size", type=int, default=50, metavar="N", help="hypotheses kept (default: 50)")
+    parser.set_defaults(run=_run_tune_lm)
+
+
+def _run_tune_lm(options: argparse.Namespace) -> int:
+    """Try weights of the language model and scores of a word, and print the WER of each and the best of all."""
+    import os
+
+    from asr.manifest import read_manifest
+    from asr.modelfile import load_model
+    from asr.tuning import tune
+
+    model = load_model(None if options.model == "packaged" else options.model)
+    points = []
+    utterances = read_manifest(options.manifest)
+    for point in tune(model, utterances, options.lm, processes=os.cpu_count() or 1, beam_size=options.beam_size):
+        points.append(point)
+        print(
+            f"--lm-weight {point.lm_weight:g} --word-score {point.word_score:g}\tWER {point.words.rate:.2%}", flush=True
+        )
+    best = min(points, key=lambda point: point.words.rate)
+    print(f"best: --lm-weight {best.lm_weight:g} --word-score {best.word_score:g}\tWER {best.words.rate:.2%}")
     return 0

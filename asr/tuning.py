@@ -1,0 +1,111 @@
+"""The weights of a language model that give a valid set the lowest WER.
+
+The model computes each utterance once; only the search is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from asr.audio import read_audio
+from asr.beam import BeamDecoder
+from asr.manifest import Utterance
+from asr.metrics import ErrorCounts, pool, word_errors
+from asr.model import CTCModel
+from asr.text import normalize_transcript, vocabulary_from_dict
+
+__all__ = ["Point", "compute_log_probs", "tune"]
+
+LM_WEIGHTS, WORD_SCORES = (0.5, 1.0, 1.5, 2.0), (-1.0, 0.0, 1.0, 2.0)
+"""The coarse grid, in even steps; around its best point a second one of half the step follows."""
+
+
+AT_ONCE = 16
+"""Utterances that the model computes together."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Two weights, and what came of them."""
+
+    lm_weight: float
+    word_score: float
+    words: ErrorCounts
+
+
+def tune(
+    model: CTCModel, utterances: Sequence[Utterance], language_model: str | Path, *, processes: int, **settings: Any
+) -> Iterator[Point]:
+    """The points of a coarse grid, then those around the best of them, each as it is done.
+
+    processes: searches that run side by side. settings: of the BeamDecoder.
+    Raises AsrError for utterances without audio that can be read.
+    """
+    shared = model.vocabulary.to_dict(), str(language_model), settings, compute_log_probs(model, utterances)
+    with ProcessPoolExecutor(processes, get_context("fork"), _share, shared) as executor:
+        coarse = []
+        for point in executor.map(_score, product(LM_WEIGHTS, WORD_SCORES)):
+            coarse.append(point)
+            yield point
+        best = min(coarse, key=lambda point: point.words.rate)
+        half = (LM_WEIGHTS[1] - LM_WEIGHTS[0]) / 2, (WORD_SCORES[1] - WORD_SCORES[0]) / 2
+        steps = [step for step in product((-1, 0, 1), repeat=2) if step != (0, 0)]
+        near = [(best.lm_weight + w * half[0], best.word_score + s * half[1]) for w, s in steps]
+        yield from executor.map(_score, near)
+
+
+Example = tuple[str, Tensor]
+"""A reference, and the log-probs (steps, vocabulary) of its utterance."""
+
+
+def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[Example]:
+    """What the model makes of each utterance; raises AsrError for audio that cannot be read."""
+    examples = []
+    by_length = sorted(utterances, key=lambda utterance: utterance.duration_seconds)
+    for start in range(0, len(by_length), AT_ONCE):
+        batch = by_length[start : start + AT_ONCE]
+        samples = [
+            read_audio(
+                utterance.audio_path,
+                model.sample_rate,
+                start_seconds=utterance.start_seconds,
+                duration_seconds=utterance.duration_seconds,
+            ).to(model.device)
+            for utterance in batch
+        ]
+        sample_lengths = torch.tensor([len(each) for each in samples], device=model.device)
+        with torch.inference_mode():
+            log_probs, lengths = model(pad_sequence(samples, batch_first=True), sample_lengths)
+        for utterance, row, length in zip(batch, log_probs.cpu(), lengths.tolist(), strict=True):
+            examples.append((normalize_transcript(utterance.text), row[:length].clone()))
+    return examples
+
+
+_shared: tuple[dict[str, Any], str, dict[str, Any], list[Example]]
+"""Of a search process: vocabulary, language model, settings, examples."""
+
+
+def _share(*shared: Any) -> None:
+    global _shared
+    _shared = shared
+    torch.set_num_threads(1)
+
+
+def _score(weights: tuple[float, float]) -> Point:
+    """Runs in a search process."""
+    vocabulary_dict, language_model, settings, examples = _shared
+    lm_weight, word_score = weights
+    vocabulary = vocabulary_from_dict(vocabulary_dict)
+    decoder = BeamDecoder(vocabulary, language_model, lm_weight=lm_weight, word_score=word_score, **settings)
+    counts = [word_errors(reference, " ".join(decoder.search(log_probs))) for reference, log_probs in examples]
+    return Point(lm_weight, word_score, pool(counts))
