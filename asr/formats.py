@@ -12,7 +12,7 @@ from typing import Any
 from asr.errors import AsrError
 from asr.transcript import Transcript, Word
 
-__all__ = ["FORMATS", "as_dict", "format_transcript", "output_paths", "write_transcript"]
+__all__ = ["FORMATS", "as_dict", "format_transcript", "write_transcript"]
 
 LINE_CHARACTERS = 42
 """Longest line of a subtitle."""
@@ -196,27 +196,12 @@ def _wrap(words: Cue) -> list[str]:
     return lines
 
 
-def output_paths(names: Sequence[str], formats: Sequence[str], folder: Path) -> dict[str, list[Path]]:
-    """Of each recording the files that `write_transcript` makes of it, one per format.
-
-    Raises AsrError where two recordings would get the same file.
-    """
-    paths: dict[str, list[Path]] = {}
-    taken: dict[str, str] = {}
-    for name in dict.fromkeys(names):
-        stem = "stdin" if name == "-" else Path(name).stem
-        if stem in taken:
-            raise AsrError(f"{taken[stem]} and {name} would both be written to {folder / stem}.*; rename one")
-        taken[stem] = name
-        paths[name] = [folder / f"{stem}.{kind}" for kind in formats]
-    return paths
-
-
 def write_transcript(transcript: Transcript, paths: Sequence[Path]) -> None:
     """Write each of `paths` in the format of its extension, to a temporary name first: it is whole or not there."""
     for path in paths:
         temporary = path.with_name(path.name + ".tmp")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(format_transcript(transcript, path.suffix[1:]), encoding="utf-8")
             os.replace(temporary, path)
         except OSError as error:

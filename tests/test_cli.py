@@ -154,7 +154,8 @@ def test_several_formats_of_several_files_are_written_to_a_folder(
 ) -> None:
     folder = tmp_path / "new" / "texts"
     done = run("transcribe", "--model", model_path, "--format", "text,srt,json", "--output-dir", folder, *sample_paths)
-    assert done == Outcome(0, "", "")
+    assert (done.code, done.output) == (0, "")
+    assert re.fullmatch(r"6 of 6 files, 0\.01 hours in \S+ s, \d+ times real time\n", done.errors)
     names = {f"{path.stem}.{kind}" for path in sample_paths for kind in ("txt", "srt", "json")}
     assert {path.name for path in folder.iterdir()} == names
     for path in sample_paths:
@@ -185,6 +186,58 @@ def test_a_bad_file_among_good_ones_has_no_output(
     assert done.code == 1
     assert "bad.wav: not audio" in done.errors
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{sample_paths[0].stem}.txt"]
+
+
+def test_a_folder_stands_for_the_audio_in_it_and_below(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "talks"
+    for place, path in zip(("b.FLAC", "sub/a.flac", "a.flac", "notes.txt"), sample_paths):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / place)
+    texts = {place: asr.transcribe(folder / place, model=small).text for place in ("a.flac", "b.FLAC", "sub/a.flac")}
+    printed = run("transcribe", "--model", model_path, folder)
+    assert printed == Outcome(0, "".join(f"{folder}/{place}\t{text}\n" for place, text in texts.items()), "")
+    assert run("transcribe", "--model", model_path, folder, "--output-dir", tmp_path / "out").code == 0
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.txt")) == [
+        "a.txt",
+        "b.txt",
+        "sub/a.txt",
+    ]
+
+
+def test_a_list_names_a_recording_in_each_line(
+    run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n\n" for path in sample_paths[:2]))
+    expected = "".join(f"{path}\t{asr.transcribe(path, model=small).text}\n" for path in sample_paths[:2])
+    assert run("transcribe", "--model", model_path, f"@{tmp_path}/list.txt") == Outcome(0, expected, "")
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("@none.txt", "@none.txt: the list cannot be read: No such file or directory"),
+        ("@empty.txt", "@empty.txt: the list names no file"),
+    ],
+)
+def test_a_list_without_a_file_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    assert run("transcribe", argument) == Outcome(1, "", f"asr transcribe: {reason}\n")
+
+
+def test_failures_are_told_again_at_the_end_of_a_long_list(
+    run: Run, model_path: Path, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    done = run("transcribe", "--model", model_path, "--output-dir", tmp_path, "none.wav", sample_paths[0])
+    assert done.code == 1
+    first, summary, last = done.errors.splitlines()
+    assert first == "none.wav: audio file cannot be opened: No such file or directory"
+    assert summary.startswith("1 of 2 files, ")
+    assert last == "failed: none.wav"
 
 
 def test_two_recordings_of_one_name_are_told_before_anything_is_done(run: Run, tmp_path: Path) -> None:

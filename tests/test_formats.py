@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import asr.formats
 from asr.errors import AsrError
-from asr.formats import CUE_SECONDS, FORMATS, LINE_CHARACTERS, format_transcript, output_paths, write_transcript
+from asr.formats import CUE_SECONDS, FORMATS, LINE_CHARACTERS, format_transcript, write_transcript
 from asr.transcript import Transcript, Word
 
 
@@ -125,18 +125,6 @@ def test_a_transcript_without_words_is_a_file_of_its_format(name: str) -> None:
         assert 'text = ""' in written
     else:
         assert written == empty[name]
-
-
-def test_two_recordings_are_not_written_to_one_file() -> None:
-    with pytest.raises(AsrError, match=r"^b/x\.mp3 and c/x\.wav would both be written to out/x\.\*; rename one$"):
-        output_paths(["a.wav", "b/x.mp3", "c/x.wav"], ["srt"], Path("out"))
-
-
-def test_a_recording_that_is_named_twice_is_written_once() -> None:
-    assert output_paths(["a.wav", "a.wav", "-"], ["srt", "json"], Path("out")) == {
-        "a.wav": [Path("out/a.srt"), Path("out/a.json")],
-        "-": [Path("out/stdin.srt"), Path("out/stdin.json")],
-    }
 
 
 def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

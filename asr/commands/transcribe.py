@@ -6,6 +6,8 @@ import argparse
 import io
 import json
 import sys
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +25,22 @@ from asr.errors import AsrError
 
 if TYPE_CHECKING:
     from asr.transcript import Transcript
+    from asr.transcription import Failure
 
-__all__ = ["add_align", "add_transcribe"]
+__all__ = ["add_align", "add_transcribe", "find_recordings"]
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+"""Of what is taken out of a folder; a file that is named is known by its content."""
 
 
 def add_transcribe(commands: Commands) -> None:
     parser = commands.add_parser("transcribe", help="audio files to text", description=_run_transcribe.__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG/Opus or MP3; - is standard input")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="WAV, FLAC, OGG/Opus, MP3; a folder of them; @LIST; - is standard input",
+    )
     parser.add_argument(
         "--format",
         type=format_names,
@@ -47,36 +58,102 @@ def add_transcribe(commands: Commands) -> None:
 
 def _run_transcribe(options: argparse.Namespace) -> int:
     """Print the words of recordings of any length (one's text alone, several as path, tab, text), or write files."""
-    from asr.formats import output_paths, write_transcript
     from asr.modelfile import load_model
     from asr.transcription import Failure, Recording, transcribe_recordings
 
-    names, outputs = options.files, {}
-    if options.output_dir:
-        extensions = ["txt" if name == "text" else name for name in options.format]
-        outputs = output_paths(names, extensions, options.output_dir)
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        if options.skip_existing:
-            names = [name for name in names if not all(path.exists() for path in outputs[name])]
+    found = find_recordings(options.files)
+    alone = [name for name, _ in found] == options.files[:1]
+    outputs = _plan_outputs(found, options) if options.output_dir else {}
+    names = [name for name, _ in found if not options.output_dir or name in outputs]
     model = load_model(options.model, choose_device(options.device))
     stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
     recordings = (Recording(stdin if name == "-" else name, name) for name in names)
     settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
-    code = 0
-    for result in transcribe_recordings(model, recordings, **settings):
+    results = transcribe_recordings(model, recordings, **settings)
+    if options.output_dir:
+        return _write_all(results, outputs)
+    failed = False
+    for result in results:
         if isinstance(result, Failure):
             print(result.message, file=sys.stderr)
-            code = 1
-        elif options.output_dir:
-            write_transcript(result, outputs[result.name])
+            failed = True
         else:
-            _print_transcript(result, options.format[0], alone=len(options.files) == 1)
-    return code
+            _print_transcript(result, options.format[0], alone=alone)
+    return 1 if failed else 0
+
+
+def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
+    """Each recording's path, and where its output belongs below the output folder, without an extension.
+
+    A folder stands for the audio files in it and below, in the order of their names, and @FILE for those that the lines
+    of a text file name. Raises AsrError for a list without one.
+    """
+    found = []
+    for argument in arguments:
+        if argument.startswith("@"):
+            found += [(line, Path(Path(line).stem)) for line in _read_list(argument)]
+        elif argument != "-" and Path(argument).is_dir():
+            inside = [path for path in Path(argument).rglob("*") if path.suffix.lower() in AUDIO_EXTENSIONS]
+            found += [(str(path), path.relative_to(argument).with_suffix("")) for path in sorted(inside)]
+            found += [] if inside else [(argument, Path(argument))]  # which is told as a file that cannot be opened
+        else:
+            found.append((argument, Path("stdin" if argument == "-" else Path(argument).stem)))
+    return found
+
+
+def _read_list(argument: str) -> list[str]:
+    try:
+        lines = Path(argument[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AsrError(f"{argument}: the list cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    names = [line for line in lines if line.strip()]
+    if not names:
+        raise AsrError(f"{argument}: the list names no file")
+    return names
+
+
+def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) -> dict[str, list[Path]]:
+    """The files to write for each recording; those of which all are there are left out where that is asked."""
+    extensions = ["txt" if name == "text" else name for name in options.format]
+    taken: dict[Path, str] = {}
+    for name, place in found:
+        if taken.setdefault(place, name) != name:
+            output = options.output_dir / place
+            raise AsrError(f"{taken[place]} and {name} would both be written to {output}.*; rename one")
+    outputs = {
+        name: [options.output_dir / f"{place}.{extension}" for extension in extensions] for place, name in taken.items()
+    }
+    if options.skip_existing:
+        return {name: paths for name, paths in outputs.items() if not all(path.exists() for path in paths)}
+    return outputs
+
+
+def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[Path]]) -> int:
+    """Write every transcript, with a progress bar on a terminal, and tell at the end what was done."""
+    from tqdm import tqdm
+
+    from asr.formats import write_transcript
+    from asr.transcription import Failure
+
+    begin, seconds, failed = time.perf_counter(), 0.0, []
+    for result in tqdm(results, total=len(outputs), unit=" files", disable=not sys.stderr.isatty()):
+        if isinstance(result, Failure):
+            print(result.message, file=sys.stderr)
+            failed.append(result.name)
+        else:
+            seconds += result.duration_seconds
+            write_transcript(result, outputs[result.name])
+    elapsed = time.perf_counter() - begin
+    speed = f"{seconds / 3600:.2f} hours in {elapsed:.1f} s, {seconds / elapsed:.0f} times real time"
+    print(f"{len(outputs) - len(failed)} of {len(outputs)} files, {speed}", file=sys.stderr)
+    for name in failed:
+        print(f"failed: {name}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _find_output_conflict(options: argparse.Namespace) -> str | None:
     """What options of transcribe do not go together, or None."""
-    kinds, several = ",".join(options.format), len(options.files) > 1
+    kinds, several = ",".join(options.format), len(options.files) > 1 or options.files[0].startswith("@")
     if options.output_dir is not None:
         return find_lm_conflict(options)
     if options.skip_existing:
