@@ -30,6 +30,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript
     beam           log_probs, language model → token ids
+    hotwords       token ids, likely words   → token ids
     tuning         a valid set               → the weights of a language model
     formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
     evaluation     model, manifest           → error rates

@@ -49,6 +49,9 @@ def positive(text: str) -> float:
 
 
 def add_language_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hotword", action="append", metavar="WORD[:BOOST]", help="a likely word, and by how many nats (default: 5)"
+    )
     group = parser.add_argument_group("language model", "needs flashlight-text: pip install bigru-asr[lm]")
     group.add_argument("--lm", metavar="FILE", help="ARPA file, as `asr lm build` makes it: beam search over its words")
     group.add_argument("--lexicon", metavar="FILE", type=Path, help="the words to choose from, one a line")
@@ -58,14 +61,23 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
-    """A beam decoder where a language model is given, else None for greedy decoding."""
-    if options.lm is None:
-        return None
-    settings = {name: getattr(options, name) for name in ("beam_size", "lm_weight", "word_score")}
-    given = {name: value for name, value in settings.items() if value is not None}
+    """A decoder with the language model and the hotwords that are given; None for plain greedy decoding."""
+    decode = _make_beam_decoder(options, model) if options.lm else None
+    if options.hotword:
+        from asr.decoder import decode_greedy
+        from asr.hotwords import HotwordDecoder, parse_hotword
+
+        hotwords = dict(parse_hotword(text) for text in options.hotword)
+        return HotwordDecoder(decode or decode_greedy, model.vocabulary, hotwords)
+    return decode
+
+
+def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
     from asr.beam import BeamDecoder
     from asr.ngrams import read_sentences
 
+    settings = {name: getattr(options, name) for name in ("beam_size", "lm_weight", "word_score")}
+    given = {name: value for name, value in settings.items() if value is not None}
     words = None
     if options.lexicon is not None:
         words = [word for line in read_sentences([options.lexicon]) for word in line.split()]

@@ -1,0 +1,87 @@
+"""Hotwords: they win where they are nearly as probable, and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from asr.cli import main
+from asr.decoder import decode_greedy
+from asr.errors import AsrError
+from asr.hotwords import DEFAULT_BOOST, HotwordDecoder, parse_hotword
+from asr.text import CharacterVocabulary
+
+VOCABULARY = CharacterVocabulary()
+
+
+def log_probs_of(text: str, alternatives: dict[int, dict[str, float]] | None = None) -> Tensor:
+    """(1, steps, vocabulary): each character surely for two steps, then a blank, but for the given alternatives."""
+    probabilities = torch.full((3 * len(text), len(VOCABULARY)), 1e-5)
+    for place, character in enumerate(text):
+        for other, probability in (alternatives or {}).get(place, {character: 1.0}).items():
+            probabilities[3 * place : 3 * place + 2, VOCABULARY.encode(other)[0]] = probability
+        probabilities[3 * place + 2, 0] = 1.0
+    return (probabilities / probabilities.sum(1, keepdim=True)).log()[None]
+
+
+def decode(log_probs: Tensor, hotwords: dict[str, float]) -> str:
+    decoder = HotwordDecoder(decode_greedy, VOCABULARY, hotwords)
+    (tokens,) = decoder(log_probs, torch.tensor([log_probs.shape[1]]))
+    return VOCABULARY.decode(tokens.token_ids)
+
+
+UNCLEAR = log_probs_of("MR CUILTER IS", {3: {"C": 0.7, "Q": 0.3}})
+
+
+def test_a_hotword_wins_where_its_boost_makes_up_for_its_probability() -> None:
+    assert decode(UNCLEAR, {}) == "MR CUILTER IS"
+    assert decode(UNCLEAR, {"QUILTER": 5.0}) == "MR QUILTER IS"
+    assert decode(UNCLEAR, {"QUILTER": 0.1}) == "MR CUILTER IS"
+
+
+def test_a_hotword_of_which_nothing_was_heard_changes_nothing() -> None:
+    clear = log_probs_of("MR CUILTER IS")
+    assert decode(clear, {"ZANZIBAR": 8.0, "QUILTERS": 8.0, "MISSISSIPPI": 8.0}) == "MR CUILTER IS"
+
+
+def test_two_words_can_be_one_hotword() -> None:
+    parted = log_probs_of("MR QUIL TER IS")
+    assert decode(parted, {"QUILTER": 20.0}) == "MR QUIL TER IS"
+    assert decode(parted, {"QUILTER": 25.0}) == "MR QUILTER IS"  # two steps of 1e-5 without the space
+
+
+def test_each_place_of_a_hotword_is_found() -> None:
+    twice = log_probs_of("CUILTER CUILTER", {0: {"C": 0.7, "Q": 0.3}, 8: {"C": 0.7, "Q": 0.3}})
+    assert decode(twice, {"QUILTER": 5.0}) == "QUILTER QUILTER"
+
+
+def test_a_batch_decodes_as_each_of_it_alone() -> None:
+    short = log_probs_of("A CAT")
+    padded = torch.cat([short, UNCLEAR[:, short.shape[1] :]], dim=1)
+    decoder = HotwordDecoder(decode_greedy, VOCABULARY, {"QUILTER": 5.0, "IS": 3.0})
+    both = decoder(torch.cat([UNCLEAR, padded]), torch.tensor([UNCLEAR.shape[1], short.shape[1]]))
+    assert [VOCABULARY.decode(tokens.token_ids) for tokens in both] == ["MR QUILTER IS", "A CAT"]
+
+
+def test_real_speech_gets_its_name(sample_paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", str(sample_paths[0]), "--hotword", "Quilter:20", "--hotword", "Zanzibar"]) == 0
+    said = capsys.readouterr().out.split()
+    assert "QUILTER" in said
+    assert "ZANZIBAR" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Quilter", ("QUILTER", DEFAULT_BOOST)), ("O’Neill:7.5", ("O'NEILL", 7.5)), ("naïve:0", ("NAIVE", 0.0))],
+)
+def test_a_hotword_is_read_in_its_normal_form(text: str, expected: tuple[str, float]) -> None:
+    assert parse_hotword(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "42", "two words", "word:many", "word:-1", "word:inf", "word:nan"])
+def test_what_is_no_hotword_is_told(text: str) -> None:
+    with pytest.raises(AsrError, match=r"--hotword .* must be one word, or one word, a colon and a number"):
+        parse_hotword(text)
