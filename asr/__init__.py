@@ -34,6 +34,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     tuning         a valid set               → the weights of a language model
     formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
     evaluation     model, manifest           → error rates
+    finetuning     a model file, recordings  → a model file
     verification   the packaged model        → the texts it was published with, or others
     commands       what each of `asr`'s commands takes, and the function it calls
         options, transcribe, train, prepare

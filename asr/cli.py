@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from asr.commands.prepare import add_download, add_lm, add_prepare, add_tune_lm
-from asr.commands.train import add_evaluate, add_train, add_verify
+from asr.commands.train import add_evaluate, add_finetune, add_train, add_verify
 from asr.commands.transcribe import add_align, add_transcribe
 from asr.errors import AsrError
 
@@ -81,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_transcribe,
         add_align,
         add_train,
+        add_finetune,
         add_evaluate,
         add_verify,
         add_lm,

@@ -182,6 +182,8 @@ class OptimizerConfig:
     """AdamW's memory of squared gradients."""
     clip_norm: float = 5.0
     """Longest gradient, L2 norm over all weights."""
+    frozen_layers: int = 0
+    """Recurrent layers, from below, that keep their weights, with the convolutions before them; 0: all learn."""
 
     def __post_init__(self) -> None:
         require(self.name in ("adamw", "muon"), "optimizer.name", self.name, "be adamw or muon")
@@ -190,6 +192,7 @@ class OptimizerConfig:
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "be at least 0")
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "be in [0, 1)")
         require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "be above 0")
+        require(self.frozen_layers >= 0, "optimizer.frozen_layers", self.frozen_layers, "be at least 0")
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,8 @@ class TrainerConfig:
     """Passes over the training set."""
     valid_every_epochs: int = 1
     """Epochs from one validation to the next; it divides `epochs`, so that the last is validated."""
+    patience: int = 0
+    """Validations in a row without a lower WER after which training ends early; 0: never."""
     seed: int = 1
     """Of the initial weights, the order of the utterances and the augmentation."""
     precision: str = "auto"
@@ -218,6 +223,7 @@ class TrainerConfig:
         every = self.valid_every_epochs
         divides = every >= 1 and self.epochs % every == 0
         require(divides, "trainer.valid_every_epochs", every, f"divide trainer.epochs={self.epochs}")
+        require(self.patience >= 0, "trainer.patience", self.patience, "be at least 0")
         require(self.seed >= 0, "trainer.seed", self.seed, "be at least 0")
         precisions, accelerators = ("auto", "32-true", "bf16-mixed", "16-mixed"), ("auto", "cpu", "gpu")
         require(self.precision in precisions, "trainer.precision", self.precision, f"be one of {precisions}")

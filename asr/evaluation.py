@@ -40,6 +40,11 @@ class Evaluation:
     audio_seconds: float
     processing_seconds: float
 
+    @property
+    def words(self) -> ErrorCounts:
+        """Of all utterances together."""
+        return pool([item.words for item in self.scored])
+
     def summary(self) -> str:
         """Rates with their 95 % intervals, errors by kind, and speed."""
         lines = [f"utterances {len(self.scored):,}  hours {self.audio_seconds / 3600:.2f}"]

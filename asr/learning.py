@@ -112,7 +112,8 @@ def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -
     matrices: list[Tensor] = []
     vectors: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        (vectors if parameter.dim() <= 1 else cells if "_cell." in name else matrices).append(parameter)
+        if parameter.requires_grad:
+            (vectors if parameter.dim() <= 1 else cells if "_cell." in name else matrices).append(parameter)
     betas, rate, decay = (0.9, config.beta2), config.learning_rate, config.weight_decay
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer

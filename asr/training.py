@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
@@ -85,12 +85,23 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
 
 def make_model(config: TrainConfig, references: Sequence[str]) -> CTCModel:
     """A model with random weights, or with those of `config.initial_model`."""
-    if not config.initial_model:
-        return CTCModel(config.model, make_vocabulary(config, references))
-    model = load_model(config.initial_model)
-    if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
-        raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
+    if config.initial_model:
+        model = load_model(config.initial_model)
+        if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
+            raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
+    else:
+        model = CTCModel(config.model, make_vocabulary(config, references))
+    freeze(model, config.optimizer.frozen_layers)
     return model.train()
+
+
+def freeze(model: CTCModel, num_layers: int) -> None:
+    """Keep the weights of the lowest recurrent layers and of the convolutions before them; 0 keeps none."""
+    if num_layers > len(model.encoder.layers):
+        raise AsrError(f"optimizer.frozen_layers={num_layers} must be at most {len(model.encoder.layers)}, the layers")
+    if num_layers > 0:
+        for part in (model.encoder.subsampling, *model.encoder.layers[:num_layers]):
+            part.requires_grad_(False)
 
 
 def make_vocabulary(config: TrainConfig, references: Sequence[str]) -> Vocabulary:
@@ -130,6 +141,8 @@ def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
         best_model,  # before the averaging puts the raw weights back
         Checkpoints(output_dir, best_model),
     ]
+    if settings.patience > 0:
+        callbacks.append(EarlyStopping("valid/wer", mode="min", patience=settings.patience))
     if settings.average_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
     return lightning.Trainer(

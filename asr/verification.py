@@ -10,7 +10,6 @@ from pathlib import Path
 from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.manifest import read_manifest
-from asr.metrics import pool
 from asr.modelfile import PACKAGED_MODEL, load_model
 
 __all__ = ["PUBLISHED_TEXTS", "SAMPLES", "Verification", "sample_texts", "verify"]
@@ -42,7 +41,7 @@ class Verification:
             if name in self.differing:
                 lines.append(f"{name}\tpublished\t{self.published.get(name)}")
             lines.append(f"{name}\t{'differs' if name in self.differing else 'as published'}\t{text}")
-        words, count = pool([item.words for item in self.evaluation.scored]), len(self.evaluation.scored)
+        words, count = self.evaluation.words, len(self.evaluation.scored)
         same = f"{count - len(self.differing)} of {count} texts as published"
         return "\n".join([*lines, f"{same}; WER {words.rate:.1%} of {words.reference_length} words"])
 

@@ -1,10 +1,11 @@
-"""`asr train`, `asr evaluate` and `asr verify`: making models, and how good they are."""
+"""`asr train`, `asr finetune`, `asr evaluate` and `asr verify`: making models, and how good they are."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from asr.commands.options import (
     DEVICES,
@@ -17,7 +18,7 @@ from asr.commands.options import (
 )
 from asr.errors import AsrError
 
-__all__ = ["add_evaluate", "add_train", "add_verify"]
+__all__ = ["add_evaluate", "add_finetune", "add_train", "add_verify"]
 
 
 def add_train(commands: Commands) -> None:
@@ -36,6 +37,34 @@ def _run_train(options: argparse.Namespace) -> int:
     from asr.training import train
 
     print(train(config, resume=options.resume))
+    return 0
+
+
+def add_finetune(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "finetune", help="a model and your recordings to a model", description=_run_finetune.__doc__
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
+    manifest: dict[str, Any] = {"action": "append", "metavar": "MANIFEST"}
+    parser.add_argument("--train", **manifest, required=True, help="what to learn from; may be given again")
+    parser.add_argument("--valid", **manifest, required=True, help="what chooses the best model; may be given again")
+    parser.add_argument("--also-valid", **manifest, default=[], help="what shall not suffer: compared only")
+    parser.add_argument("--freeze-encoder-layers", type=int, default=0, metavar="N", help="lowest layers keep weights")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the defaults")
+    parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
+    parser.set_defaults(run=_run_finetune)
+
+
+def _run_finetune(options: argparse.Namespace) -> int:
+    """Train a model on with more recordings, and print the WER of each valid set before and after."""
+    from asr.finetuning import finetune, finetune_config
+
+    model = None if options.model == "packaged" else options.model
+    layers = options.freeze_encoder_layers
+    config = finetune_config(model, options.train, options.valid, options.overrides, frozen_layers=layers)
+    finetuned = finetune(config, also_valid=options.also_valid, resume=options.resume)
+    print(finetuned.summary())
+    print(finetuned.path)
     return 0
 
 

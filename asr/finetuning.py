@@ -1,0 +1,90 @@
+"""A model file to one that knows a domain, an accent or a microphone better: the training code, with other defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asr.config import TrainConfig, load_config
+from asr.evaluation import Evaluation, evaluate
+from asr.manifest import read_manifest, read_manifests
+from asr.modelfile import PACKAGED_MODEL, load_model
+from asr.training import train
+
+__all__ = ["Finetuned", "finetune", "finetune_config"]
+
+DEFAULTS = [
+    "output_dir=runs/finetune",
+    "data.batch_seconds=60",  # an hour gives sixty steps an epoch
+    "data.shortest_first=false",
+    "data.cache_hours=12",
+    "augment.noise_probability=0.1",
+    "augment.num_frequency_masks=1",
+    "augment.num_time_masks=2",
+    "optimizer.learning_rate=5e-4",  # a quarter of what random weights need: what was learned stays
+    "optimizer.clip_norm=1.0",
+    "trainer.average_decay=0.98",  # few steps: a long memory would still hold the beginning
+    "trainer.patience=6",
+]
+
+FEWEST_EPOCHS, MOST_EPOCHS, TOTAL_HOURS = 5, 40, 10.0
+"""As many epochs as make ten hours of audio, within these bounds."""
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The new model file, and each valid set before and after."""
+
+    path: Path
+    before: dict[str, Evaluation]
+    after: dict[str, Evaluation]
+
+    def summary(self) -> str:
+        """A line for each valid set: WER before, after, and its manifest."""
+        pairs = ((self.before[name].words.rate, self.after[name].words.rate, name) for name in self.before)
+        return "\n".join(["before\tafter\tWER on", *(f"{old:.2%}\t{new:.2%}\t{name}" for old, new, name in pairs)])
+
+
+def finetune(config: TrainConfig, *, also_valid: Sequence[str] = (), resume: bool = False) -> Finetuned:
+    """Train on from `config.initial_model`, and compare on the valid sets, and on others that shall not suffer.
+
+    config: as `finetune_config` makes it. also_valid: manifests that only the comparison reads.
+    """
+    manifests = [*config.data.valid, *also_valid]
+    before = _evaluate(config.initial_model, manifests)
+    path = train(config, resume=resume)
+    return Finetuned(path, before, _evaluate(path, manifests))
+
+
+def _evaluate(model_path: str | Path, manifests: Sequence[str]) -> dict[str, Evaluation]:
+    model = load_model(model_path)
+    return {manifest: evaluate(model, read_manifest(manifest)) for manifest in manifests}
+
+
+def finetune_config(
+    model_path: str | Path | None,
+    train_manifests: Sequence[str],
+    valid_manifests: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    frozen_layers: int = 0,
+) -> TrainConfig:
+    """A recipe for ten minutes to ten hours of recordings; None is the packaged model.
+
+    overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
+    """
+    model_path = model_path or PACKAGED_MODEL
+    hours = sum(utterance.duration_seconds for utterance in read_manifests(train_manifests)) / 3600
+    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(TOTAL_HOURS / hours)))
+    config = load_config(None, [*DEFAULTS, f"trainer.epochs={epochs}", *overrides])
+    model = load_model(model_path)
+    return dataclasses.replace(
+        config,
+        initial_model=str(model_path),
+        model=model.config,
+        vocabulary=dataclasses.replace(config.vocabulary, kind=model.vocabulary.to_dict()["kind"]),
+        data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),
+        optimizer=dataclasses.replace(config.optimizer, frozen_layers=frozen_layers),
+    )

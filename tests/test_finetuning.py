@@ -1,0 +1,103 @@
+"""Fine-tuning: what is learned, what stays, when it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr import load_model
+from asr.cli import main
+from asr.errors import AsrError
+from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
+from asr.model import CTCModel
+from asr.modelfile import PACKAGED_MODEL, save_model
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+PLAIN = ["augment.speeds=[1.0]", "augment.noise_probability=0", "augment.num_time_masks=0", "data.num_workers=0"]
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two of the samples to learn from, two others."""
+    folder = tmp_path_factory.mktemp("manifests")
+    lines = [json.loads(line) for line in (SAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    paths = {}
+    for name, chosen in {"own": lines[:2], "other": lines[2:4]}.items():
+        rows = [json.dumps(line | {"audio": str(SAMPLES / line["audio"])}) for line in chosen]
+        paths[name] = str(folder / f"{name}.jsonl")
+        Path(paths[name]).write_text("\n".join(rows), encoding="utf-8")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def small_path(model: CTCModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_model(model, path, dtype=torch.float32)
+    return path
+
+
+def test_the_packaged_model_learns_a_speakers_words(
+    manifests: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["trainer.epochs=12", "trainer.patience=0", "optimizer.learning_rate=2e-3", "trainer.average_decay=0"]
+    arguments = ["--train", manifests["own"], "--valid", manifests["own"], "--also-valid", manifests["other"]]
+    settings = [*more, *PLAIN, f"output_dir={tmp_path}/run", "trainer.valid_every_epochs=6"]
+    assert main(["finetune", "packaged", *arguments, *settings]) == 0
+    header, own, other, path = capsys.readouterr().out.splitlines()
+    assert header == "before\tafter\tWER on"
+    before, after, name = own.split("\t")
+    assert name == manifests["own"]
+    assert float(after.rstrip("%")) < float(before.rstrip("%")) - 20
+    assert other.endswith(manifests["other"])
+    assert path == f"{tmp_path}/run/model.safetensors"
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_frozen_layers_keep_their_weights_and_the_others_learn(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path, layers: int
+) -> None:
+    overrides = [f"output_dir={tmp_path}/run", "trainer.epochs=1", "trainer.average_decay=0", *PLAIN]
+    config = finetune_config(small_path, [manifests["own"]], [manifests["own"]], overrides, frozen_layers=layers)
+    path = finetune(config).path
+    before, after = load_model(small_path).state_dict(), load_model(path).state_dict()
+    frozen = ("encoder.subsampling.", *(f"encoder.layers.{layer}." for layer in range(layers)))
+    for name, weights in before.items():
+        same = torch.equal(weights.half(), after[name].half())
+        assert same == name.startswith(frozen) or (same and "bias" in name), name
+
+
+def test_more_frozen_layers_than_there_are_is_told(manifests: dict[str, str], small_path: Path, tmp_path: Path) -> None:
+    config = finetune_config(
+        small_path, [manifests["own"]], [manifests["own"]], [f"output_dir={tmp_path}/run"], frozen_layers=9
+    )
+    with pytest.raises(AsrError, match=r"^optimizer\.frozen_layers=9 must be at most 2, the layers$"):
+        finetune(config)
+
+
+def test_training_ends_where_the_error_rate_falls_no_more(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path
+) -> None:
+    still = ["optimizer.learning_rate=1e-12", "trainer.patience=2", "trainer.epochs=30", *PLAIN]
+    config = finetune_config(small_path, [manifests["own"]], [manifests["own"]], [f"output_dir={tmp_path}/run", *still])
+    finetune(config)
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 2
+    assert checkpoint["global_step"] == 3
+
+
+def test_little_audio_gets_more_epochs_and_overrides_win(manifests: dict[str, str], tmp_path: Path) -> None:
+    def epochs(hours: float, *overrides: str) -> int:
+        manifest = tmp_path / "m.jsonl"
+        entry = {"audio": "a.wav", "text": "A", "duration": 3600 * hours}
+        manifest.write_text(json.dumps(entry))
+        return finetune_config(None, [str(manifest)], ["v.jsonl"], overrides).trainer.epochs
+
+    assert [epochs(hours) for hours in (0.01, 0.5, 1.0, 50.0)] == [MOST_EPOCHS, 20, 10, FEWEST_EPOCHS]
+    assert epochs(1.0, "trainer.epochs=3") == 3
+    config = finetune_config(None, [manifests["own"]], ["v.jsonl"], ["optimizer.learning_rate=1e-4"])
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.initial_model == str(PACKAGED_MODEL)
+    assert config.model == load_model().config
