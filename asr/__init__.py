@@ -20,6 +20,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     check          utterances                → examples to learn from, and what is wrong with the rest
     corpora        the name of a corpus      → folders → manifests
         download, archive, chapters, librispeech
+    folders        a manifest or a folder    → utterances
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers

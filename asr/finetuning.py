@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asr.config import TrainConfig, load_config
 from asr.evaluation import Evaluation, evaluate
-from asr.manifest import read_manifest, read_manifests
+from asr.folders import read_data, read_many
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.training import train
 
@@ -60,7 +60,7 @@ def finetune(config: TrainConfig, *, also_valid: Sequence[str] = (), resume: boo
 
 def _evaluate(model_path: str | Path, manifests: Sequence[str]) -> dict[str, Evaluation]:
     model = load_model(model_path)
-    return {manifest: evaluate(model, read_manifest(manifest)) for manifest in manifests}
+    return {manifest: evaluate(model, read_data(manifest)) for manifest in manifests}
 
 
 def finetune_config(
@@ -76,7 +76,7 @@ def finetune_config(
     overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
     """
     model_path = model_path or PACKAGED_MODEL
-    hours = sum(utterance.duration_seconds for utterance in read_manifests(train_manifests)) / 3600
+    hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(TOTAL_HOURS / hours)))
     config = load_config(None, [*DEFAULTS, f"trainer.epochs={epochs}", *overrides])
     model = load_model(model_path)

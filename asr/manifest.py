@@ -1,8 +1,8 @@
 """Manifests: what was said in which recording, one utterance a line.
 
 Read are lhotse's cuts (`.jsonl`, `.jsonl.gz`; what `asr prepare` writes), JSON lines with `audio`, `text` and, if
-known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the header. A relative
-audio path is relative to its manifest.
+known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the header. The names of
+NeMo, Hugging Face and Common Voice will do too. A relative audio path is relative to its manifest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -21,7 +21,15 @@ from typing import Any, TextIO
 from asr.audio import open_audio
 from asr.errors import AsrError
 
-__all__ = ["Utterance", "read_manifest", "read_manifests"]
+__all__ = ["Utterance", "read_manifest"]
+
+ALIASES = {
+    "audio": ("audio_filepath", "file_name", "path"),
+    "text": ("transcript", "transcription", "sentence"),
+    "start": ("offset",),
+    "speaker": ("speaker_id", "client_id"),
+}
+"""Names that NeMo, Hugging Face and Common Voice use for ours."""
 
 MOST_PROBLEMS = 20
 """Bad lines that an error lists before it only counts them."""
@@ -50,11 +58,6 @@ class Utterance:
 
 class _LineError(Exception):
     """What is wrong with a line."""
-
-
-def read_manifests(paths: Iterable[str | Path]) -> list[Utterance]:
-    """The utterances of several manifests, one after another."""
-    return [utterance for path in paths for utterance in read_manifest(path)]
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -119,14 +122,19 @@ def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, str | dict[str, Any]]
 def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
     """The named values of a row, lhotse's cuts flattened to our names."""
     if isinstance(row, dict):
-        return row
+        return _with_our_names(row)
     try:
         fields = json.loads(row)
     except (ValueError, RecursionError) as error:
         raise _LineError(f"not a line of JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(fields, dict):
         raise _LineError('must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}')
-    return _from_cut(fields) if "recording" in fields else fields
+    return _from_cut(fields) if "recording" in fields else _with_our_names(fields)
+
+
+def _with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
+    given = {name: fields[alias] for name, aliases in ALIASES.items() for alias in aliases if alias in fields}
+    return {**given, **fields} if given else fields
 
 
 def _from_cut(cut: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints
 from asr.config import TrainConfig, TrainerConfig, load_config
 from asr.data import SpeechDataModule
 from asr.errors import AsrError
+from asr.folders import read_many
 from asr.learning import CTCTrainingModule
-from asr.manifest import read_manifests
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.monitor import ProgressBar, SampleTranscripts, TrainingMonitor
@@ -70,11 +70,11 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     """The model with its initial weights, and the checked training and valid sets; the findings are logged."""
     if not config.data.train or not config.data.valid:
         raise AsrError("data.train and data.valid must each name a manifest")
-    utterances = read_manifests(config.data.train)
+    utterances = read_many(config.data.train)
     references = [normalize_transcript(utterance.text) for utterance in utterances]
     model = make_model(config, references)
     train_corpus = check_corpus(utterances, model, config.data, config.augment)
-    valid_corpus = check_corpus(read_manifests(config.data.valid), model, None, None)
+    valid_corpus = check_corpus(read_many(config.data.valid), model, None, None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %.1f million parameters, %d tokens", parameters / 1e6, len(model.vocabulary))
     log.info("train: %s\nvalid: %s", train_corpus.report(), valid_corpus.report())

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.errors import AsrError
-from asr.manifest import MOST_PROBLEMS, Utterance, read_manifest, read_manifests
+from asr.manifest import MOST_PROBLEMS, Utterance, read_manifest
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 RECORDING = str(SAMPLES / "84-121123-0001.flac")
@@ -144,15 +144,6 @@ def test_audio_is_not_opened_where_the_duration_is_given(tmp_path: Path, monkeyp
     assert len(read_manifest(written(tmp_path, json_lines(GOOD, cut())))) == 2
 
 
-def test_several_manifests_follow_one_another(tmp_path: Path) -> None:
-    first, second = written(tmp_path, json_lines(GOOD, GOOD), "a.jsonl"), written(tmp_path, table([GOOD]), "b.csv")
-    assert [utterance.place for utterance in read_manifests([second, first])] == [
-        f"{second}:2",
-        f"{first}:1",
-        f"{first}:2",
-    ]
-
-
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip))
 def test_a_text_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     """Quotes, commas, line breaks and every script; characters that are unknown are the check's business."""
@@ -174,7 +165,7 @@ def test_a_text_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFa
     ("row", "reason"),
     [
         ({"text": "A", "duration": 1}, "'audio' is missing (there are: text, duration)"),
-        ({"audio": "a.wav", "transcript": "A"}, "'text' is missing (there are: audio, transcript)"),
+        ({"audio": "a.wav", "words": "A"}, "'text' is missing (there are: audio, words)"),
         ({**GOOD, "text": ""}, "'text' is empty"),
         ({**GOOD, "text": " \t "}, "'text' is empty"),
         ({**GOOD, "text": None}, "'text' is empty"),
@@ -313,3 +304,27 @@ def test_an_utterance_can_be_used_as_a_key_and_not_be_changed() -> None:
     assert {utterance: 1}[replace(utterance)] == 1
     with pytest.raises(AttributeError):
         utterance.text = "OTHER"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"audio": "audio_filepath", "start": "offset"},
+        {"audio": "file_name", "text": "transcription", "speaker": "speaker_id"},
+        {"audio": "path", "text": "sentence", "speaker": "client_id"},
+        {"text": "transcript"},
+    ],
+    ids=["NeMo", "Hugging Face", "Common Voice", "transcript"],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
+def test_the_names_of_others_are_read_as_ours(tmp_path: Path, names: dict[str, str], suffix: str) -> None:
+    row = {names.get(name, name): value for name, value in GOOD.items()}
+    content = json_lines(row) if suffix == "jsonl" else table([row], "\t" if suffix == "tsv" else ",")
+    (theirs,) = read_manifest(written(tmp_path, content, f"a.{suffix}"))
+    assert (theirs.audio_path, theirs.text) == (str(tmp_path / "a.wav"), "HELLO")
+    assert (theirs.start_seconds, theirs.duration_seconds, theirs.speaker) == (0.25, 1.5, "ann")
+
+
+def test_our_names_win_over_others(tmp_path: Path) -> None:
+    (utterance,) = read_manifest(written(tmp_path, json_lines(GOOD | {"path": "b.wav", "sentence": "OTHER"})))
+    assert (utterance.audio_path, utterance.text) == (str(tmp_path / "a.wav"), "HELLO")

@@ -91,13 +91,13 @@ def _run_tune_lm(options: argparse.Namespace) -> int:
     """Try weights of the language model and scores of a word, and print the WER of each and the best of all."""
     import os
 
-    from asr.manifest import read_manifest
+    from asr.folders import read_data
     from asr.modelfile import load_model
     from asr.tuning import tune
 
     model = load_model(None if options.model == "packaged" else options.model)
     points = []
-    utterances = read_manifest(options.manifest)
+    utterances = read_data(options.manifest)
     for point in tune(model, utterances, options.lm, processes=os.cpu_count() or 1, beam_size=options.beam_size):
         points.append(point)
         print(

@@ -81,14 +81,14 @@ def add_evaluate(commands: Commands) -> None:
 def _run_evaluate(options: argparse.Namespace) -> int:
     """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
     from asr.evaluation import evaluate
-    from asr.manifest import read_manifest
+    from asr.folders import read_data
     from asr.modelfile import load_model
 
     if options.hypotheses and not Path(options.hypotheses).parent.is_dir():
         raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
     model = load_model(None if options.model == "packaged" else options.model, choose_device(options.device))
     settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
-    evaluation = evaluate(model, read_manifest(options.manifest), **settings)
+    evaluation = evaluate(model, read_data(options.manifest), **settings)
     for failure in evaluation.failures:
         print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
     print(evaluation.summary(), flush=True)

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_align", "add_transcribe", "find_recordings"]
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-"""Of what is taken out of a folder; a file that is named is known by its content."""
-
 
 def add_transcribe(commands: Commands) -> None:
     parser = commands.add_parser("transcribe", help="audio files to text", description=_run_transcribe.__doc__)
@@ -88,13 +85,15 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     A folder stands for the audio files in it and below, in the order of their names, and @FILE for those that the lines
     of a text file name. Raises AsrError for a list without one.
     """
+    from asr.folders import find_audio
+
     found = []
     for argument in arguments:
         if argument.startswith("@"):
             found += [(line, Path(Path(line).stem)) for line in _read_list(argument)]
         elif argument != "-" and Path(argument).is_dir():
-            inside = [path for path in Path(argument).rglob("*") if path.suffix.lower() in AUDIO_EXTENSIONS]
-            found += [(str(path), path.relative_to(argument).with_suffix("")) for path in sorted(inside)]
+            inside = find_audio(Path(argument))
+            found += [(str(path), path.relative_to(argument).with_suffix("")) for path in inside]
             found += [] if inside else [(argument, Path(argument))]  # which is told as a file that cannot be opened
         else:
             found.append((argument, Path("stdin" if argument == "-" else Path(argument).stem)))

@@ -1,0 +1,163 @@
+"""Data as people have it, a manifest or a folder, to utterances.
+
+Folders are known by what is in them: Hugging Face's `metadata.csv` or `.jsonl`; Kaldi's `wav.scp` and `text`;
+LibriSpeech's `*.trans.txt`, at any depth; or recordings with a text file of the same name beside each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from asr.audio import open_audio
+from asr.errors import AsrError
+from asr.manifest import Utterance, read_manifest
+
+__all__ = ["AUDIO_EXTENSIONS", "find_audio", "read_data", "read_many"]
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+"""Of what is taken out of a folder; a file that is named is known by its content."""
+
+MOST_PROBLEMS = 20
+"""Faults that an error lists before it only counts them."""
+
+
+def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
+    """The utterances of several manifests or folders, one after another."""
+    return [utterance for path in paths for utterance in read_data(path)]
+
+
+def read_data(path: str | Path) -> list[Utterance]:
+    """Every utterance of a manifest or of a folder.
+
+    Raises AsrError that lists each fault: a recording without a text or a text without a recording, a line with fields
+    missing, audio that cannot be read; and for a folder of no known kind.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return read_manifest(path)
+    for name in ("metadata.csv", "metadata.jsonl"):
+        if (folder / name).is_file():
+            return read_manifest(folder / name)
+    if (folder / "wav.scp").is_file() and (folder / "text").is_file():
+        return _checked(folder, _read_kaldi(folder))
+    if any(folder.rglob("*.trans.txt")):
+        return _checked(folder, _read_librispeech(folder))
+    if any(audio.with_suffix(".txt").is_file() for audio in find_audio(folder)):
+        return _checked(folder, _read_pairs(folder))
+    kinds = "metadata.csv, Kaldi's wav.scp and text, *.trans.txt, or recordings with a .txt beside each"
+    raise AsrError(f"{path}: the folder holds no data of a known kind ({kinds})")
+
+
+def find_audio(folder: Path) -> list[Path]:
+    """The recordings in a folder and below it, by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_EXTENSIONS)
+
+
+class _Fault(str):
+    """What is wrong at a place, as a sentence that names it."""
+
+
+def _checked(folder: Path, items: Iterable[Utterance | _Fault]) -> list[Utterance]:
+    utterances, faults = [], []
+    for item in items:
+        if isinstance(item, Utterance):
+            utterances.append(item)
+        else:
+            faults.append(item)
+    if faults:
+        more = f"\n... and {len(faults) - MOST_PROBLEMS} more faults" if len(faults) > MOST_PROBLEMS else ""
+        raise AsrError("\n".join(faults[:MOST_PROBLEMS]) + more)
+    if not utterances:
+        raise AsrError(f"{folder}: the folder holds no utterance")
+    return utterances
+
+
+def _utterance(
+    name: str,
+    audio: Path,
+    text: str,
+    place: tuple[Path, int],
+    speaker: str = "",
+    span: tuple[float, float] | None = None,
+) -> Utterance | _Fault:
+    """An utterance of a whole recording, whose header tells its duration, or of a span of it (start, end; seconds)."""
+    manifest, line = place
+    if not text.strip():
+        return _Fault(f"{manifest}:{line}: {name} has no text")
+    try:
+        if span is None:
+            with open_audio(audio, 16000) as opened:
+                span = 0.0, opened.duration_seconds
+    except AsrError as error:
+        return _Fault(f"{manifest}:{line}: {error}")
+    start, end = span
+    return Utterance(name, str(audio), text.strip(), start, end - start, speaker, str(manifest), line)
+
+
+def _read_pairs(folder: Path) -> Iterator[Utterance | _Fault]:
+    for audio in find_audio(folder):
+        text = audio.with_suffix(".txt")
+        if not text.is_file():
+            yield _Fault(f"{audio}: has no {text.name} beside it")
+            continue
+        try:
+            yield _utterance(audio.stem, audio, text.read_text(encoding="utf-8-sig"), (text, 1))
+        except UnicodeDecodeError:
+            yield _Fault(f"{text}: is not UTF-8")
+
+
+def _read_librispeech(folder: Path) -> Iterator[Utterance | _Fault]:
+    from asr.corpora.chapters import read_chapter
+
+    for transcript in sorted(folder.rglob("*.trans.txt")):
+        problems: list[str] = []
+        for line in read_chapter(transcript, problems):
+            number = int(line.where.rpartition(":")[2])
+            yield _utterance(line.utterance_id, line.audio, line.text, (transcript, number), line.speaker)
+        yield from map(_Fault, problems)
+
+
+def _read_kaldi(folder: Path) -> Iterator[Utterance | _Fault]:
+    recordings = {name: rest for name, rest, _ in _table(folder / "wav.scp")}
+    speakers = {name: rest for name, rest, _ in _table(folder / "utt2spk")}
+    spans = {name: (rest.split(), line) for name, rest, line in _table(folder / "segments")}
+    for name, text, line in _table(folder / "text"):
+        place = folder / "text", line
+        fields, segment_line = spans.get(name, ([name], 0))
+        where = f"{folder / 'segments'}:{segment_line}: " if segment_line else f"{place[0]}:{line}: "
+        written = recordings.get(fields[0], "")
+        if not written:
+            yield _Fault(f"{where}{name} has no recording in wav.scp")
+        elif written.endswith("|"):
+            yield _Fault(
+                f"{where}{fields[0]} is a command in wav.scp, and commands are not run; write its output to a file"
+            )
+        elif segment_line and not _is_span(fields[1:]):
+            yield _Fault(f"{where}{name} must have a recording, a start and a later end in seconds")
+        else:
+            audio = folder / written if (folder / written).exists() else Path(written)
+            span = (float(fields[1]), float(fields[2])) if segment_line else None
+            yield _utterance(name, audio, text, place, speakers.get(name, ""), span)
+
+
+def _is_span(fields: list[str]) -> bool:
+    try:
+        start, end = map(float, fields)
+    except ValueError:
+        return False
+    return 0 <= start < end < float("inf")
+
+
+def _table(path: Path) -> Iterator[tuple[str, str, int]]:
+    """First field, rest and number of each line of one of Kaldi's files; none where there is no file."""
+    if not path.is_file():
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise AsrError(f"{path}: is not UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        name, _, rest = line.strip().partition(" ")
+        if name:
+            yield name, rest.strip(), number

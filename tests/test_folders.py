@@ -1,0 +1,126 @@
+"""Folders of data as others lay them out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from asr.cli import main
+from asr.errors import AsrError
+from asr.folders import MOST_PROBLEMS, read_data, read_many
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+ONE, OTHER = SAMPLES / "84-121123-0001.flac", SAMPLES / "174-168635-0000.flac"
+
+
+def test_recordings_with_a_text_beside_each(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    shutil.copy(ONE, tmp_path / "b.FLAC")
+    shutil.copy(OTHER, tmp_path / "sub" / "a.flac")
+    (tmp_path / "b.txt").write_text("\ufeffBut in less.\n", encoding="utf-8")
+    (tmp_path / "sub" / "a.txt").write_text("He had never", encoding="utf-8")
+    (tmp_path / "readme.txt").write_text("no audio", encoding="utf-8")
+    one, other = read_data(tmp_path)
+    assert (one.id, one.audio_path, one.text) == ("b", str(tmp_path / "b.FLAC"), "But in less.")
+    assert (one.start_seconds, one.duration_seconds) == (0.0, pytest.approx(3.99))
+    assert (other.id, other.text, other.place) == ("a", "He had never", f"{tmp_path}/sub/a.txt:1")
+
+
+def test_a_tree_of_librispeech(tmp_path: Path) -> None:
+    chapter = tmp_path / "LibriSpeech" / "dev-clean" / "84" / "121123"
+    chapter.mkdir(parents=True)
+    shutil.copy(ONE, chapter)
+    (chapter / "84-121123.trans.txt").write_text("84-121123-0001 BUT IN LESS\n")
+    (utterance,) = read_data(tmp_path)
+    assert (utterance.id, utterance.speaker, utterance.text) == ("84-121123-0001", "84", "BUT IN LESS")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_folder_of_hugging_face(tmp_path: Path, name: str) -> None:
+    shutil.copy(ONE, tmp_path / "a.flac")
+    row = {"file_name": "a.flac", "transcription": "But in less"}
+    content = ",".join(row) + "\n" + ",".join(row.values()) + "\n" if name.endswith("csv") else json.dumps(row)
+    (tmp_path / name).write_text(content)
+    (utterance,) = read_data(tmp_path)
+    assert (utterance.audio_path, utterance.text) == (str(tmp_path / "a.flac"), "But in less")
+
+
+def kaldi(folder: Path, **files: str) -> Path:
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content, encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_kaldi(tmp_path: Path) -> None:
+    kaldi(tmp_path, wav_scp=f"r1 {ONE}\nr2 {OTHER}\n", text="r1 BUT IN LESS\nr2 HE HAD\n", utt2spk="r1 ann\n")
+    one, other = read_data(tmp_path)
+    assert (one.id, one.audio_path, one.text, one.speaker) == ("r1", str(ONE), "BUT IN LESS", "ann")
+    assert (other.speaker, other.place) == ("", f"{tmp_path}/text:2")
+
+
+def test_segments_of_kaldi(tmp_path: Path) -> None:
+    kaldi(tmp_path, wav_scp=f"r1 {ONE}\n", text="u1 BUT IN\nu2 LESS THAN\n", segments="u1 r1 0.0 1.5\nu2 r1 1.5 3.25\n")
+    spans = [(utterance.start_seconds, utterance.duration_seconds) for utterance in read_data(tmp_path)]
+    assert spans == [(0.0, 1.5), (1.5, 1.75)]
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ({"wav_scp": f"r1 {ONE}", "text": "r2 HELLO"}, "text:1: r2 has no recording in wav.scp"),
+        ({"wav_scp": f"r1 {ONE}", "text": "r1"}, "text:1: r1 has no text"),
+        ({"wav_scp": "r1 none.wav", "text": "r1 HELLO"}, "text:1: none.wav: audio file cannot be opened"),
+        (
+            {"wav_scp": "r1 sox a.wav - |", "text": "r1 HELLO"},
+            "text:1: r1 is a command in wav.scp, and commands are not run",
+        ),
+        (
+            {"wav_scp": f"r1 {ONE}", "text": "u1 HELLO", "segments": "u1 r1 2.0 1.0"},
+            "segments:1: u1 must have a recording, a start and a later end in seconds",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_folder_of_kaldi_is_told_with_its_line(
+    tmp_path: Path, files: dict[str, str], fault: str
+) -> None:
+    with pytest.raises(AsrError) as caught:
+        read_data(kaldi(tmp_path, **files))
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_fault_is_told_up_to_a_page(tmp_path: Path) -> None:
+    shutil.copy(ONE, tmp_path / "good.flac")
+    (tmp_path / "good.txt").write_text("GOOD")
+    for number in range(MOST_PROBLEMS + 3):
+        shutil.copy(ONE, tmp_path / f"{number}.flac")
+    with pytest.raises(AsrError) as caught:
+        read_data(tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{tmp_path}/0.flac: has no 0.txt beside it"
+    assert lines[-1] == "... and 3 more faults"
+
+
+def test_a_folder_of_no_known_kind_is_told(tmp_path: Path) -> None:
+    shutil.copy(ONE, tmp_path)
+    with pytest.raises(AsrError, match="the folder holds no data of a known kind"):
+        read_data(tmp_path)
+
+
+def test_manifests_and_folders_are_read_one_after_another(tmp_path: Path) -> None:
+    shutil.copy(ONE, tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("BUT")
+    assert [utterance.id for utterance in read_many([tmp_path, SAMPLES / "manifest.jsonl"])][:2] == [
+        "a",
+        "1272-128104-0000",
+    ]
+
+
+def test_a_folder_can_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(ONE, tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("But in less than five minutes")
+    assert main(["evaluate", "packaged", str(tmp_path)]) == 0
+    assert "utterances 1 " in capsys.readouterr().out
