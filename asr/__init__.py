@@ -21,6 +21,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     corpora        the name of a corpus      → folders → manifests
         download, archive, chapters, librispeech
     folders        a manifest or a folder    → utterances
+    survey         utterances                → a page about them
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers

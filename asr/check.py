@@ -15,7 +15,7 @@ from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
 from asr.text import Vocabulary, normalize_transcript
 
-__all__ = ["CheckedCorpus", "Example", "check_corpus", "find_shared"]
+__all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_shared"]
 
 MOST_LISTED = 8
 """Findings of one kind that the page shows; the full list is in the file that training writes."""
@@ -79,7 +79,7 @@ def check_corpus(
     speed = max(augment.speeds) if augment else 1.0
     for utterance in utterances:
         reference = normalize_transcript(utterance.text, corpus.dropped_characters)
-        problem = _problem(utterance, reference, model, speed, limits, missing)
+        problem = find_problem(utterance, reference, model, speed, limits, missing)
         if problem is None:
             corpus.examples.append(Example(utterance, reference))
         else:
@@ -119,7 +119,7 @@ def _missing_files(utterances: Sequence[Utterance]) -> set[str]:
     return {path for path in {utterance.audio_path for utterance in utterances} if not os.path.isfile(path)}
 
 
-def _problem(
+def find_problem(
     utterance: Utterance,
     reference: str,
     model: CTCModel,
@@ -127,7 +127,10 @@ def _problem(
     limits: DataConfig | None,
     missing: set[str],
 ) -> tuple[str, str] | None:
-    """Kind and detail of the first thing that keeps an utterance out, or None."""
+    """Kind and detail of the first thing that keeps an utterance out, or None.
+
+    reference: its normal transcript; missing: paths of audio that is not there. Otherwise as `check_corpus`.
+    """
     seconds = utterance.duration_seconds
     if utterance.audio_path in missing:
         return "audio file not found", utterance.audio_path

@@ -1,4 +1,4 @@
-"""`asr train`, `asr finetune`, `asr evaluate` and `asr verify`: making models, and how good they are."""
+"""`asr check`, `asr train`, `asr finetune`, `asr evaluate` and `asr verify`: making models, and how good they are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,35 @@ from asr.commands.options import (
 )
 from asr.errors import AsrError
 
-__all__ = ["add_evaluate", "add_finetune", "add_train", "add_verify"]
+__all__ = ["add_check", "add_evaluate", "add_finetune", "add_train", "add_verify"]
+
+
+def add_check(commands: Commands) -> None:
+    parser = commands.add_parser("check", help="a page about your recordings", description=_run_check.__doc__)
+    parser.add_argument("data", metavar="DATA", help="a manifest, or a folder of recordings and texts")
+    parser.add_argument("--fix", type=Path, metavar="FILE", help="write a clean manifest, and list each change")
+    parser.add_argument("--valid", metavar="DATA", help="a valid set: what of it is in DATA too?")
+    parser.add_argument("--model", metavar="M", help="the model to train on from (default: the packaged model)")
+    parser.set_defaults(run=_run_check)
+
+
+def _run_check(options: argparse.Namespace) -> int:
+    """Print a page about recordings and their texts: what they are like, what cannot be learned from, what is odd."""
+    from asr.check import check_corpus, find_shared
+    from asr.folders import read_data
+    from asr.modelfile import load_model
+    from asr.survey import survey, write_fixed
+
+    model, utterances = load_model(options.model), read_data(options.data)
+    found = survey(utterances, model)
+    print(found.page())
+    if options.valid:
+        corpora = [check_corpus(each, model, None, None) for each in (utterances, read_data(options.valid))]
+        print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
+    if options.fix:
+        for change in write_fixed(found, options.fix):
+            print(change)
+    return 0
 
 
 def add_train(commands: Commands) -> None:

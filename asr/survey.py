@@ -1,0 +1,227 @@
+"""A page about recordings and their texts, before anyone trains on them: what they are like, and what is odd."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from torch import Tensor
+
+from asr.audio import open_audio
+from asr.check import find_problem
+from asr.config import DataConfig
+from asr.errors import AsrError
+from asr.manifest import Utterance
+from asr.model import CTCModel
+from asr.text import normalize_transcript
+
+__all__ = ["Survey", "survey", "write_fixed"]
+
+FULL_SCALE, MOST_CLIPPED = 0.999, 0.001
+"""A sample from here on is taken for clipped; of more than this share of an utterance it is told."""
+
+FRAME_SECONDS, SILENCE_DB, MOST_SILENCE = 0.025, -40.0, 0.6
+"""A frame this far below the utterance's loudest ones is silent; of more than this share it is told."""
+
+SLOWEST, FASTEST = 4.0, 25.0
+"""Letters per second between which people speak; outside them audio and text may not belong together."""
+
+WORDS_FOR = {
+    "&": "AND",
+    "%": "PERCENT",
+    "@": "AT",
+    "+": "PLUS",
+    "=": "EQUALS",
+    "$": "DOLLARS",
+    "€": "EUROS",
+    "£": "POUNDS",
+}
+"""What is usually said for characters that no alphabet has."""
+
+_SPOKEN = {ord(character): f" {word} " for character, word in WORDS_FOR.items()}
+
+MOST_LISTED = 8
+BARS = 30
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the samples of one utterance tell."""
+
+    sample_rate: int
+    channels: int
+    clipped_share: float
+    silent_share: float
+
+
+Findings = dict[str, list[tuple[Utterance, str]]]
+"""Kind of finding to utterances and a detail of each."""
+
+
+@dataclass
+class Survey:
+    """All that is known of a set."""
+
+    utterances: list[Utterance]
+    facts: list[Facts]
+    """Of those whose audio can be read."""
+    keeping_out: Findings = field(default_factory=dict)
+    """What keeps an utterance out of training."""
+    odd: Findings = field(default_factory=dict)
+    """What is worth a look."""
+    dropped_characters: Counter[str] = field(default_factory=Counter)
+
+    def page(self) -> str:
+        """What the set is like, then each kind of finding with its first places."""
+        durations = [utterance.duration_seconds for utterance in self.utterances]
+        speakers = {utterance.speaker for utterance in self.utterances} - {""}
+        total = f"{sum(durations) / 3600:.2f}"
+        lines = [f"utterances {len(durations):,}  hours {total}  speakers {len(speakers) or 'unknown'}"]
+        lines.append(f"sample rates: {_counted(f'{facts.sample_rate} Hz' for facts in self.facts)}")
+        lines.append(f"channels: {_counted(str(facts.channels) for facts in self.facts)}")
+        if self.facts:
+            lines.append(f"silence: {median(facts.silent_share for facts in self.facts):.0%} of an utterance (median)")
+        lines.append(f"letters per second: {median(map(_letters_per_second, self.utterances)):.1f} (median)")
+        lines += [f"seconds: {median(durations):.1f} (median)", *_histogram(durations)]
+        if self.dropped_characters:
+            lines.append("characters outside the alphabet, and what to write:")
+            lines += [
+                f"  {char!r} × {count}: {_proposal(char)}" for char, count in self.dropped_characters.most_common()
+            ]
+        for kind, places in (self.keeping_out | self.odd).items():
+            lines += [f"{kind}: {len(places)}"] if places else []
+            lines += [f"  {utterance.place}: {utterance.id}: {detail}" for utterance, detail in places[:MOST_LISTED]]
+            lines += [f"  ... and {len(places) - MOST_LISTED} more"] if len(places) > MOST_LISTED else []
+        return "\n".join(lines)
+
+
+def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
+    """Look at every utterance, its samples included. What is wrong becomes a finding; nothing is raised for it."""
+    with ThreadPoolExecutor() as executor:
+        heard = list(executor.map(lambda utterance: _listen(utterance, model.sample_rate), utterances))
+    pairs = list(zip(utterances, heard, strict=True))
+    known = [(utterance, facts) for utterance, facts in pairs if isinstance(facts, Facts)]
+    found = Survey(list(utterances), [facts for _, facts in known])
+    unreadable = [(utterance, reason) for utterance, reason in pairs if isinstance(reason, str)]
+    readable = [utterance for utterance, _ in known]
+    found.keeping_out = {
+        "audio that cannot be read": unreadable,
+        **_training_problems(readable, model, found.dropped_characters),
+        "recordings that come again": _repeats(readable),
+    }
+    rates = [(utterance, _letters_per_second(utterance)) for utterance in readable]
+    found.odd = {
+        "clipped": [
+            (item, f"{facts.clipped_share:.1%}") for item, facts in known if facts.clipped_share > MOST_CLIPPED
+        ],
+        "mostly silent": [
+            (item, f"{facts.silent_share:.0%}") for item, facts in known if facts.silent_share > MOST_SILENCE
+        ],
+        f"fewer than {SLOWEST:g} or more than {FASTEST:g} letters per second": [
+            (utterance, f"{rate:.1f}") for utterance, rate in rates if not SLOWEST <= rate <= FASTEST
+        ],
+    }
+    return found
+
+
+def write_fixed(found: Survey, path: str | Path) -> list[str]:
+    """Write the usable utterances with normal texts as JSON lines; returns a line for each change.
+
+    Characters with a word of their own (& and the like) become that word; what keeps an utterance out leaves it out.
+    """
+    left_out = {
+        id(utterance): f"left out: {kind}: {detail}"
+        for kind, places in found.keeping_out.items()
+        for utterance, detail in places
+    }
+    lines, changes = [], []
+    for utterance in found.utterances:
+        reason = left_out.get(id(utterance))
+        if reason is not None:
+            changes.append(f"{utterance.place}: {utterance.id}: {reason}")
+            continue
+        text = normalize_transcript(utterance.text.translate(_SPOKEN))
+        if text != utterance.text:
+            changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
+        audio = os.path.relpath(utterance.audio_path, Path(path).parent)
+        span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
+        lines.append(
+            json.dumps({"id": utterance.id, "audio": audio, **span, "text": text, "speaker": utterance.speaker})
+        )
+    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return changes
+
+
+def _listen(utterance: Utterance, sample_rate: int) -> Facts | str:
+    """What the samples tell, or why they cannot be read."""
+    try:
+        with open_audio(utterance.audio_path, sample_rate) as audio:
+            samples = audio.read(utterance.start_seconds, utterance.duration_seconds)
+            rate, channels = audio.file.samplerate, audio.file.channels
+    except AsrError as error:
+        return str(error)
+    clipped = float((samples.abs() >= FULL_SCALE).float().mean())
+    return Facts(rate, channels, clipped, _silent_share(samples, sample_rate))
+
+
+def _silent_share(samples: Tensor, sample_rate: int) -> float:
+    size = int(FRAME_SECONDS * sample_rate)
+    if len(samples) < size:
+        return 0.0
+    power = samples[: len(samples) // size * size].view(-1, size).square().mean(1)
+    loud = power.quantile(0.95)
+    return float((power <= loud * 10 ** (SILENCE_DB / 10)).float().mean())
+
+
+def _training_problems(utterances: Iterable[Utterance], model: CTCModel, dropped: Counter[str]) -> Findings:
+    """What training would leave out; characters that normalization drops are counted in `dropped`."""
+    kinds: Findings = defaultdict(list)
+    for utterance in utterances:
+        reference = normalize_transcript(utterance.text, dropped)
+        problem = find_problem(utterance, reference, model, 1.0, DataConfig(), set())
+        if problem is not None:
+            kinds[problem[0]].append((utterance, problem[1]))
+    return kinds
+
+
+def _repeats(utterances: Iterable[Utterance]) -> list[tuple[Utterance, str]]:
+    """Utterances of the same stretch of the same file as one before them."""
+    first: dict[tuple[str, float], Utterance] = {}
+    repeats = []
+    for utterance in utterances:
+        earlier = first.setdefault((os.path.realpath(utterance.audio_path), utterance.start_seconds), utterance)
+        if earlier is not utterance:
+            repeats.append((utterance, f"the same recording as {earlier.place}"))
+    return repeats
+
+
+def _letters_per_second(utterance: Utterance) -> float:
+    return len(normalize_transcript(utterance.text)) / max(utterance.duration_seconds, 1e-3)
+
+
+def _proposal(character: str) -> str:
+    if character in WORDS_FOR:
+        return WORDS_FOR[character]
+    return "the number in words" if character.isdigit() else "nothing, it is dropped"
+
+
+def _counted(values: Iterable[str]) -> str:
+    return ", ".join(f"{value} × {count:,}" for value, count in Counter(values).most_common())
+
+
+def _histogram(durations: Sequence[float]) -> list[str]:
+    """A line for each stretch of durations: its bounds, a bar, a count."""
+    width = next((step for step in (0.5, 1, 2, 5, 10, 30, 60, 300) if max(durations) / step <= 12), 600)
+    counts = Counter(int(duration // width) for duration in durations)
+    longest = max(counts.values())
+    lines = []
+    for place in range(max(counts) + 1):
+        bar = "█" * -(-BARS * counts[place] // longest)
+        lines.append(f"  {place * width:>6g} to {(place + 1) * width:<6g} {bar:<{BARS}} {counts[place]:,}")
+    return lines

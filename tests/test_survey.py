@@ -1,0 +1,118 @@
+"""`asr check`: what the page says of real and of spoilt recordings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from asr import load_model
+from asr.cli import main
+from asr.folders import read_data
+from asr.manifest import read_manifest
+from asr.survey import _histogram, survey, write_fixed
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path, speech: list[Tensor]) -> Path:
+    """A manifest of one good utterance and of one for each fault."""
+    loud = (speech[1] * 50).clamp(-1, 1)
+    quiet = torch.cat([torch.zeros(16000 * 9), speech[1]])
+    for name, samples in {"good": speech[0], "loud": loud, "quiet": quiet, "slow": speech[2]}.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples.numpy(), 16000)
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    rows = [
+        {"audio": "good.wav", "text": "MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES", "speaker": "1272"},
+        {"audio": "loud.wav", "text": "But in less than 5 minutes & more"},
+        {"audio": "quiet.wav", "text": "BUT IN LESS THAN FIVE MINUTES THE STAIRCASE GROANED BENEATH"},
+        {"audio": "slow.wav", "text": "HM"},
+        {"audio": "slow.wav", "text": "HM"},
+        {"audio": "broken.wav", "text": "NOTHING", "duration": 2.0},
+        {"audio": "good.wav", "start": 1.0, "duration": 1.0, "text": "FAR TOO MANY WORDS TO BE SAID " * 3},
+        {"audio": "good.wav", "start": 3.0, "duration": 1.0, "text": "1912"},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_real_speech_has_no_findings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(SAMPLES / "manifest.jsonl")]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("utterances 6  hours 0.01  speakers 6\nsample rates: 16000 Hz × 6\nchannels: 1 × 6\n")
+    for kind in ("cannot be read", "left out", "come again", "clipped", "mostly silent", "letters per second:"):
+        assert (kind in page) == (kind == "letters per second:")
+
+
+def test_each_fault_is_found_where_it_is_and_nowhere_else(spoilt: Path) -> None:
+    found = survey(read_manifest(spoilt), load_model())
+    lines = {
+        kind: [utterance.line for utterance, _ in places] for kind, places in (found.keeping_out | found.odd).items()
+    }
+    assert {kind: places for kind, places in lines.items() if places} == {
+        "audio that cannot be read": [6],
+        "left out, too few steps for CTC": [7],
+        "left out, nothing left of the transcript": [8],
+        "recordings that come again": [5],
+        "clipped": [2],
+        "mostly silent": [3],
+        "fewer than 4 or more than 25 letters per second": [4, 5, 7, 8],
+    }
+    assert found.dropped_characters == {"5": 1, "&": 1, "1": 2, "9": 1, "2": 1}
+
+
+def test_the_page_names_places_and_proposes_words(spoilt: Path) -> None:
+    page = survey(read_manifest(spoilt), load_model()).page()
+    assert f"  {spoilt}:6: broken: {spoilt.parent}/broken.wav: not audio that can be read" in page
+    assert "  '&' × 1: AND" in page
+    assert "  '5' × 1: the number in words" in page
+    assert f"recordings that come again: 1\n  {spoilt}:5: slow: the same recording as {spoilt}:4" in page
+
+
+def test_a_fixed_manifest_can_be_learned_from_and_every_change_is_told(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = tmp_path / "sub" / "fixed.jsonl"
+    fixed.parent.mkdir()
+    assert main(["check", str(spoilt), "--fix", str(fixed)]) == 0
+    said = capsys.readouterr().out
+    texts = [utterance.text for utterance in read_manifest(fixed)]
+    assert len(texts) == 4
+    assert texts[1] == "BUT IN LESS THAN MINUTES AND MORE"
+    assert f"{spoilt}:2: loud: 'But in less than 5 minutes & more' is now 'BUT IN LESS THAN MINUTES AND MORE'" in said
+    assert f"{spoilt}:5: slow: left out: recordings that come again: " in said
+    again = survey(read_manifest(fixed), load_model())
+    assert [places for places in again.keeping_out.values() if places] == []
+    assert write_fixed(again, tmp_path / "sub" / "again.jsonl") == []
+
+
+def test_what_a_valid_set_shares_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("SOMETHING ELSE")
+    manifest = str(SAMPLES / "manifest.jsonl")
+    assert main(["check", manifest, "--valid", manifest]) == 0
+    assert "utterances of the valid set that are in the training set too: 6: " in capsys.readouterr().out
+    assert main(["check", manifest, "--valid", str(tmp_path)]) == 0
+    assert "nothing of the valid set is in it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("durations", [[0.2], [1.0, 2.0, 3.0], [0.5, 400.0], [3600.0 * 5, 2.0]])
+def test_a_histogram_counts_every_utterance_in_a_dozen_lines_or_so(durations: list[float]) -> None:
+    lines = _histogram(durations)
+    assert sum(int(line.split()[-1]) for line in lines) == len(durations)
+    assert len(lines) <= 31
+
+
+def test_a_folder_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("BUT IN LESS THAN FIVE MINUTES THE STAIRCASE GROANED")
+    assert len(read_data(tmp_path)) == 1
+    assert main(["check", str(tmp_path)]) == 0
+    assert "utterances 1  hours 0.00  speakers unknown" in capsys.readouterr().out
