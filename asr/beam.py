@@ -6,8 +6,10 @@ by alignment, so times and confidences mean what they mean without a language mo
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +64,17 @@ class BeamDecoder:
         with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file:
             file.writelines(f"{word} {' '.join(spelling)}\n" for word, spelling in spellings)
             file.flush()
-            self._decoder = make(
-                lexicon=file.name,
-                tokens=self._tokens,
-                lm=str(language_model),
-                beam_size=beam_size,
-                lm_weight=lm_weight,
-                word_score=word_score,
-                blank_token=self._tokens[0],
-                sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
-            )
+            with _without_stderr():
+                self._decoder = make(
+                    lexicon=file.name,
+                    tokens=self._tokens,
+                    lm=str(language_model),
+                    beam_size=beam_size,
+                    lm_weight=lm_weight,
+                    word_score=word_score,
+                    blank_token=self._tokens[0],
+                    sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
+                )
 
     def _spell(self, word: str) -> list[str]:
         """A word's tokens, the space behind it included; none where it cannot be written."""
@@ -119,6 +122,19 @@ def read_arpa_words(path: str | Path) -> Iterator[str]:
             f"{path}: the language model cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
     raise AsrError(f"{path}: not a language model in ARPA form; `asr lm` makes one")
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """KenLM writes a progress bar of its own there, from C++."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _import_decoder() -> Any:
