@@ -45,25 +45,40 @@ The stages, in the order of the flow; a file imports only from files above it:
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from asr.alignment import align
+    from asr.beam import BeamDecoder
+    from asr.hotwords import HotwordDecoder
     from asr.modelfile import load_model
-    from asr.transcription import transcribe
+    from asr.transcription import transcribe, transcribe_files
 
-__all__ = ["__version__", "load_model", "transcribe"]
+__all__ = [
+    "BeamDecoder",
+    "HotwordDecoder",
+    "__version__",
+    "align",
+    "load_model",
+    "transcribe",
+    "transcribe_files",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "BeamDecoder": "beam",
+    "HotwordDecoder": "hotwords",
+    "align": "alignment",
+    "load_model": "modelfile",
+    "transcribe": "transcription",
+    "transcribe_files": "transcription",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when it is needed, so that `asr --help` answers at once."""
-    if name == "load_model":
-        from asr.modelfile import load_model
-
-        return load_model
-    if name == "transcribe":
-        from asr.transcription import transcribe
-
-        return transcribe
-    raise AttributeError(f"module 'asr' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'asr' has no attribute {name!r}")
+    return getattr(import_module(f"asr.{_HOMES[name]}"), name)

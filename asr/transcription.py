@@ -25,7 +25,7 @@ from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.transcript import Transcript, Word, find_words
 
-__all__ = ["Failure", "Recording", "transcribe", "transcribe_recordings"]
+__all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,21 @@ def transcribe(
     if isinstance(result, Failure):
         raise AsrError(result.message)
     return result
+
+
+def transcribe_files(
+    paths: Iterable[str | Path],
+    *,
+    model: CTCModel | None = None,
+    batch_seconds: float = BATCH_SECONDS,
+    decode: Decode | None = None,
+) -> Iterator[Transcript | Failure]:
+    """One result per file, as `transcribe_recordings` gives them; a file that cannot be read becomes a Failure.
+
+    model: by default the packaged one, loaded at the first call.
+    """
+    recordings = (Recording(path, str(path)) for path in paths)
+    return transcribe_recordings(model or _packaged_model(), recordings, batch_seconds=batch_seconds, decode=decode)
 
 
 def transcribe_recordings(

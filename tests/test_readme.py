@@ -59,6 +59,24 @@ def test_the_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(other)
 
 
+@pytest.mark.parametrize("number", range(len(blocks(ROOT / "docs" / "python.md", "python"))))
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    import shutil
+
+    import soundfile
+
+    from asr.modelfile import PACKAGED_MODEL
+
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("talk.mp3", *soundfile.read(ROOT / "samples" / "1272-128104-0000.flac"))
+    shutil.copy(PACKAGED_MODEL, "model.safetensors")
+    printed: list[str] = []
+    code = blocks(ROOT / "docs" / "python.md", "python")[number]
+    exec(code, {"print": lambda *values: printed.append(" ".join(map(str, values)))})
+    assert printed
+    assert all(line.strip() for line in printed)
+
+
 def test_the_readme_shows_what_the_packaged_model_writes() -> None:
     import asr
 
