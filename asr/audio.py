@@ -138,7 +138,7 @@ class AudioFile:
         mono = torch.from_numpy(samples).mean(dim=1)
         if not mono.isfinite().all():
             raise AsrError(f"{self.name}: the audio holds samples that are not finite numbers")
-        if mono.abs().max() > LOUDEST_SAMPLE:
+        if (mono.abs() > LOUDEST_SAMPLE).any():
             raise AsrError(f"{self.name}: the audio holds a sample of {mono.abs().max():.2g}; full scale is 1")
         return mono
 
