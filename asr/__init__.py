@@ -4,6 +4,7 @@ The stages, in the order of the flow; a file imports only from files above it:
 
     errors         AsrError: what the user can mend
     config         every setting, one dataclass per stage
+    recipe         a YAML file and overrides → settings
     audio          any audio file            → waveforms (batch, samples)
     text           transcripts               ↔ token ids; BLANK_ID
     features       waveforms                 → features (batch, frames, num_mels)

@@ -10,7 +10,9 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -52,8 +54,14 @@ class BeamDecoder:
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's log-probability (natural)
         beside the model's. word_score: added for every word; more than 0 makes words shorter and more.
-        Raises AsrError where flashlight-text is not installed, and for a file that is not ARPA.
+        Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
+        range.
         """
+        if beam_size < 1:
+            raise AsrError(f"beam_size={beam_size} must be at least 1")
+        if not (isfinite(lm_weight) and isfinite(word_score)):
+            raise AsrError(f"lm_weight={lm_weight} and word_score={word_score} must be finite numbers")
+        self._turn = Lock()  # the search keeps its hypotheses in the decoder, and batches are decoded side by side
         self.vocabulary = vocabulary
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         words = sorted(set(read_arpa_words(language_model) if lexicon is None else lexicon))
@@ -64,7 +72,7 @@ class BeamDecoder:
         with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file:
             file.writelines(f"{word} {' '.join(spelling)}\n" for word, spelling in spellings)
             file.flush()
-            with _without_stderr():
+            with _without_stderr(), _told_as_damage(language_model):
                 self._decoder = make(
                     lexicon=file.name,
                     tokens=self._tokens,
@@ -100,9 +108,9 @@ class BeamDecoder:
             space = torch.full_like(log_probs[:1], IMPOSSIBLE)
             space[:, self._tokens.index(SPACE)] = 0.0
             emissions = torch.cat([log_probs, space])
-        ((best, *_),) = self._decoder(emissions[None].contiguous())
-        words: list[str] = best.words
-        return words
+        with self._turn:
+            (hypotheses,) = self._decoder(emissions[None].contiguous())
+        return list(hypotheses[0].words) if hypotheses else []
 
 
 def read_arpa_words(path: str | Path) -> Iterator[str]:
@@ -135,6 +143,15 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
+
+
+@contextmanager
+def _told_as_damage(language_model: str | Path) -> Iterator[None]:
+    """KenLM's refusal of a file, as an error of the user."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise AsrError(f"{language_model}: the language model is damaged: {' '.join(str(error).split())}") from error
 
 
 def _import_decoder() -> Any:

@@ -20,7 +20,6 @@ __all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_sha
 MOST_LISTED = 8
 """Findings of one kind that the page shows; the full list is in the file that training writes."""
 
-
 SENTENCE_WORDS = 5
 """Fewest words of a sentence that two people do not say by chance."""
 

@@ -1,15 +1,8 @@
-"""Every setting of the project, once: one frozen dataclass per stage, a default and its meaning per field.
-
-`load_config` reads a recipe's YAML over these defaults, then `section.key=value` overrides over that.
-"""
+"""Every setting of the project, once: one frozen dataclass per stage, a default and its meaning per field."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from asr.errors import AsrError
@@ -24,7 +17,6 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "VocabularyConfig",
-    "load_config",
     "model_config_from_dict",
 ]
 
@@ -248,52 +240,6 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-
-
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The recipe in a YAML file over the defaults, with `section.key=value` overrides over both.
-
-    Raises AsrError for a missing file, one that is not YAML, a key that does not exist (with the nearest that does), a
-    value of another type and a value that breaks a rule.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    if path is not None and not Path(path).is_file():
-        raise AsrError(f"recipe not found: {path}")
-    try:
-        recipe = OmegaConf.load(path) if path is not None else OmegaConf.create()
-        changes = OmegaConf.from_dotlist(list(overrides))
-        for source in (recipe, changes):
-            _check_keys(OmegaConf.to_container(source), TrainConfig, "")
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), recipe, changes)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise AsrError(f"{path or 'overrides'}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    except (YAMLError, ValueError) as error:
-        raise AsrError(f"{path or 'overrides'}: not YAML: {error}") from error
-    except AsrError as error:
-        raise AsrError(f"{path or 'overrides'}: {error}") from error
-    assert isinstance(config, TrainConfig)
-    return config
-
-
-def _check_keys(given: Any, section: Any, prefix: str) -> None:
-    """Raise AsrError for the first key of `given` that the dataclass `section` lacks."""
-    if not isinstance(given, dict):
-        raise AsrError(f"{prefix.rstrip('.') or 'the recipe'} must be a section of `key: value` lines")
-    known = {item.name: item for item in dataclasses.fields(section)}
-    for key, value in given.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise AsrError(f"unknown setting {prefix}{key}; {hint}")
-        if str(known[key].type).startswith("list") and not isinstance(value, list):
-            raise AsrError(f"{prefix}{key}={value!r} must be a list such as [{value}]")
-        inner = known[key].default_factory
-        if dataclasses.is_dataclass(inner):
-            _check_keys(value, inner, f"{prefix}{key}.")
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:

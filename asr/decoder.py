@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy
@@ -11,7 +12,7 @@ from torch import Tensor
 from asr.features import valid_positions
 from asr.text import BLANK_ID
 
-__all__ = ["GreedyTokens", "collapse_paths", "decode_greedy"]
+__all__ = ["Decode", "GreedyTokens", "collapse_paths", "decode_greedy"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class GreedyTokens:
     """The step behind its last one."""
     log_probs: list[float]
     """Its log-probability where that is highest."""
+
+
+Decode = Callable[[Tensor, Tensor], list[GreedyTokens]]
+"""log_probs (batch, steps, vocabulary), lengths (batch,) to tokens: `decode_greedy` or what takes its place."""
 
 
 def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:

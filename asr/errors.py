@@ -1,6 +1,13 @@
 """The one exception that people are meant to read."""
 
-__all__ = ["AsrError"]
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["MOST_PROBLEMS", "AsrError"]
+
+MOST_PROBLEMS = 20
+"""That an error of many lists before it only counts them."""
 
 
 class AsrError(Exception):
@@ -8,3 +15,9 @@ class AsrError(Exception):
 
     Commands print it without a traceback and exit with 1; everything else is a defect of ours.
     """
+
+    @classmethod
+    def of_many(cls, problems: Sequence[str], kind: str) -> AsrError:
+        """A page of problems, each a sentence; `kind` names those that are only counted."""
+        more = len(problems) - MOST_PROBLEMS
+        return cls("\n".join([*problems[:MOST_PROBLEMS], *([f"... and {more} more {kind}"] if more > 0 else [])]))

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asr.decoder import Decode
 from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
 from asr.text import normalize_transcript
-from asr.transcription import BATCH_SECONDS, Decode, Failure, Recording, transcribe_recordings
+from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
 
 __all__ = ["Evaluation", "Scored", "evaluate"]
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asr.config import TrainConfig, load_config
+from asr.config import TrainConfig
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
 from asr.modelfile import PACKAGED_MODEL, load_model
+from asr.recipe import load_config
 from asr.training import train
 
 __all__ = ["Finetuned", "finetune", "finetune_config"]

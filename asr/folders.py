@@ -18,9 +18,6 @@ __all__ = ["AUDIO_EXTENSIONS", "find_audio", "read_data", "read_many"]
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Of what is taken out of a folder; a file that is named is known by its content."""
 
-MOST_PROBLEMS = 20
-"""Faults that an error lists before it only counts them."""
-
 
 def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
     """The utterances of several manifests or folders, one after another."""
@@ -66,8 +63,7 @@ def _checked(folder: Path, items: Iterable[Utterance | _Fault]) -> list[Utteranc
         else:
             faults.append(item)
     if faults:
-        more = f"\n... and {len(faults) - MOST_PROBLEMS} more faults" if len(faults) > MOST_PROBLEMS else ""
-        raise AsrError("\n".join(faults[:MOST_PROBLEMS]) + more)
+        raise AsrError.of_many(faults, "faults")
     if not utterances:
         raise AsrError(f"{folder}: the folder holds no utterance")
     return utterances

@@ -6,14 +6,14 @@ probable, by CTC's own sum over all alignments, than before less the hotword's b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import ctc_loss
 
 from asr.alignment import align_tokens
-from asr.decoder import GreedyTokens
+from asr.decoder import Decode, GreedyTokens
 from asr.errors import AsrError
 from asr.text import BLANK_ID, Vocabulary, normalize_transcript
 
@@ -24,8 +24,6 @@ DEFAULT_BOOST = 5.0
 
 LEAST_SIMILARITY = 0.4
 """Share of letters that what gives way has in common with the hotword; less is not tried."""
-
-Decode = Callable[[Tensor, Tensor], list[GreedyTokens]]
 
 
 class HotwordDecoder:

@@ -117,7 +117,7 @@ def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -
     betas, rate, decay = (0.9, config.beta2), config.learning_rate, config.weight_decay
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer: torch.optim.Optimizer
-    if config.name == "muon":
+    if config.name == "muon" and cells:  # none where every layer is frozen
         gates = cells[0].shape[0] // model.config.encoder.hidden_size
         optimizer = Muon([{"params": cells, "blocks": gates}, *groups], lr=rate, betas=betas, weight_decay=decay)
     else:

@@ -28,20 +28,12 @@ CONTEXT_SECONDS = 4.0
 
 
 @torch.inference_mode()
-def best_path(
-    model: CTCModel,
-    blocks: Callable[[], Iterable[Tensor]],
-    *,
-    batch_seconds: float,
-    window_seconds: float = WINDOW_SECONDS,
-    context_seconds: float = CONTEXT_SECONDS,
-) -> tuple[Tensor, Tensor]:
+def best_path(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """The most probable token of every step of a recording, and its log-probability: (steps,), on the model's device.
 
-    blocks, batch_seconds, window_seconds, context_seconds: as for `stream_log_probs`.
+    parts: what `stream_log_probs` yields; only one is in memory at a time.
     """
-    settings = {"batch_seconds": batch_seconds, "window_seconds": window_seconds, "context_seconds": context_seconds}
-    highest = [log_probs.max(dim=1) for log_probs in stream_log_probs(model, blocks, **settings)]
+    highest = [log_probs.max(dim=1) for log_probs in parts]
     return torch.cat([each.indices for each in highest]), torch.cat([each.values for each in highest])
 
 

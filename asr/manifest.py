@@ -31,9 +31,6 @@ ALIASES = {
 }
 """Names that NeMo, Hugging Face and Common Voice use for ours."""
 
-MOST_PROBLEMS = 20
-"""Bad lines that an error lists before it only counts them."""
-
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
@@ -80,8 +77,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     except OSError as error:
         raise AsrError(f"{path}: manifest cannot be opened: {error.strerror}") from error
     if problems:
-        more = f"\n... and {len(problems) - MOST_PROBLEMS} more bad lines" if len(problems) > MOST_PROBLEMS else ""
-        raise AsrError("\n".join(problems[:MOST_PROBLEMS]) + more)
+        raise AsrError.of_many(problems, "bad lines")
     if not utterances:
         raise AsrError(f"{path}: the manifest holds no utterance")
     return utterances

@@ -200,17 +200,25 @@ def write_arpa(model: NgramModel, path: str | Path) -> None:
     """Write the ARPA file, to a temporary name first."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            _write_tables(model, file)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise AsrError(f"{path}: the language model cannot be written: {error.strerror}") from error
+
+
+def _write_tables(model: NgramModel, file: TextIO) -> None:
     words = numpy.array(model.words, dtype=object)
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write("\\data\\\n")
-        file.writelines(f"ngram {length}={len(rows)}\n" for length, rows in enumerate(model.ngrams, start=1))
-        tables = zip(model.ngrams, model.log10_probabilities, model.log10_backoffs)
-        for length, (rows, probabilities, backoffs) in enumerate(tables, start=1):
-            file.write(f"\n\\{length}-grams:\n")
-            longest = length == len(model.ngrams)
-            for row, probability, backoff in zip(rows, probabilities.tolist(), backoffs.tolist()):
-                text = " ".join(words[row])
-                shown = -99.0 if length == 1 and row[0] == START else probability
-                file.write(f"{shown:.5f}\t{text}\n" if longest else f"{shown:.5f}\t{text}\t{backoff:.5f}\n")
-        file.write("\n\\end\\\n")
-    os.replace(temporary, path)
+    file.write("\\data\\\n")
+    file.writelines(f"ngram {length}={len(rows)}\n" for length, rows in enumerate(model.ngrams, start=1))
+    tables = zip(model.ngrams, model.log10_probabilities, model.log10_backoffs)
+    for length, (rows, probabilities, backoffs) in enumerate(tables, start=1):
+        file.write(f"\n\\{length}-grams:\n")
+        longest = length == len(model.ngrams)
+        for row, probability, backoff in zip(rows, probabilities.tolist(), backoffs.tolist()):
+            text = " ".join(words[row])
+            shown = -99.0 if length == 1 and row[0] == START else probability
+            file.write(f"{shown:.5f}\t{text}\n" if longest else f"{shown:.5f}\t{text}\t{backoff:.5f}\n")
+    file.write("\n\\end\\\n")

@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
 from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints
-from asr.config import TrainConfig, TrainerConfig, load_config
+from asr.config import TrainConfig, TrainerConfig
 from asr.data import SpeechDataModule
 from asr.errors import AsrError
 from asr.folders import read_many
@@ -28,6 +28,7 @@ from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.monitor import ProgressBar, SampleTranscripts, TrainingMonitor
+from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, normalize_transcript
 
 __all__ = ["train"]
@@ -78,8 +79,6 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %.1f million parameters, %d tokens", parameters / 1e6, len(model.vocabulary))
     log.info("train: %s\nvalid: %s", train_corpus.report(), valid_corpus.report())
-    for line in find_shared(train_corpus, valid_corpus):
-        log.warning("%s", line)
     return model, train_corpus, valid_corpus
 
 
@@ -187,7 +186,10 @@ def _check_output_dir(config: TrainConfig, checkpoint: Path, resume: bool) -> No
 
 
 def _write_reports(output_dir: Path, config: TrainConfig, train: CheckedCorpus, valid: CheckedCorpus) -> None:
-    """config.yaml and the full data report beside the checkpoints."""
+    """config.yaml and the full data report beside the checkpoints; what the sets share is logged too."""
     (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    pages = [f"train: {train.report(most=None)}", f"valid: {valid.report(most=None)}", *find_shared(train, valid)]
+    shared = find_shared(train, valid)
+    for line in shared:
+        log.warning("%s", line)
+    pages = [f"train: {train.report(most=None)}", f"valid: {valid.report(most=None)}", *shared]
     (output_dir / "data.txt").write_text("\n".join(pages) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import HIGHEST_RATE, LOWEST_RATE, AudioFile, AudioSource, open_audio
-from asr.decoder import GreedyTokens, collapse_paths, decode_greedy
+from asr.decoder import Decode, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import best_path, stream_log_probs
 from asr.model import CTCModel
@@ -28,9 +28,6 @@ from asr.transcript import Transcript, Word, find_words
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
 
 log = logging.getLogger(__name__)
-
-Decode = Callable[[Tensor, Tensor], list[GreedyTokens]]
-"""log_probs (batch, steps, vocabulary), lengths (batch,) to tokens: `decode_greedy` or a BeamDecoder."""
 
 BATCH_SECONDS = 160.0
 """Audio per batch, padding included; more is not faster on two cores."""
@@ -194,12 +191,13 @@ class _Recogniser:
 
         if _is_silent(recording.name, blocks()):
             return ()
+        parts = stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds)
         if self.decode is None:
-            path, highest = best_path(self.model, blocks, batch_seconds=self.batch_seconds)
+            path, highest = best_path(parts)
             (tokens,) = collapse_paths(path[None], highest[None], torch.tensor([len(path)], device=path.device))
         else:
-            parts = list(stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds))
-            (tokens,) = self.decode(torch.cat(parts)[None], torch.tensor([sum(map(len, parts))]))
+            log_probs = torch.cat(list(parts))
+            (tokens,) = self.decode(log_probs[None], torch.tensor([len(log_probs)]))
         return find_words(tokens, self.model)
 
 

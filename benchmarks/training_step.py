@@ -35,11 +35,12 @@ from measure import (
 from torch import Tensor, nn
 
 from asr.check import CheckedCorpus, check_corpus
-from asr.config import TrainConfig, load_config
+from asr.config import TrainConfig
 from asr.data import Batch, SpeechDataModule, SpeechDataset, plan_batches
 from asr.learning import CTCTrainingModule, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
+from asr.recipe import load_config
 from asr.text import CharacterVocabulary
 
 Durations = Callable[[int], list[float]]

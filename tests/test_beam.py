@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,35 @@ def test_a_file_that_is_no_language_model_is_told(tmp_path: Path, content: bytes
         path.write_bytes(content)
     with pytest.raises(AsrError, match=reason):
         BeamDecoder(VOCABULARY, path)
+
+
+@pytest.mark.parametrize("kept", [0.4, 0.7, 0.9])
+def test_a_language_model_that_was_cut_short_is_told(arpa: Path, tmp_path: Path, kept: float) -> None:
+    content = arpa.read_text()
+    (tmp_path / "cut.arpa").write_text(content[: int(kept * len(content))])
+    with pytest.raises(AsrError, match=r"cut\.arpa: the language model is damaged: |cut\.arpa: not a language model"):
+        BeamDecoder(VOCABULARY, tmp_path / "cut.arpa")
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"beam_size": 0}, "beam_size=0 must be at least 1"),
+        ({"lm_weight": float("nan")}, "lm_weight=nan and word_score=0.0 must be finite numbers"),
+        ({"word_score": float("inf")}, "lm_weight=1.0 and word_score=inf must be finite numbers"),
+    ],
+)
+def test_settings_out_of_range_are_told(arpa: Path, setting: dict[str, float], reason: str) -> None:
+    with pytest.raises(AsrError, match=reason):
+        BeamDecoder(VOCABULARY, arpa, **setting)  # type: ignore[arg-type]
+
+
+def test_one_decoder_serves_batches_side_by_side(arpa: Path) -> None:
+    decoder = BeamDecoder(VOCABULARY, arpa)
+    inputs = [log_probs_of(text) for text in TEXT * 20]
+    with ThreadPoolExecutor(8) as executor:
+        texts = list(executor.map(lambda log_probs: text_of(decoder, log_probs), inputs))
+    assert texts == TEXT * 20
 
 
 def test_a_language_model_of_other_letters_is_told(tmp_path: Path) -> None:

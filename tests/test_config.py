@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import asr.config
-from asr.config import ModelConfig, TrainConfig, load_config, model_config_from_dict
+from asr.config import ModelConfig, TrainConfig, model_config_from_dict
 from asr.errors import AsrError
+from asr.recipe import load_config
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))

@@ -69,6 +69,17 @@ def test_frozen_layers_keep_their_weights_and_the_others_learn(
         assert same == name.startswith(frozen) or (same and "bias" in name), name
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_with_every_layer_frozen_the_head_still_learns(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path, name: str
+) -> None:
+    overrides = [f"output_dir={tmp_path}/run", "trainer.epochs=1", "trainer.average_decay=0", *PLAIN]
+    overrides.append(f"optimizer.name={name}")
+    config = finetune_config(small_path, [manifests["own"]], [manifests["own"]], overrides, frozen_layers=2)
+    after = load_model(finetune(config).path)
+    assert not torch.equal(after.head.weight, load_model(small_path).head.weight)
+
+
 def test_more_frozen_layers_than_there_are_is_told(manifests: dict[str, str], small_path: Path, tmp_path: Path) -> None:
     config = finetune_config(
         small_path, [manifests["own"]], [manifests["own"]], [f"output_dir={tmp_path}/run"], frozen_layers=9

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from asr.cli import main
-from asr.errors import AsrError
-from asr.folders import MOST_PROBLEMS, read_data, read_many
+from asr.errors import MOST_PROBLEMS, AsrError
+from asr.folders import read_data, read_many
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 ONE, OTHER = SAMPLES / "84-121123-0001.flac", SAMPLES / "174-168635-0000.flac"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asr.decoder import collapse_paths, decode_greedy
 from asr.features import normalize_features
-from asr.longform import _statistics, _windows, best_path, stream_log_mel
+from asr.longform import _statistics, _windows, best_path, stream_log_mel, stream_log_probs
 from asr.model import CTCModel
 
 HOP, STEP = 160, 640
@@ -24,6 +24,11 @@ def cut(samples: Tensor, places: Iterable[int]) -> list[Tensor]:
     """`samples` in consecutive pieces that end at `places`, some of them possibly empty."""
     ends = [0, *sorted(min(place, len(samples)) for place in places), len(samples)]
     return [samples[start:end] for start, end in pairwise(ends)]
+
+
+def path_of(model: CTCModel, blocks: Callable[[], Iterable[Tensor]], **settings: float) -> Tensor:
+    """The most probable token of every step of a recording; settings: of `stream_log_probs`."""
+    return best_path(stream_log_probs(model, blocks, **settings))[0]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,7 @@ def test_a_path_has_as_many_steps_as_the_whole_around_every_boundary(
 ) -> None:
     length = windows * 16000 + 8000 + beyond  # the last window takes what follows, up to its context
     samples = torch.cat(speech)[:length]
-    path, _ = best_path(model, lambda: [samples], batch_seconds=5, window_seconds=1.0, context_seconds=0.5)
+    path = path_of(model, lambda: [samples], batch_seconds=5, window_seconds=1.0, context_seconds=0.5)
     assert len(path) == int(model.output_lengths(torch.tensor(length)))
 
 
@@ -123,7 +128,7 @@ def test_windows_wider_than_the_recording_give_the_log_probs_of_the_whole(
     monkeypatch.setattr(model, "log_probs", recorded)
     for samples in speech:
         whole, _ = model(samples[None], torch.tensor([len(samples)]))
-        path, _ = best_path(model, lambda: samples.split(5000), batch_seconds=160)  # noqa: B023
+        path = path_of(model, lambda: samples.split(5000), batch_seconds=160)  # noqa: B023
         torch.testing.assert_close(computed[-1], whole, rtol=0, atol=1e-4)
         assert torch.equal(path, whole.argmax(2)[0])
 
@@ -136,15 +141,13 @@ def test_a_recording_that_one_window_and_its_context_hold_is_computed_whole(
     length = max(1, min(frames * HOP + beyond, 148 * HOP - 1))  # frames = length // HOP + 1, at most 25 + 12 steps
     samples = speech[0][20000:][:length]
     log_probs, _ = model(samples[None], torch.tensor([length]))
-    path, _ = best_path(model, lambda: [samples], batch_seconds=5, window_seconds=1.0, context_seconds=0.48)
+    path = path_of(model, lambda: [samples], batch_seconds=5, window_seconds=1.0, context_seconds=0.48)
     assert torch.equal(path, log_probs.argmax(2)[0])
 
 
 def test_context_that_reaches_both_ends_gives_the_path_of_the_whole(model: CTCModel, speech: list[Tensor]) -> None:
     log_probs, _ = model(speech[0][None], torch.tensor([len(speech[0])]))
-    path, _ = best_path(
-        model, lambda: speech[0].split(5000), batch_seconds=30, window_seconds=1.0, context_seconds=10.0
-    )
+    path = path_of(model, lambda: speech[0].split(5000), batch_seconds=30, window_seconds=1.0, context_seconds=10.0)
     assert torch.equal(path, log_probs.argmax(2)[0])
 
 
@@ -154,12 +157,12 @@ def test_the_text_of_two_minutes_in_windows_is_that_of_the_whole(
     model = forgetful_model
     with torch.inference_mode():
         (whole,) = decode_greedy(*model(two_minutes[None], torch.tensor([len(two_minutes)])))
-    path, _ = best_path(model, lambda: two_minutes.split(30 * 16000), batch_seconds=160)
+    path = path_of(model, lambda: two_minutes.split(30 * 16000), batch_seconds=160)
     (windowed,) = collapse_paths(path[None], torch.zeros(1, len(path)), torch.tensor([len(path)]))
     assert len(two_minutes) > 110 * 16000
     assert len(set(whole.token_ids)) > 5
     assert model.vocabulary.decode(windowed.token_ids) == model.vocabulary.decode(whole.token_ids)
-    without_context, _ = best_path(model, lambda: [two_minutes], batch_seconds=160, context_seconds=0.04)
+    without_context = path_of(model, lambda: [two_minutes], batch_seconds=160, context_seconds=0.04)
     assert not torch.equal(without_context, path), "the context must be what makes the joins exact"
 
 
@@ -168,7 +171,7 @@ def test_the_path_does_not_depend_on_the_blocks_or_on_how_much_is_computed_at_on
 ) -> None:
     samples = two_minutes[: 60 * 16000]
     settings = [(30 * 16000, 160.0), (12345, 160.0), (30 * 16000, 1.0), (len(samples), 1000.0)]
-    paths = [best_path(model, lambda: samples.split(size), batch_seconds=batch)[0] for size, batch in settings]  # noqa: B023
+    paths = [path_of(model, lambda: samples.split(size), batch_seconds=batch) for size, batch in settings]  # noqa: B023
     assert all(torch.equal(path, paths[0]) for path in paths)
 
 
@@ -193,7 +196,7 @@ def test_no_more_audio_is_read_ahead_than_the_windows_that_are_computed_at_once(
 
     handle = model.encoder.register_forward_pre_hook(stop)
     with pytest.raises(Enough):
-        best_path(model, blocks, batch_seconds=10, window_seconds=3.0, context_seconds=1.0)
+        path_of(model, blocks, batch_seconds=10, window_seconds=3.0, context_seconds=1.0)
     handle.remove()
     assert read[0] == 60
     assert read[1] <= ceil(2 * 3 + 1) + 2, "two windows of 3 s with 1 s behind them"
@@ -215,7 +218,7 @@ def largest_tensors(model: CTCModel, samples: Tensor, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(model.frontend, "log_mel", watched_log_mel)
         patch.setattr(model, "log_probs", watched_log_probs)
-        best_path(model, lambda: samples.split(16000), batch_seconds=8, window_seconds=2.0, context_seconds=0.48)
+        path_of(model, lambda: samples.split(16000), batch_seconds=8, window_seconds=2.0, context_seconds=0.48)
     return max(spectrograms), *(max(sizes) for sizes in zip(*batches))
 
 

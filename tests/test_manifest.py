@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.errors import AsrError
-from asr.manifest import MOST_PROBLEMS, Utterance, read_manifest
+from asr.errors import MOST_PROBLEMS, AsrError
+from asr.manifest import Utterance, read_manifest
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 RECORDING = str(SAMPLES / "84-121123-0001.flac")

@@ -24,7 +24,7 @@ from torch import Tensor
 import asr.checkpoints
 import asr.training
 from asr.check import check_corpus
-from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig, load_config
+from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig
 from asr.data import Batch, DurationBatchSampler
 from asr.errors import AsrError
 from asr.evaluation import evaluate
@@ -32,6 +32,7 @@ from asr.learning import CTCTrainingModule, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.modelfile import load_model
+from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.training import train
 

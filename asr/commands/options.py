@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
+    from asr.decoder import Decode
     from asr.model import CTCModel
-    from asr.transcription import Decode
 
 __all__ = [
     "DEVICES",

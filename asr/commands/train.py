@@ -59,7 +59,7 @@ def add_train(commands: Commands) -> None:
 
 def _run_train(options: argparse.Namespace) -> int:
     """Check the data, train by a recipe, and print the path of the best model file. Ctrl-C keeps the place."""
-    from asr.config import load_config
+    from asr.recipe import load_config
 
     config = load_config(options.recipe, options.overrides)
     from asr.training import train
