@@ -16,6 +16,7 @@ from pathlib import Path
 import librosa
 import numpy
 import pytest
+import torch
 
 from asr import load_model
 from asr.audio import read_audio
@@ -127,6 +128,20 @@ def test_pieces_are_recognised_as_well_as_the_whole(pieces: list[Utterance]) -> 
 
     wholes = read_manifest(SAMPLES / "manifest.jsonl")
     assert errors(pieces) <= errors(wholes) + 0.03 * sum(len(whole.text) for whole in wholes)
+
+
+def test_a_deeper_model_writes_the_same_and_its_new_layer_learns(tmp_path: Path) -> None:
+    run_script("deepen.py", PACKAGED_MODEL, tmp_path / "deeper.safetensors")
+    model, deeper = load_model(), load_model(tmp_path / "deeper.safetensors")
+    assert len(deeper.encoder.layers) == len(model.encoder.layers) + 1
+    samples = read_audio(SAMPLES / "84-121123-0001.flac", 16000)
+    batch = samples[None], torch.tensor([len(samples)])
+    log_probs, _ = deeper(*batch)
+    torch.testing.assert_close(log_probs, model(*batch)[0], rtol=0, atol=1e-5)
+    log_probs[..., 0].sum().backward()
+    new = deeper.encoder.layers[-1]
+    for cell in (new.forward_cell, new.backward_cell):
+        assert cell.weight_ih_l0.grad.norm() > 0
 
 
 def test_an_mp3_copy_says_what_its_original_says(tmp_path: Path) -> None:

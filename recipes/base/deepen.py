@@ -1,0 +1,43 @@
+"""A model file with one more recurrent layer on top, which changes nothing until it is trained.
+
+python recipes/base/deepen.py asr/models/base.safetensors runs/deeper.safetensors
+
+The new layer's candidate state reads nothing at first: h̃ = tanh(0), so its output is zero and the residual sum is as
+it was, yet the gradient of its input weights is not zero (compare Chen et al., Net2Net, ICLR 2016).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import torch
+
+from asr import load_model
+from asr.model import CTCModel
+from asr.modelfile import save_model
+
+
+def deepen(model: CTCModel) -> CTCModel:
+    """A copy with one more layer, which writes the same log-probabilities. Its cells must be GRUs."""
+    encoder = model.config.encoder
+    config = replace(model.config, encoder=replace(encoder, num_layers=encoder.num_layers + 1))
+    deeper = CTCModel(config, model.vocabulary)
+    deeper.load_state_dict(model.state_dict(), strict=False)  # all but the new layer's
+    layer = deeper.encoder.layers[-1]
+    with torch.no_grad():
+        for cell in (layer.forward_cell, layer.backward_cell):
+            for weights in (cell.weight_ih_l0, cell.bias_ih_l0, cell.bias_hh_l0):
+                weights[2 * encoder.hidden_size :] = 0  # the candidate's rows are the last third
+    return deeper.eval()
+
+
+def main() -> None:
+    """Deepen what the command line names."""
+    source, target = sys.argv[1:]
+    torch.manual_seed(1)
+    save_model(deepen(load_model(source)), target)
+
+
+if __name__ == "__main__":
+    main()
