@@ -6,6 +6,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     config         every setting, one dataclass per stage
     recipe         a YAML file and overrides → settings
     audio          any audio file            → waveforms (batch, samples)
+    live           sound that is coming in   → utterances, cut at pauses
     text           transcripts               ↔ token ids; BLANK_ID
     features       waveforms                 → features (batch, frames, num_mels)
     augment        waveforms, features       → harder ones, in training only

@@ -68,19 +68,24 @@ class Failure:
 
 
 def transcribe(
-    source: AudioSource | Tensor | numpy.ndarray, *, sample_rate: int | None = None, model: CTCModel | None = None
+    source: AudioSource | Tensor | numpy.ndarray,
+    *,
+    sample_rate: int | None = None,
+    model: CTCModel | None = None,
+    decode: Decode | None = None,
 ) -> Transcript:
     """The transcript of one recording of any length.
 
     source: a path, a binary file object, or floating-point samples in [-1, 1] at `sample_rate` Hz: (samples,) or
     (samples, channels).
-    model: by default the packaged one, loaded at the first call.
+    model: by default the packaged one, loaded at the first call. decode: a BeamDecoder or HotwordDecoder; None decodes
+    greedily.
     Raises AsrError for audio that cannot be transcribed.
     """
     if isinstance(source, Tensor | numpy.ndarray):
         source = _as_wav(source, sample_rate)
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
-    (result,) = transcribe_recordings(model or _packaged_model(), [Recording(source, name)])
+    (result,) = transcribe_recordings(model or _packaged_model(), [Recording(source, name)], decode=decode)
     if isinstance(result, Failure):
         raise AsrError(result.message)
     return result
@@ -95,7 +100,7 @@ def transcribe_files(
 ) -> Iterator[Transcript | Failure]:
     """One result per file, as `transcribe_recordings` gives them; a file that cannot be read becomes a Failure.
 
-    model: by default the packaged one, loaded at the first call.
+    model, decode: as for `transcribe`; batch_seconds: as for `transcribe_recordings`.
     """
     recordings = (Recording(path, str(path)) for path in paths)
     return transcribe_recordings(model or _packaged_model(), recordings, batch_seconds=batch_seconds, decode=decode)

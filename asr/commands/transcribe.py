@@ -24,6 +24,10 @@ from asr.commands.options import (
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from asr.decoder import Decode
+    from asr.model import CTCModel
     from asr.transcript import Transcript
     from asr.transcription import Failure
 
@@ -46,6 +50,9 @@ def add_transcribe(commands: Commands) -> None:
         help=f"{', '.join(FORMATS)}; one for the screen (json: one object a line), or several for files",
     )
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write NAME.txt, NAME.srt, ... there")
+    parser.add_argument(
+        "--pcm", type=int, metavar="RATE", help="standard input is 16-bit mono samples of this rate, without a header"
+    )
     parser.add_argument("--skip-existing", action="store_true", help="leave recordings whose files are all there")
     add_inference_options(parser)
     parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
@@ -54,7 +61,11 @@ def add_transcribe(commands: Commands) -> None:
 
 
 def _run_transcribe(options: argparse.Namespace) -> int:
-    """Print the words of recordings of any length (one's text alone, several as path, tab, text), or write files."""
+    """Print the words of recordings of any length (one's text alone, several as path, tab, text), or write files.
+
+    What comes through a pipe as 16-bit WAV or PCM is printed as it goes, a line an utterance.
+    """
+    from asr.live import open_stream
     from asr.modelfile import load_model
     from asr.transcription import Failure, Recording, transcribe_recordings
 
@@ -64,9 +75,13 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     names = [name for name, _ in found if not options.output_dir or name in outputs]
     model = load_model(options.model, choose_device(options.device))
     stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
+    decode = make_decode(options, model)
+    if options.files == ["-"] and options.format == ["text"] and not options.output_dir:
+        stream = open_stream(stdin, options.pcm)
+        if stream is not None:
+            return _print_live(*stream, model, decode)
     recordings = (Recording(stdin if name == "-" else name, name) for name in names)
-    settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
-    results = transcribe_recordings(model, recordings, **settings)
+    results = transcribe_recordings(model, recordings, batch_seconds=options.batch_seconds, decode=decode)
     if options.output_dir:
         return _write_all(results, outputs)
     failed = False
@@ -77,6 +92,18 @@ def _run_transcribe(options: argparse.Namespace) -> int:
         else:
             _print_transcript(result, options.format[0], alone=alone)
     return 1 if failed else 0
+
+
+def _print_live(blocks: Iterable[Tensor], sample_rate: int, model: CTCModel, decode: Decode | None) -> int:
+    """Print each utterance as soon as the pause behind it is long enough."""
+    from asr.live import cut_stream
+    from asr.transcription import transcribe
+
+    for samples in cut_stream(blocks, sample_rate):
+        text = transcribe(samples, sample_rate=sample_rate, model=model, decode=decode).text
+        if text:
+            print(text, flush=True)
+    return 0
 
 
 def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
@@ -153,6 +180,8 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
 def _find_output_conflict(options: argparse.Namespace) -> str | None:
     """What options of transcribe do not go together, or None."""
     kinds, several = ",".join(options.format), len(options.files) > 1 or options.files[0].startswith("@")
+    if options.pcm is not None and (options.files != ["-"] or kinds != "text" or options.output_dir is not None):
+        return "--pcm is of standard input alone, printed as text"
     if options.output_dir is not None:
         return find_lm_conflict(options)
     if options.skip_existing:

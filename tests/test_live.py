@@ -1,0 +1,204 @@
+"""What is still coming in is cut at its pauses, and `asr transcribe -` prints it as it goes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import asr
+from asr.errors import AsrError
+from asr.live import LONGEST_SECONDS, PAUSE_SECONDS, cut_stream, open_stream
+from asr.metrics import character_errors
+
+RATE = 16000
+COMMAND = [sys.executable, "-m", "asr", "transcribe", "-"]
+
+
+def noise(seconds: float, amplitude: float = 1e-3) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return amplitude * torch.randn(round(seconds * RATE), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def talk(speech: list[Tensor]) -> Tensor:
+    """Six utterances with a second between them, in a room that is never quite still."""
+    samples = torch.cat([torch.cat([utterance, torch.zeros(RATE)]) for utterance in speech])
+    return samples + noise(len(samples) / RATE)[: len(samples)]
+
+
+def as_pcm(samples: Tensor) -> bytes:
+    return bytes((samples * 32767).round().clamp(-32768, 32767).to(torch.int16).numpy().tobytes())
+
+
+def as_wav(samples: Tensor, rate: int = RATE) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples.numpy(), rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+class Pipe(io.BufferedReader):
+    """Bytes that come as from a pipe: they cannot be sought in."""
+
+    def __init__(self, content: bytes) -> None:
+        class Raw(io.BytesIO):
+            name = "<pipe>"
+
+            def seekable(self) -> bool:
+                return False
+
+        super().__init__(Raw(content))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block", [160, 1600, 5000])
+def test_every_pause_parts_two_utterances_and_nothing_is_lost(talk: Tensor, block: int) -> None:
+    stretches = list(cut_stream(talk.split(block), RATE))
+    assert len(stretches) >= 6
+    assert torch.equal(torch.cat(stretches), talk[: sum(map(len, stretches))])
+    assert sum(map(len, stretches)) > len(talk) - 2 * block
+
+
+def test_utterances_end_between_what_is_said(speech: list[Tensor], talk: Tensor) -> None:
+    ends = numpy.cumsum([len(stretch) for stretch in cut_stream(talk.split(1600), RATE)]) / RATE
+    begin = 0.0
+    for utterance in speech[:-1]:
+        end = begin + len(utterance) / RATE
+        assert any(end - 0.3 < cut < end + 1.0 for cut in ends), "the second of silence holds a cut"
+        begin = end + 1.0
+
+
+def test_an_utterance_comes_as_soon_as_the_pause_behind_it_is_long_enough(talk: Tensor) -> None:
+    read = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal read
+        for block in talk.split(1600):
+            read += len(block)
+            yield block
+
+    end = 0
+    for stretch in cut_stream(blocks(), RATE):
+        end += len(stretch)
+        if read < len(talk):
+            assert read - end <= (PAUSE_SECONDS / 2 + 0.2) * RATE
+
+
+@given(seconds=st.floats(0.2, 3.0), places=st.lists(st.floats(0, 1), max_size=8))
+def test_any_blocks_together_hold_all_that_is_loud(talk: Tensor, seconds: float, places: list[float]) -> None:
+    samples = talk[: round(seconds * RATE)]
+    edges = sorted(round(place * len(samples)) for place in places)
+    stretches = list(cut_stream(samples.tensor_split(edges), RATE))
+    assert torch.equal(torch.cat(stretches), samples)
+
+
+def test_speech_without_a_pause_is_cut_all_the_same() -> None:
+    drone = torch.sin(torch.arange(65 * RATE) * 0.1) * 0.1
+    stretches = list(cut_stream(drone.split(1600), RATE))
+    assert torch.equal(torch.cat(stretches), drone)
+    assert max(map(len, stretches)) <= (LONGEST_SECONDS + 0.2) * RATE
+
+
+def test_silence_is_no_utterance(speech: list[Tensor]) -> None:
+    silence = torch.zeros(70 * RATE)
+    assert list(cut_stream(silence.split(1600), RATE)) == []
+    (stretch,) = cut_stream(torch.cat([silence, speech[1], silence]).split(1600), RATE)
+    assert len(speech[1]) <= len(stretch) < len(speech[1]) + (LONGEST_SECONDS + 1) * RATE
+
+
+def test_a_stream_without_a_sample_is_told() -> None:
+    with pytest.raises(AsrError, match="the stream holds no samples"):
+        list(cut_stream([], RATE))
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2), (8000, 8)])
+def test_a_pipe_of_wav_is_read_as_it_comes(rate: int, channels: int) -> None:
+    samples = torch.rand(rate, channels) - 0.5
+    opened = open_stream(Pipe(as_wav(samples, rate)))
+    assert opened is not None
+    blocks, found = opened
+    assert found == rate
+    torch.testing.assert_close(torch.cat(list(blocks)), samples.mean(1), rtol=0, atol=1e-4)
+
+
+def test_a_wav_file_whose_length_is_not_known_yet_is_read_to_its_end(speech: list[Tensor]) -> None:
+    content = bytearray(as_wav(speech[1]))
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg and arecord write it
+    opened = open_stream(Pipe(bytes(content)))
+    assert opened is not None
+    torch.testing.assert_close(torch.cat(list(opened[0])), speech[1], rtol=0, atol=1e-4)
+
+
+def test_half_a_sample_at_the_end_is_left_out(speech: list[Tensor]) -> None:
+    opened = open_stream(Pipe(as_pcm(speech[1])[:-1]), 16000)
+    assert opened is not None
+    assert len(torch.cat(list(opened[0]))) == len(speech[1]) - 1
+
+
+def test_other_files_are_left_for_the_reader_of_files(sample_paths: list[Path], speech: list[Tensor]) -> None:
+    floating = io.BytesIO()
+    soundfile.write(floating, speech[1].numpy(), RATE, format="WAV", subtype="FLOAT")
+    for content in (sample_paths[0].read_bytes(), floating.getvalue(), b"", b"RIFF"):
+        pipe = Pipe(content)
+        assert open_stream(pipe) is None
+        assert pipe.read() == content
+
+
+def test_a_damaged_header_is_told(speech: list[Tensor]) -> None:
+    content = bytearray(as_wav(speech[1]))
+    content[22:24] = b"\x00\x00"  # channels
+    with pytest.raises(AsrError, match="<pipe>: the WAV header is damaged: bad # of channels"):
+        open_stream(Pipe(bytes(content)))
+
+
+def test_an_utterance_is_printed_while_the_next_is_spoken(talk: Tensor, speech: list[Tensor]) -> None:
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        middle = 44 + 2 * (len(speech[0]) + RATE)
+        content = as_wav(talk)
+        running.stdin.write(content[:middle])
+        first = running.stdout.readline().decode()
+        assert running.poll() is None
+        running.stdin.write(content[middle:])
+        running.stdin.close()
+        rest = running.stdout.read().decode()
+        assert running.wait(timeout=300) == 0
+    assert character_errors(asr.transcribe(speech[0], sample_rate=RATE).text, first.strip()).rate < 0.35
+    lines = [first, *rest.splitlines()]
+    whole = asr.transcribe(talk, sample_rate=RATE).text
+    assert len(lines) >= 6
+    assert character_errors(whole, " ".join(line.strip() for line in lines)).rate < 0.25
+
+
+def test_samples_without_a_header_say_what_the_file_says(speech: list[Tensor]) -> None:
+    texts = [
+        subprocess.run([*COMMAND, *options], input=content, capture_output=True, check=True, timeout=300).stdout
+        for options, content in (([], as_wav(speech[2])), (["--pcm", "16000"], as_pcm(speech[2])))
+    ]
+    assert texts[0] == texts[1] != b""
+
+
+@pytest.mark.parametrize(
+    ("options", "content", "reason"),
+    [
+        (["--pcm", "7"], b"\0" * 999, "a sample rate of 7 Hz is out of range"),
+        (["--pcm", "16000"], b"", "standard input: the stream holds no samples"),
+        (["--pcm", "16000", "--format", "srt"], b"", "--pcm is of standard input alone, printed as text"),
+        (["--pcm", "0"], b"", "a sample rate of 0 Hz is out of range"),
+    ],
+)
+def test_what_cannot_be_a_stream_is_told_in_a_sentence(options: list[str], content: bytes, reason: str) -> None:
+    done = subprocess.run([*COMMAND, *options], input=content, capture_output=True, timeout=300)
+    assert done.returncode in (1, 2)
+    assert reason in done.stderr.decode()
+    assert "Traceback" not in done.stderr.decode()
