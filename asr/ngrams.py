@@ -7,6 +7,7 @@ the interpolated form of KenLM's `lmplz` (K. Heafield et al., ACL 2013).
 from __future__ import annotations
 
 import gzip
+import logging
 import lzma
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,13 +22,18 @@ from numpy.typing import NDArray
 from asr.errors import AsrError
 from asr.text import normalize_transcript
 
-__all__ = ["NgramModel", "build_ngrams", "read_sentences", "write_arpa"]
+__all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_sentences", "write_arpa"]
 
 UNKNOWN, START, END = 0, 1, 2
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 """Of counts 1, 2 and more where a text is too small to estimate them, as in `lmplz --discount_fallback`."""
+
+SHARED_WORDS = 8
+"""As many in a row are no coincidence."""
+
+log = logging.getLogger(__name__)
 
 Ids = NDArray[numpy.int64]
 Floats = NDArray[numpy.float64]
@@ -79,6 +85,26 @@ def _open_text(path: Path) -> TextIO:
     if path.suffix == ".xz":
         return lzma.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
+
+
+def drop_shared(sentences: Iterable[str], held_out: Iterable[str]) -> Iterator[str]:
+    """The sentences without those that share eight words in a row with a held-out text, whose number is logged.
+
+    sentences, held_out: normal transcripts. A language model that knows a valid set's sentences makes it look easy.
+    """
+    shared = {run for text in held_out for run in _runs(text)}
+    dropped = 0
+    for sentence in sentences:
+        if shared.isdisjoint(_runs(sentence)):
+            yield sentence
+        else:
+            dropped += 1
+    log.warning("%d sentences share %d words in a row with the held-out texts and were left out", dropped, SHARED_WORDS)
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    words = text.split()
+    return zip(*(words[start:] for start in range(SHARED_WORDS)))
 
 
 def build_ngrams(sentences: Iterable[str], order: int, *, prune: Sequence[int] = (), min_count: int = 1) -> NgramModel:

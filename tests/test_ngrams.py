@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import math
 from collections import Counter, defaultdict
@@ -14,8 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asr.beam import read_arpa_words
+from asr.cli import main
 from asr.errors import AsrError
-from asr.ngrams import NgramModel, _discounts, build_ngrams, read_sentences, write_arpa
+from asr.ngrams import NgramModel, _discounts, build_ngrams, drop_shared, read_sentences, write_arpa
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 TEXT = [
     "THE CAT SAT ON THE MAT",
@@ -165,3 +170,21 @@ def test_kenlm_reads_the_arpa_and_gives_the_same_scores(tmp_path: Path) -> None:
             context = (*context, word)
         _, score = read.finish(state)
         assert score == pytest.approx(math.log10(ours.probability("</s>", context[-2:])), abs=1e-4)
+
+
+def test_sentences_that_share_eight_words_with_a_held_out_text_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    held_out = ["ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE", "A SHORT ONE"]
+    kept = ["ONE TWO THREE FOUR FIVE SIX SEVEN AND EIGHT NINE", "A SHORT ONE", "SOMETHING ELSE"]
+    dropped = ["TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE", "THEN ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT CAME"]
+    assert list(drop_shared([*kept[:1], *dropped, *kept[1:]], held_out)) == kept
+    assert "2 sentences share 8 words in a row" in caplog.text
+
+
+def test_a_language_model_is_built_without_the_sentences_of_a_valid_set(tmp_path: Path) -> None:
+    text = SAMPLES.joinpath("manifest.jsonl").read_text(encoding="utf-8")
+    said = [json.loads(line)["text"] for line in text.splitlines()]
+    (tmp_path / "text.txt").write_text("\n".join([*said, *TEXT]), encoding="utf-8")
+    command = ["lm", "build", str(tmp_path / "text.txt"), "-o", str(tmp_path / "lm.arpa")]
+    assert main([*command, "--held-out", str(SAMPLES / "manifest.jsonl")]) == 0
+    words = set(read_arpa_words(tmp_path / "lm.arpa"))
+    assert words == {word for sentence in TEXT for word in sentence.split()}

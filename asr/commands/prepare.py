@@ -60,15 +60,27 @@ def add_lm(commands: Commands) -> None:
     build.add_argument(
         "--min-count", type=int, default=1, metavar="C", help="take rarer words for unknown (default: 1)"
     )
+    build.add_argument(
+        "--held-out",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="valid sets: leave out sentences that share eight words in a row with their transcripts",
+    )
     build.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file")
     build.set_defaults(run=_run_lm_build)
 
 
 def _run_lm_build(options: argparse.Namespace) -> int:
     """Build a word n-gram model with modified Kneser-Ney smoothing from text, and write it as ARPA."""
-    from asr.ngrams import build_ngrams, read_sentences, write_arpa
+    from asr.folders import read_many
+    from asr.ngrams import build_ngrams, drop_shared, read_sentences, write_arpa
+    from asr.text import normalize_transcript
 
     sentences = read_sentences(options.texts)
+    if options.held_out:
+        held_out = [normalize_transcript(utterance.text) for utterance in read_many(options.held_out)]
+        sentences = drop_shared(sentences, held_out)
     model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)
     write_arpa(model, options.output)
     counts = ", ".join(f"{len(rows):,} of {length}" for length, rows in enumerate(model.ngrams, start=1))
