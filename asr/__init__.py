@@ -41,7 +41,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     finetuning     a model file, recordings  → a model file
     verification   the packaged model        → the texts it was published with, or others
     commands       what each of `asr`'s commands takes, and the function it calls
-        options, transcribe, train, prepare
+        options, progress, transcribe, train, prepare
     cli            the `asr` command
 """
 

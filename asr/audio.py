@@ -13,6 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy
 import soundfile
 import torch
 import torchaudio
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from asr.errors import AsrError
 
-__all__ = ["AudioFile", "AudioSource", "open_audio", "read_audio"]
+__all__ = ["AudioFile", "AudioSource", "open_audio", "read_audio", "samples_as_file"]
 
 AudioSource = str | Path | BinaryIO
 
@@ -45,6 +46,9 @@ LOUDEST_SAMPLE = 1e12
 
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000
 """Hz; what claims another rate is not a recording of speech."""
+
+MOST_CHANNELS = 1024
+"""More are taken for samples that were given the other way round."""
 
 UNKNOWN_FRAMES = 2**63 - 1
 """What libsndfile reports for a stream whose header does not tell its length: FLAC that was written to a pipe."""
@@ -220,3 +224,24 @@ def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
 def _reason(error: soundfile.LibsndfileError) -> str:
     """libsndfile's own words, without the file's name, the first word "Error" and the last stop."""
     return str(error.error_string).removeprefix("Error : ").rstrip(".")
+
+
+def samples_as_file(samples: Tensor | numpy.ndarray, sample_rate: int | None) -> io.BytesIO:
+    """Samples as an open WAV file, so that they take the way that every recording takes.
+
+    samples: floating point in [-1, 1], (samples,) or (samples, channels); sample_rate: Hz.
+    Raises AsrError for samples of another kind or shape, and without a rate.
+    """
+    if sample_rate is None:
+        raise AsrError("samples were given without their rate; set sample_rate=")
+    if isinstance(samples, Tensor):
+        samples = (samples.float() if samples.is_floating_point() else samples).detach().cpu().numpy()
+    if samples.dtype.kind != "f":
+        raise AsrError(f"samples must be floating point in [-1, 1], not {samples.dtype}; divide 16-bit ones by 32768")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MOST_CHANNELS):
+        raise AsrError(f"samples of shape {samples.shape} must be (samples,) or (samples, channels)")
+    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+        raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
+    file = io.BytesIO()
+    soundfile.write(file, samples.astype(numpy.float32), round(sample_rate), format="WAV", subtype="FLOAT")
+    return file

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy
-import soundfile
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.audio import HIGHEST_RATE, LOWEST_RATE, AudioFile, AudioSource, open_audio
+from asr.audio import AudioFile, AudioSource, open_audio, samples_as_file
 from asr.decoder import Decode, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import best_path, stream_log_probs
@@ -34,9 +32,6 @@ BATCH_SECONDS = 160.0
 
 POOL_BATCHES = 4
 """Recordings are read ahead for so many batches, and sorted by length among themselves."""
-
-MOST_CHANNELS = 1024
-"""More are taken for samples that were given the other way round."""
 
 SHORTEST_SECONDS = 0.05
 """Below it there is less than one analysis window and nothing to hear."""
@@ -83,7 +78,7 @@ def transcribe(
     Raises AsrError for audio that cannot be transcribed.
     """
     if isinstance(source, Tensor | numpy.ndarray):
-        source = _as_wav(source, sample_rate)
+        source = samples_as_file(source, sample_rate)
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
     (result,) = transcribe_recordings(model or _packaged_model(), [Recording(source, name)], decode=decode)
     if isinstance(result, Failure):
@@ -112,14 +107,16 @@ def transcribe_recordings(
     *,
     batch_seconds: float = BATCH_SECONDS,
     decode: Decode | None = None,
+    progress: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Transcript | Failure]:
     """One result per recording, in their order, each as soon as it and all before it are ready.
 
     What cannot be transcribed becomes a Failure and stops nothing else.
     batch_seconds: audio per batch, padding included; it changes memory and speed, never a transcript.
-    decode: a BeamDecoder; None decodes greedily.
+    decode: a BeamDecoder or HotwordDecoder; None decodes greedily.
+    progress: is told how many more seconds of audio were recognised, many times for a long recording.
     """
-    recogniser = _Recogniser(model, decode, batch_seconds)
+    recogniser = _Recogniser(model, decode, batch_seconds, progress)
     threads = torch.get_num_threads()
     executor = ThreadPoolExecutor(threads if model.device.type == "cpu" else 1)
     submitted: deque[_Pool] = deque()
@@ -153,23 +150,6 @@ def _packaged_model() -> CTCModel:
     return load_model()
 
 
-def _as_wav(samples: Tensor | numpy.ndarray, sample_rate: int | None) -> io.BytesIO:
-    """Samples as a file, so that they take the way that every recording takes."""
-    if sample_rate is None:
-        raise AsrError("samples were given without their rate; set sample_rate=")
-    if isinstance(samples, Tensor):
-        samples = (samples.float() if samples.is_floating_point() else samples).detach().cpu().numpy()
-    if samples.dtype.kind != "f":
-        raise AsrError(f"samples must be floating point in [-1, 1], not {samples.dtype}; divide 16-bit ones by 32768")
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MOST_CHANNELS):
-        raise AsrError(f"samples of shape {samples.shape} must be (samples,) or (samples, channels)")
-    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-        raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
-    file = io.BytesIO()
-    soundfile.write(file, samples.astype(numpy.float32), round(sample_rate), format="WAV", subtype="FLOAT")
-    return file
-
-
 @dataclass(frozen=True)
 class _Recogniser:
     """What turns samples into words."""
@@ -177,6 +157,7 @@ class _Recogniser:
     model: CTCModel
     decode: Decode | None
     batch_seconds: float
+    progress: Callable[[float], None]
 
     @torch.inference_mode()
     def batch_words(self, samples: Sequence[Tensor], threads: int) -> list[tuple[Word, ...]]:
@@ -196,7 +177,7 @@ class _Recogniser:
 
         if _is_silent(recording.name, blocks()):
             return ()
-        parts = stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds)
+        parts = self._counted(stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds))
         if self.decode is None:
             path, highest = best_path(parts)
             (tokens,) = collapse_paths(path[None], highest[None], torch.tensor([len(path)], device=path.device))
@@ -204,6 +185,11 @@ class _Recogniser:
             log_probs = torch.cat(list(parts))
             (tokens,) = self.decode(log_probs[None], torch.tensor([len(log_probs)]))
         return find_words(tokens, self.model)
+
+    def _counted(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        for part in parts:
+            yield part
+            self.progress(len(part) * self.model.step_samples / self.model.sample_rate)
 
 
 @dataclass
@@ -252,6 +238,7 @@ class _Pool:
 
     items: list[_Item]
     batches: list[tuple[list[int], Future[list[tuple[Word, ...]]]]]
+    progress: Callable[[float], None]
 
     def is_done(self) -> bool:
         return all(future.done() for _, future in self.batches)
@@ -263,6 +250,7 @@ class _Pool:
             for index, words in zip(batch, future.result(), strict=True):
                 item = self.items[index]
                 item.result = Transcript(item.name, words, item.seconds)
+                self.progress(item.seconds)
             while done < len(self.items) and (result := self.items[done].result) is not None:
                 yield result
                 done += 1
@@ -282,7 +270,7 @@ def _submit(executor: Executor, recogniser: _Recogniser, items: list[_Item], thr
         futures.append((batch, executor.submit(recogniser.batch_words, samples, share)))
         for index in batch:
             items[index].samples = torch.empty(0)
-    return _Pool(items, futures)
+    return _Pool(items, futures, recogniser.progress)
 
 
 def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:

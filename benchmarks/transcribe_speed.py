@@ -86,7 +86,7 @@ def transcribe_all(model: CTCModel, recordings: list[Recording]) -> None:
 
 def in_memory(model: CTCModel, recordings: list[Recording]) -> Callable[[], None]:
     """A function that transcribes recordings whose files were decoded before."""
-    recogniser = transcription._Recogniser(model, None, transcription.BATCH_SECONDS)
+    recogniser = transcription._Recogniser(model, None, transcription.BATCH_SECONDS, lambda seconds: None)
     loaded = {recording.name: transcription._load(recogniser, recording) for recording in recordings}
 
     def transcribe_loaded() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import runpy
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +93,41 @@ def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     """The `asr` command as a process of its own."""
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize("to_files", [True, False])
+def test_a_bar_on_a_terminal_shows_the_position_in_the_audio(
+    model_path: Path, sample_paths: list[Path], tmp_path: Path, to_files: bool
+) -> None:
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # lines, columns
+    extra = ["--output-dir", str(tmp_path)] if to_files else []
+    command = [*COMMAND, "transcribe", "--model", str(model_path), *extra, *map(str, sample_paths)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=inside, timeout=300)
+    os.close(inside)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    whole = int(sum(soundfile.info(path).duration for path in sample_paths))
+    assert done.returncode == 0
+    assert f"0:00:{whole} of 0:00:{whole} |" in shown
+    assert len(done.stdout.splitlines()) == (0 if to_files else len(sample_paths))
+
+
+def test_after_a_kill_resume_does_the_rest(model_path: Path, sample_paths: list[Path], tmp_path: Path) -> None:
+    speech = torch.cat([read_audio(path, RATE) for path in sample_paths])
+    recordings = [write(tmp_path / f"{times}.wav", speech.repeat(times)) for times in (2, 30, 1)]
+    texts = [tmp_path / "texts" / f"{path.stem}.txt" for path in recordings]
+    command = ["transcribe", "--model", model_path, "--output-dir", tmp_path / "texts", "--resume", *recordings]
+    with process(*command) as running:
+        while not texts[0].exists() and running.poll() is None:
+            time.sleep(0.01)
+        running.kill()
+    assert [text.exists() for text in texts] == [True, False, False]
+    texts[0].write_text("kept as it is\n")
+    with process(*command) as running:
+        assert running.wait(timeout=300) == 0
+    assert texts[0].read_text() == "kept as it is\n"
+    assert all(len(text.read_text()) > 100 for text in texts[1:])
 
 
 # What transcribe prints

@@ -518,3 +518,16 @@ def test_no_damage_to_a_file_stops_the_others(
         assert "\n" not in result.message
     assert isinstance(other, Transcript)
     assert (other.name, other.text) == ("whole", text_of(model, speech[3]))
+
+
+def test_progress_adds_up_to_the_audio_and_comes_often_in_a_long_recording(
+    model: CTCModel, speech: list[Tensor], tmp_path: Path
+) -> None:
+    long = torch.cat(speech * 3)
+    soundfile.write(tmp_path / "long.wav", long.numpy(), 16000)
+    soundfile.write(tmp_path / "short.wav", speech[0].numpy(), 16000)
+    seconds: list[float] = []
+    recordings = [Recording(tmp_path / name, name) for name in ("long.wav", "short.wav", "missing.wav")]
+    list(transcribe_recordings(model, recordings, progress=seconds.append))
+    assert len(seconds) > 4
+    assert sum(seconds) == pytest.approx((len(long) + len(speech[0])) / 16000, abs=0.1)

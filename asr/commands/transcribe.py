@@ -21,6 +21,7 @@ from asr.commands.options import (
     format_names,
     make_decode,
 )
+from asr.commands.progress import audio_bar
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def add_transcribe(commands: Commands) -> None:
     parser.add_argument(
         "--pcm", type=int, metavar="RATE", help="standard input is 16-bit mono samples of this rate, without a header"
     )
-    parser.add_argument("--skip-existing", action="store_true", help="leave recordings whose files are all there")
+    parser.add_argument(
+        "--skip-existing", "--resume", action="store_true", help="leave recordings whose files are all there already"
+    )
     add_inference_options(parser)
     parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
     add_language_model_options(parser)
@@ -67,7 +70,7 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     """
     from asr.live import open_stream
     from asr.modelfile import load_model
-    from asr.transcription import Failure, Recording, transcribe_recordings
+    from asr.transcription import Recording, transcribe_recordings
 
     found = find_recordings(options.files)
     alone = [name for name, _ in found] == options.files[:1]
@@ -81,16 +84,26 @@ def _run_transcribe(options: argparse.Namespace) -> int:
         if stream is not None:
             return _print_live(*stream, model, decode)
     recordings = (Recording(stdin if name == "-" else name, name) for name in names)
-    results = transcribe_recordings(model, recordings, batch_seconds=options.batch_seconds, decode=decode)
-    if options.output_dir:
-        return _write_all(results, outputs)
+    settings = {"batch_seconds": options.batch_seconds, "decode": decode}
+    shown = sys.stderr.isatty() and (options.output_dir is not None or not sys.stdout.isatty())
+    with audio_bar(names, shown=shown) as progress:
+        results = transcribe_recordings(model, recordings, **settings, progress=progress)
+        if options.output_dir:
+            return _write_all(results, outputs)
+        return _print_all(results, options.format[0], alone=alone)
+
+
+def _print_all(results: Iterable[Transcript | Failure], kind: str, *, alone: bool) -> int:
+    """Print every transcript, and on standard error why there is none."""
+    from asr.transcription import Failure
+
     failed = False
     for result in results:
         if isinstance(result, Failure):
             print(result.message, file=sys.stderr)
             failed = True
         else:
-            _print_transcript(result, options.format[0], alone=alone)
+            _print_transcript(result, kind, alone=alone)
     return 1 if failed else 0
 
 
@@ -155,14 +168,12 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
 
 
 def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[Path]]) -> int:
-    """Write every transcript, with a progress bar on a terminal, and tell at the end what was done."""
-    from tqdm import tqdm
-
+    """Write every transcript, and tell at the end what was done."""
     from asr.formats import write_transcript
     from asr.transcription import Failure
 
     begin, seconds, failed = time.perf_counter(), 0.0, []
-    for result in tqdm(results, total=len(outputs), unit=" files", disable=not sys.stderr.isatty()):
+    for result in results:
         if isinstance(result, Failure):
             print(result.message, file=sys.stderr)
             failed.append(result.name)
