@@ -40,6 +40,8 @@ The stages, in the order of the flow; a file imports only from files above it:
     evaluation     model, manifest           → error rates
     finetuning     a model file, recordings  → a model file
     verification   the packaged model        → the texts it was published with, or others
+    report         an evaluation, a survey  → a page for a browser
+        analysis, picture, media, page, errors, recordings
     commands       what each of `asr`'s commands takes, and the function it calls
         options, progress, transcribe, train, prepare
     cli            the `asr` command

@@ -15,6 +15,7 @@ from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
 from asr.text import normalize_transcript
+from asr.transcript import Transcript
 from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
 
 __all__ = ["Evaluation", "Scored", "evaluate"]
@@ -29,6 +30,8 @@ class Scored:
     hypothesis: str
     words: ErrorCounts
     characters: ErrorCounts
+    transcript: Transcript | None = None
+    """The hypothesis with its times; None where the audio failed."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def evaluate(
         reference = normalize_transcript(utterance.text)
         hypothesis = "" if isinstance(result, Failure) else result.text
         words, characters = word_errors(reference, hypothesis), character_errors(reference, hypothesis)
-        scored.append(Scored(utterance, reference, hypothesis, words, characters))
+        transcript = None if isinstance(result, Failure) else result
+        scored.append(Scored(utterance, reference, hypothesis, words, characters, transcript))
     return Evaluation(
         scored,
         [result for result in results if isinstance(result, Failure)],

@@ -21,7 +21,7 @@ from asr.manifest import Utterance
 from asr.model import CTCModel
 from asr.text import normalize_transcript
 
-__all__ = ["Survey", "survey", "write_fixed"]
+__all__ = ["Survey", "letters_per_second", "survey", "write_fixed"]
 
 FULL_SCALE, MOST_CLIPPED = 0.999, 0.001
 """A sample from here on is taken for clipped; of more than this share of an utterance it is told."""
@@ -87,7 +87,7 @@ class Survey:
         lines.append(f"channels: {_counted(str(facts.channels) for facts in self.facts)}")
         if self.facts:
             lines.append(f"silence: {median(facts.silent_share for facts in self.facts):.0%} of an utterance (median)")
-        lines.append(f"letters per second: {median(map(_letters_per_second, self.utterances)):.1f} (median)")
+        lines.append(f"letters per second: {median(map(letters_per_second, self.utterances)):.1f} (median)")
         lines += [f"seconds: {median(durations):.1f} (median)", *_histogram(durations)]
         if self.dropped_characters:
             lines.append("characters outside the alphabet, and what to write:")
@@ -115,7 +115,7 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
         **_training_problems(readable, model, found.dropped_characters),
         "recordings that come again": _repeats(readable),
     }
-    rates = [(utterance, _letters_per_second(utterance)) for utterance in readable]
+    rates = [(utterance, letters_per_second(utterance)) for utterance in readable]
     found.odd = {
         "clipped": [
             (item, f"{facts.clipped_share:.1%}") for item, facts in known if facts.clipped_share > MOST_CLIPPED
@@ -201,7 +201,8 @@ def _repeats(utterances: Iterable[Utterance]) -> list[tuple[Utterance, str]]:
     return repeats
 
 
-def _letters_per_second(utterance: Utterance) -> float:
+def letters_per_second(utterance: Utterance) -> float:
+    """Of the normal transcript, spaces included."""
     return len(normalize_transcript(utterance.text)) / max(utterance.duration_seconds, 1e-3)
 
 

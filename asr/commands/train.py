@@ -27,6 +27,7 @@ def add_check(commands: Commands) -> None:
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a clean manifest, and list each change")
     parser.add_argument("--valid", metavar="DATA", help="a valid set: what of it is in DATA too?")
     parser.add_argument("--model", metavar="M", help="the model to train on from (default: the packaged model)")
+    add_report_option(parser)
     parser.set_defaults(run=_run_check)
 
 
@@ -37,12 +38,17 @@ def _run_check(options: argparse.Namespace) -> int:
     from asr.modelfile import load_model
     from asr.survey import survey, write_fixed
 
+    _check_report(options)
     model, utterances = load_model(options.model), read_data(options.data)
     found = survey(utterances, model)
     print(found.page())
     if options.valid:
         corpora = [check_corpus(each, model, None, None) for each in (utterances, read_data(options.valid))]
         print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
+    if options.report:
+        from asr.report.recordings import report_recordings
+
+        print(report_recordings(found, model, options.report, name=options.data, pictures=options.pictures))
     if options.fix:
         for change in write_fixed(found, options.fix):
             print(change)
@@ -101,9 +107,33 @@ def add_evaluate(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
     parser.add_argument("manifest", metavar="MANIFEST", help="lhotse cuts, JSON lines, CSV or TSV")
     parser.add_argument("--hypotheses", metavar="FILE", help="write id, reference, hypothesis as JSON lines")
+    add_report_option(parser)
+    parser.add_argument("--compare", action="append", default=[], metavar="MODEL", help="another model, in the report")
     add_inference_options(parser)
     add_language_model_options(parser)
-    parser.set_defaults(run=_run_evaluate, find_conflict=find_lm_conflict)
+    parser.set_defaults(run=_run_evaluate, find_conflict=_find_evaluate_conflict)
+
+
+def _find_evaluate_conflict(options: argparse.Namespace) -> str | None:
+    return "--compare needs --report" if options.compare and not options.report else find_lm_conflict(options)
+
+
+def add_report_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with audio and pictures there")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=50,
+        metavar="N",
+        help="spectrograms in the report, the worst first (default: 50)",
+    )
+
+
+def _check_report(options: argparse.Namespace) -> None:
+    from asr.report.page import check_folder
+
+    if options.report:
+        check_folder(options.report)
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:
@@ -114,14 +144,25 @@ def _run_evaluate(options: argparse.Namespace) -> int:
 
     if options.hypotheses and not Path(options.hypotheses).parent.is_dir():
         raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
-    model = load_model(None if options.model == "packaged" else options.model, choose_device(options.device))
-    settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
-    evaluation = evaluate(model, read_data(options.manifest), **settings)
+    _check_report(options)
+    utterances = read_data(options.manifest)
+    evaluations = []
+    for name in (options.model, *options.compare):
+        model = load_model(None if name == "packaged" else name, choose_device(options.device))
+        settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
+        evaluations.append((Path(name).stem, model, evaluate(model, utterances, **settings)))
+    name, model, evaluation = evaluations[0]
     for failure in evaluation.failures:
         print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
     print(evaluation.summary(), flush=True)
     if options.hypotheses:
         evaluation.write_hypotheses(options.hypotheses)
+    if options.report:
+        from asr.report.errors import report_errors
+
+        others = [(name, theirs) for name, _, theirs in evaluations[1:]]
+        page = report_errors(evaluation, model, options.report, name=name, others=others, pictures=options.pictures)
+        print(page)
     return 1 if evaluation.failures else 0
 
 

@@ -1,0 +1,165 @@
+"""`asr evaluate --report`: what a model gets wrong, and against another model what got better or worse."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from asr import __version__
+from asr.evaluation import Evaluation, Scored
+from asr.metrics import bootstrap_interval, pool
+from asr.model import CTCModel
+from asr.report.analysis import align_words, compare, find_confusions, group_by
+from asr.report.media import Heard, copy_audio, draw_pictures
+from asr.report.page import Column, Page, Row, write_page
+
+__all__ = ["report_errors", "spans"]
+
+MOST_FREQUENT = 30
+"""Confusions of a kind that the page shows."""
+
+VERDICTS = "with errors", "without an error"
+
+COLUMNS = [
+    Column("errors"),
+    Column("WER", 0, " %"),
+    Column("CER", 0, " %", minor=True),
+    Column("seconds", 1, minor=True),
+    Column("words/s", 1, minor=True),
+    Column("SNR", 0, " dB", minor=True),
+    Column("id", text=True, minor=True),
+    Column("speaker", text=True, minor=True),
+]
+
+MOST_SPEAKERS = 300
+"""More are not offered as a filter."""
+
+DURATIONS, RATES, NOISES = (2, 5, 10, 15, 20), (1.5, 2, 2.5, 3, 3.5), (10, 20, 30, 40)
+"""Where groups part: seconds, words per second, dB."""
+
+
+def report_errors(
+    evaluation: Evaluation,
+    model: CTCModel,
+    folder: Path,
+    *,
+    name: str,
+    others: Sequence[tuple[str, Evaluation]] = (),
+    pictures: int = 50,
+) -> Path:
+    """Write the page of an evaluation into `folder`, and return its path.
+
+    name: of the model. others: names and evaluations of other models on the same utterances, to compare with.
+    pictures: of so many of the worst utterances.
+    Raises AsrError where the folder cannot be written.
+    """
+    scored = evaluation.scored
+    heard = copy_audio([item.utterance for item in scored], folder, model.sample_rate)
+    worst = sorted(range(len(scored)), key=lambda index: -scored[index].words.errors)[:pictures]
+    drawn = draw_pictures({index: (heard[index], scored[index].transcript) for index in worst}, model, folder)
+    speakers = sorted({item.utterance.speaker for item in scored} - {""})
+    many_speakers = 1 < len(speakers) <= MOST_SPEAKERS
+    rows = []
+    for index, item in enumerate(scored):
+        against = [(other, theirs.scored[index]) for other, theirs in others]
+        row = Row(_cells(item, heard[index], against), f"{item.utterance.id} {item.reference} {item.hypothesis}")
+        row.texts = [(each, align_words(item.reference, one.hypothesis)) for each, one in [(name, item), *against]]
+        row.filters = [_verdicts(item, against), *([[item.utterance.speaker]] if many_speakers else [])]
+        row.notes = heard[index].problems
+        words = item.transcript.words if item.transcript else ()
+        row.words = [(word.text, word.start_seconds, word.end_seconds) for word in words]
+        row.audio, row.picture = heard[index].path, drawn.get(index, "")
+        rows.append(row)
+    better_or_worse = [f"{verdict} than {other}" for other, _ in others for verdict in ("better", "worse")]
+    fewer = [Column(f"fewer errors than {other}", minor=True) for other, _ in others]
+    page = Page(
+        f"What the model {name} gets wrong",
+        [*_totals(evaluation), *[_difference(evaluation, other, theirs) for other, theirs in others]],
+        [*COLUMNS, *fewer, Column("reference", text=True, long=True)],
+        rows,
+        filters=[("utterances", [*VERDICTS, *better_or_worse]), *([("speaker", speakers)] if many_speakers else [])],
+        groups=_tables(scored, heard),
+        footer=f"bigru-asr {__version__}. SNR is estimated from the samples; intervals are 95 %, over utterances.",
+    )
+    return write_page(page, folder)
+
+
+def _cells(item: Scored, heard: Heard, against: list[tuple[str, Scored]]) -> list[float | str | None]:
+    rates = [None if rate == float("inf") else 100 * rate for rate in (item.words.rate, item.characters.rate)]
+    facts = [item.words.errors, *rates, item.utterance.duration_seconds, _speaking_rate(item), heard.snr]
+    fewer = [theirs.words.errors - item.words.errors for _, theirs in against]
+    return [*facts, item.utterance.id, item.utterance.speaker, *fewer, item.reference]
+
+
+def _verdicts(item: Scored, against: list[tuple[str, Scored]]) -> list[str]:
+    """The filters' values that an utterance has."""
+    found = [VERDICTS[0] if item.words.errors else VERDICTS[1]]
+    for other, theirs in against:
+        if theirs.words.errors != item.words.errors:
+            verdict = "better" if theirs.words.errors > item.words.errors else "worse"
+            found.append(f"{verdict} than {other}")
+    return found
+
+
+def _speaking_rate(item: Scored) -> float:
+    return len(item.reference.split()) / max(item.utterance.duration_seconds, 1e-3)
+
+
+def _totals(evaluation: Evaluation) -> list[tuple[str, str]]:
+    totals = [("utterances", f"{len(evaluation.scored):,}"), ("hours", f"{evaluation.audio_seconds / 3600:.2f}")]
+    kinds = {"WER": [item.words for item in evaluation.scored], "CER": [item.characters for item in evaluation.scored]}
+    for name, counts in kinds.items():
+        total, (low, high) = pool(counts), bootstrap_interval(counts)
+        totals.append((name, f"{total.rate:.1%} [{low:.1%}, {high:.1%}]"))
+    words = evaluation.words
+    totals += [(kind, f"{getattr(words, kind):,}") for kind in ("substitutions", "deletions", "insertions")]
+    failed = [("could not be read", f"{len(evaluation.failures):,}")] if evaluation.failures else []
+    return [*totals, *failed, ("times real time", f"{evaluation.audio_seconds / evaluation.processing_seconds:.0f}")]
+
+
+def _difference(evaluation: Evaluation, other: str, theirs: Evaluation) -> tuple[str, str]:
+    found = compare([item.words for item in theirs.scored], [item.words for item in evaluation.scored])
+    low, high = (100 * edge for edge in found.interval)
+    chance = "below 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+    return f"WER less that of {other}", f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}], p {chance}"
+
+
+def _tables(scored: Sequence[Scored], heard: Sequence[Heard]) -> list[tuple[str, list[Sequence[str]]]]:
+    """Groups of utterances, and frequent confusions."""
+    noises = {id(item): one.snr for item, one in zip(scored, heard, strict=True)}
+    groups: list[tuple[str, Callable[[Scored], Any], Callable[[Any], str]]] = [
+        ("Duration", lambda item: bisect_right(DURATIONS, item.utterance.duration_seconds), spans(DURATIONS, "s")),
+        ("Speaking rate", lambda item: bisect_right(RATES, _speaking_rate(item)), spans(RATES, "words/s")),
+        ("Signal to noise", lambda item: bisect_right(NOISES, noises[id(item)] or 0.0), spans(NOISES, "dB")),
+        ("Speaker", lambda item: item.utterance.speaker, lambda key: key or "unknown"),
+    ]
+    tables: list[tuple[str, list[Sequence[str]]]] = []
+    for title, key, label in groups:
+        lines: list[Sequence[str]] = [(title.lower(), "utterances", "words", "WER", "95 %")]
+        for group in group_by(scored, key):
+            low, high = group.interval
+            interval = f"{low:.1%} to {high:.1%}" if group.utterances > 1 else ""
+            counts = f"{group.utterances:,}", f"{group.words.reference_length:,}", f"{group.words.rate:.1%}"
+            lines.append((label(group.key), *counts, interval))
+        tables.append((title, lines))
+    for kind, pairs in find_confusions(scored).items():
+        tables.append((f"Frequent {kind}" if kind != "characters" else "Confused characters", _most_common(pairs)))
+    return tables
+
+
+def spans(edges: Sequence[float], unit: str) -> Callable[[int], str]:
+    """Names of the stretches between edges, by their number."""
+    bounds = [f"below {edges[0]:g} {unit}", *[f"{low:g} to {high:g} {unit}" for low, high in pairwise(edges)]]
+    return lambda number: [*bounds, f"{edges[-1]:g} {unit} and more"][number]
+
+
+def _most_common(pairs: Counter[tuple[str, str]]) -> list[Sequence[str]]:
+    shown = [
+        (said.replace(" ", "␣"), written.replace(" ", "␣"), f"{count:,}")
+        for (said, written), count in pairs.most_common(MOST_FREQUENT)
+    ]
+    return [("said", "written", "times"), *shown]

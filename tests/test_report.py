@@ -1,0 +1,275 @@
+"""The report: what it says of a model's errors, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from asr.cli import main
+from asr.evaluation import Scored
+from asr.manifest import Utterance
+from asr.metrics import ErrorCounts, character_errors, word_errors
+from asr.model import CTCModel
+from asr.modelfile import save_model
+from asr.report.analysis import align_words, compare, find_confusions, group_by, signal_to_noise
+from asr.report.page import Column, Page, Row, write_page
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "samples" / "manifest.jsonl"
+SCREENSHOTS = ROOT / "build" / "screenshots"
+
+texts = st.lists(st.sampled_from(["A", "B", "CAT", "DOG"]), max_size=8).map(" ".join)
+
+
+def scored(reference: str, hypothesis: str, speaker: str = "") -> Scored:
+    utterance = Utterance("id", "audio.wav", reference, 0.0, 1.0, speaker, "manifest", 1)
+    errors = word_errors(reference, hypothesis), character_errors(reference, hypothesis)
+    return Scored(utterance, reference, hypothesis, *errors)
+
+
+@given(texts, texts)
+def test_aligned_words_are_both_texts_and_as_many_errors_as_the_wer_counts(reference: str, hypothesis: str) -> None:
+    steps = align_words(reference, hypothesis)
+    assert " ".join(said for _, said, _ in steps if said) == reference
+    assert " ".join(written for _, _, written in steps if written) == hypothesis
+    assert sum(kind != "equal" for kind, _, _ in steps) == word_errors(reference, hypothesis).errors
+    for kind, said, written in steps:
+        expected = "insert" if not said else "delete" if not written else "equal" if said == written else "substitute"
+        assert kind == expected
+
+
+def test_confusions_are_counted_by_kind() -> None:
+    found = find_confusions(
+        [
+            scored("THE CAT SAT", "THE CAP SAT"),
+            scored("A CAT", "A CAP"),
+            scored("I", "I DOG"),
+            scored("MICE RUN", "MICE"),
+        ]
+    )
+    assert found["substitutions"] == {("CAT", "CAP"): 2}
+    assert found["insertions"] == {("", "DOG"): 1}
+    assert found["deletions"] == {("RUN", ""): 1}
+    assert found["characters"]["T", "P"] == 2
+
+
+def test_groups_hold_every_utterance_once() -> None:
+    items = [scored("A B", "A", "eve"), scored("C", "C", "bob"), scored("D", "E", "eve")]
+    groups = group_by(items, lambda item: item.utterance.speaker)
+    assert [(group.key, group.utterances, group.words.errors) for group in groups] == [("bob", 1, 0), ("eve", 2, 2)]
+
+
+def test_a_model_compared_with_itself_is_not_better_and_with_a_worse_one_it_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [ErrorCounts(int(torch.randint(0, 3, (), generator=generator)), 0, 0, 10) for _ in range(200)]
+    worse = [ErrorCounts(counts.substitutions + 1, 0, 0, 10) for counts in ours]
+    shuffled = [ours[index] for index in torch.randperm(200, generator=generator).tolist()]
+    same, better, unclear = compare(ours, ours), compare(worse, ours), compare(shuffled, ours)
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+    assert better.difference == pytest.approx(-0.1)
+    assert better.p_value < 0.001
+    assert better.interval[1] < 0
+    assert unclear.p_value > 0.05
+    assert unclear.interval[0] < 0 < unclear.interval[1]
+
+
+@pytest.mark.parametrize("decibels", [10, 20, 30])
+def test_the_estimated_snr_follows_the_noise_that_is_added(speech: list[Tensor], decibels: float) -> None:
+    samples = speech[0]
+    noise = torch.randn(len(samples), generator=torch.Generator().manual_seed(0))
+    noise *= (samples.square().mean() / 10 ** (decibels / 10)).sqrt()
+    assert signal_to_noise(samples + noise, 16000) == pytest.approx(decibels + 2, abs=4)
+
+
+def test_the_snr_of_digital_silence_and_of_nothing_is_a_number() -> None:
+    for samples in (torch.zeros(16000), torch.zeros(10)):
+        assert 0 <= signal_to_noise(samples, 16000) <= 60
+
+
+@pytest.fixture(scope="module")
+def report(model: CTCModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the packaged model on the samples, against a small one that knows nothing, and one file that is missing."""
+    folder = tmp_path_factory.mktemp("report")
+    save_model(model, folder / "small.safetensors")
+    lines = [json.loads(line) for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["audio"] = str(SAMPLES.parent / line["audio"])
+    lines.append({**lines[0], "id": "missing", "audio": "missing.flac", "text": "<script>alert(1)</script>"})
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    arguments = ["--report", str(folder / "page"), "--compare", str(folder / "small.safetensors"), "--pictures", "3"]
+    assert main(["evaluate", "packaged", str(manifest), *arguments]) == 1
+    return folder / "page" / "index.html"
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    text = page.read_text(encoding="utf-8").split('<script type="application/json" id="data">')[1]
+    data: dict[str, Any] = json.loads(text.split("</script>")[0])
+    return data
+
+
+def test_the_page_holds_every_utterance_and_names_no_other_place(report: Path) -> None:
+    utterances = data_of(report)["utterances"]
+    assert len(utterances) == 7
+    assert "http" not in report.read_text(encoding="utf-8")
+    for utterance in utterances[:6]:
+        assert (report.parent / utterance["audio"]).is_file()
+        assert utterance["words"]
+        assert utterance["texts"][0]["name"] == "packaged"
+    assert sum(bool(utterance["picture"]) for utterance in utterances) == 3
+    assert "missing.flac" in " ".join(utterances[6]["notes"])
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.doc").write_text("mine")
+    assert main(["evaluate", "packaged", str(SAMPLES), "--report", str(tmp_path)]) == 1
+    assert "the folder holds other files; name a new one" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "thesis.doc"]
+
+
+def test_check_writes_the_same_kind_of_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(SAMPLES), "--report", str(tmp_path / "page"), "--pictures", "1"]) == 0
+    page = tmp_path / "page" / "index.html"
+    assert str(page) in capsys.readouterr().out
+    utterances = data_of(page)["utterances"]
+    assert len(utterances) == 6
+    assert all((page.parent / utterance["audio"]).is_file() for utterance in utterances)
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, its console recorded."""
+    driver, program = shutil.which("chromedriver"), shutil.which("chromium")
+    if driver is None or program is None:
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--autoplay-policy=no-user-gesture-required",
+    ):
+        options.add_argument(argument)
+    options.binary_location = program
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def show(browser: Any, page: Path, width: int = 1200, scheme: str = "light") -> None:
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page.as_uri())
+
+
+def all_of(browser: Any, selector: str) -> list[Any]:
+    found: list[Any] = browser.find_elements("css selector", selector)
+    return found
+
+
+def column(browser: Any, number: int) -> list[str]:
+    return [cell.text for cell in all_of(browser, f"tr.row td:nth-child({number})")]
+
+
+def wait_for(browser: Any, script: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 20).until(lambda _: browser.execute_script(f"return {script}"))
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_wide_and_narrow_light_and_dark(browser: Any, report: Path, width: int, scheme: str) -> None:
+    show(browser, report, width, scheme)
+    all_of(browser, "tr.row")[0].click()
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 24, 28)")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    assert browser.save_screenshot(str(SCREENSHOTS / f"report-{width}-{scheme}.png"))
+    assert browser.get_log("browser") == []
+
+
+def test_a_click_on_a_heading_sorts_and_another_turns_the_order(browser: Any, report: Path) -> None:
+    show(browser, report)
+    errors = [int(text) for text in column(browser, 1)]
+    assert errors == sorted(errors, reverse=True), "the worst come first"
+    heading = all_of(browser, "#table th button")[3]
+    for descending in (True, False):
+        heading.click()
+        seconds = [float(text) for text in column(browser, 4)]
+        assert seconds == sorted(seconds, reverse=descending)
+    assert len(set(seconds)) > 1
+
+
+def test_search_and_filters_leave_what_is_asked_for(browser: Any, report: Path) -> None:
+    show(browser, report)
+    search = all_of(browser, "#search")[0]
+    search.send_keys("quilter")
+    assert len(all_of(browser, "tr.row")) == 1
+    assert all_of(browser, "#count")[0].text == "1 of 7"
+    search.clear()
+    search.send_keys("nobody said this")
+    assert all_of(browser, "tr.row") == []
+    show(browser, report)
+    for option in all_of(browser, "select[data-filter='1'] option"):
+        if option.text == "1272":
+            option.click()
+    assert set(column(browser, 8)) == {"1272"}
+
+
+def test_audio_plays_from_a_word_and_pictures_load_when_they_are_seen(browser: Any, report: Path) -> None:
+    show(browser, report)
+    assert all_of(browser, "audio, .picture img") == [], "nothing is loaded before it is asked for"
+    for row in all_of(browser, "tr.row"):
+        if "QUILTER" in row.text:
+            row.click()
+    word = all_of(browser, ".times button")[-1]
+    start = float(word.get_attribute("title").split()[0])
+    word.click()
+    wait_for(browser, f"document.querySelector('audio').currentTime > {start}")
+    all_of(browser, "tr.open")[0].click()
+    assert all_of(browser, "audio") == []
+    all_of(browser, "tr.row")[1].click()
+    wait_for(browser, "[...document.images].every(image => image.naturalWidth > 400)")
+    assert len(all_of(browser, ".alignment")) == 2, "one for each model"
+    assert browser.get_log("browser") == []
+
+
+def test_thousands_of_utterances_are_shown_fifty_at_a_time(browser: Any, tmp_path: Path) -> None:
+    text = "A </script><script>document.title='broken'</script> <b>SENTENCE</b>"
+    rows = [
+        Row([index, f"{text} {index}"], f"{text} {index}", [["odd" if index % 2 else "even"]]) for index in range(5000)
+    ]
+    columns = [Column("errors"), Column("reference", text=True)]
+    show(browser, write_page(Page("Many", [], columns, rows, [("parity", ["odd", "even"])]), tmp_path))
+    assert browser.title == "Many"
+    assert len(all_of(browser, "tr.row")) == 50
+    assert column(browser, 2)[0] == f"{text} 4999"
+    all_of(browser, "#more")[0].click()
+    assert len(all_of(browser, "tr.row")) == 100
+    all_of(browser, "#search")[0].send_keys("sentence</b> 4321")
+    assert column(browser, 1) == ["4321"]
+    assert browser.get_log("browser") == []
