@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from asr.commands.prepare import add_download, add_lm, add_prepare, add_tune_lm
-from asr.commands.train import add_check, add_evaluate, add_finetune, add_train, add_verify
+from asr.commands.train import add_check, add_evaluate, add_finetune, add_plot, add_train, add_verify
 from asr.commands.transcribe import add_align, add_transcribe
 from asr.errors import AsrError
 
@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_align,
         add_check,
         add_train,
+        add_plot,
         add_finetune,
         add_evaluate,
         add_verify,

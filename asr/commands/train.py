@@ -1,4 +1,4 @@
-"""`asr check`, `asr train`, `asr finetune`, `asr evaluate` and `asr verify`: making models, and how good they are."""
+"""`asr check`, `train`, `plot`, `finetune`, `evaluate` and `verify`: making models, and how good they are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asr.commands.options import (
 )
 from asr.errors import AsrError
 
-__all__ = ["add_check", "add_evaluate", "add_finetune", "add_train", "add_verify"]
+__all__ = ["add_check", "add_evaluate", "add_finetune", "add_plot", "add_train", "add_verify"]
 
 
 def add_check(commands: Commands) -> None:
@@ -71,6 +71,23 @@ def _run_train(options: argparse.Namespace) -> int:
     from asr.training import train
 
     print(train(config, resume=options.resume))
+    return 0
+
+
+def add_plot(commands: Commands) -> None:
+    parser = commands.add_parser("plot", help="a picture of trainings", description=_run_plot.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="the output_dir of a training")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: curves.png in the first RUN_DIR")
+    parser.set_defaults(run=_run_plot)
+
+
+def _run_plot(options: argparse.Namespace) -> int:
+    """Draw loss, error rates, learning rate and the wait for data of one or several trainings to a PNG."""
+    from asr.plotting import plot_runs
+
+    path = options.output or options.runs[0] / "curves.png"
+    plot_runs(options.runs, path)
+    print(path)
     return 0
 
 

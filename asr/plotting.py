@@ -1,0 +1,78 @@
+"""The curves of one or several trainings, from what they wrote for TensorBoard, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+
+from asr.errors import AsrError
+
+__all__ = ["plot_runs", "read_curves"]
+
+PANELS = {
+    "loss per token": ("train/loss", "valid/loss"),
+    "valid error rate": ("valid/wer", "valid/cer"),
+    "learning rate": ("lr",),
+    "share of time waiting for data": ("speed/data_wait_share",),
+}
+"""Title of each panel, and the curves in it."""
+
+SMOOTHED_STEPS = 50
+"""The training loss is shown as a mean over so many logged values at most, a tenth of them where there are fewer."""
+
+Curve = tuple[numpy.ndarray, numpy.ndarray]
+"""Steps and values."""
+
+
+def read_curves(run_dir: Path) -> dict[str, Curve]:
+    """The curves in a training's output folder; where a resumed run did steps again, the later values count.
+
+    Raises AsrError for a folder without any.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    files = sorted(run_dir.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+    values: dict[str, dict[int, float]] = {}
+    for path in files:
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            values.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    if not values:
+        raise AsrError(f"{run_dir}: no training has written its curves there; name the output_dir of one")
+    return {
+        tag: (numpy.array(sorted(points)), numpy.array([points[step] for step in sorted(points)]))
+        for tag, points in values.items()
+    }
+
+
+def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
+    """Write a PNG with the curves of some output folders; raises AsrError where it cannot be written."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2).flatten()
+    for number, run_dir in enumerate(run_dirs):
+        curves = read_curves(run_dir)
+        for axes, (title, tags) in zip(panels, PANELS.items(), strict=True):
+            axes.set(title=title, xlabel="step")
+            for tag, style in zip(tags, ("-", "--")):
+                if tag in curves:
+                    steps, values = _smooth(*curves[tag]) if tag == "train/loss" else curves[tag]
+                    axes.plot(steps, values, f".{style}", color=f"C{number}", ms=3, label=f"{run_dir.name} {tag}")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise AsrError(f"{path}: the picture cannot be written: {error.strerror}") from error
+
+
+def _smooth(steps: numpy.ndarray, values: numpy.ndarray) -> Curve:
+    width = max(1, min(SMOOTHED_STEPS, len(values) // 10))
+    kernel = numpy.ones(width) / width
+    return steps[width - 1 :], numpy.convolve(values, kernel, mode="valid")

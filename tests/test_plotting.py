@@ -1,0 +1,54 @@
+"""`asr plot`: the curves of trainings as a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from asr.cli import main
+from asr.plotting import read_curves
+
+
+def write_run(folder: Path, losses: dict[int, float], age: float = 0.0) -> None:
+    before = set(folder.rglob("events.*"))
+    with SummaryWriter(str(folder / "tensorboard" / str(len(before)))) as writer:
+        for step, loss in losses.items():
+            writer.add_scalar("train/loss", loss, step)
+            writer.add_scalar("valid/wer", loss / 3, step)
+            writer.add_scalar("lr", 1e-3, step)
+    for path in set(folder.rglob("events.*")) - before:
+        os.utime(path, (1e9 - age, 1e9 - age))
+
+
+def test_what_a_resumed_run_did_again_counts(tmp_path: Path) -> None:
+    write_run(tmp_path, {1: 3.0, 2: 2.0, 3: 1.5}, age=100)
+    write_run(tmp_path, {3: 1.0, 4: 0.5}, age=50)
+    steps, values = read_curves(tmp_path)["train/loss"]
+    assert steps.tolist() == [1, 2, 3, 4]
+    assert values.tolist() == [3.0, 2.0, 1.0, 0.5]
+
+
+def test_two_runs_make_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / name, {step: 3.0 / step for step in range(1, 300)})
+    assert main(["plot", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    path = tmp_path / "one" / "curves.png"
+    assert capsys.readouterr().out == f"{path}\n"
+    picture = matplotlib.image.imread(path)
+    assert picture.shape[0] > 500
+    assert picture.std() > 0.05, "it is not blank"
+
+
+def test_a_folder_without_curves_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", str(tmp_path)]) == 1
+    assert "no training has written its curves there" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, {1: 1.0})
+    assert main(["plot", str(tmp_path), "-o", str(tmp_path / "missing" / "curves.png")]) == 1
+    assert "the picture cannot be written" in capsys.readouterr().err
