@@ -29,6 +29,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     muon           an optimizer for recurrent layers
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk
+    guards         what may go wrong in a training without ending it
     training       a recipe                  → a model file
     longform       a recording of any length → one path of tokens
     transcription  recordings                → transcripts

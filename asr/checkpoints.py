@@ -6,20 +6,44 @@ import logging
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
+import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.modelfile import save_model
 
-__all__ = ["BEST_CHECKPOINT", "LAST_CHECKPOINT", "BestModelFile", "Checkpoints"]
+__all__ = ["BEST_CHECKPOINT", "LAST_CHECKPOINT", "BestModelFile", "Checkpoints", "find_checkpoint"]
 
 log = logging.getLogger(__name__)
 
-LAST_CHECKPOINT, BEST_CHECKPOINT = "last.ckpt", "best.ckpt"
+LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+def find_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint to go on from: the last one, or the one before where that is damaged; None where there is none.
+
+    Raises AsrError where both are damaged.
+    """
+    paths = [path for path in (output_dir / LAST_CHECKPOINT, output_dir / PREVIOUS_CHECKPOINT) if path.is_file()]
+    for path in paths:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything
+            log.warning("%s is damaged and left out: %s", path, str(error).partition("\n")[0])
+        else:
+            return path
+    if paths:
+        raise AsrError(f"{output_dir}: no checkpoint there can be read; start again with another output_dir=")
+    return None
 
 
 class BestModelFile(lightning.Callback):
@@ -48,15 +72,18 @@ class BestModelFile(lightning.Callback):
 
 
 class Checkpoints(lightning.Callback):
-    """Keeps last.ckpt resumable, and best.ckpt beside it.
+    """Keeps last.ckpt resumable, the one before it as previous.ckpt, and best.ckpt beside them.
 
-    last.ckpt is written before each validation, at each epoch's end and when training stops by Ctrl-C or an error.
-    Ctrl-C takes effect between two steps, so that no step is half done.
+    last.ckpt is written every so many minutes, before each validation, at each epoch's end and when training stops by
+    Ctrl-C or an error. Ctrl-C takes effect between two steps, so that no step is half done.
     """
 
-    def __init__(self, output_dir: Path, best_model: BestModelFile) -> None:
+    def __init__(self, output_dir: Path, best_model: BestModelFile, minutes: float) -> None:
+        """minutes: between two checkpoints inside an epoch."""
         self.last, self.best = output_dir / LAST_CHECKPOINT, output_dir / BEST_CHECKPOINT
         self.best_model = best_model
+        self.minutes = minutes
+        self._saved_at = time.monotonic()
         self._stop_asked = False
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -68,9 +95,13 @@ class Checkpoints(lightning.Callback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log.info("stopping after this step; Ctrl-C again stops at once")
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         if self._stop_asked:
             raise KeyboardInterrupt
+        is_due = trainer.global_step > 0 and time.monotonic() - self._saved_at >= 60 * self.minutes
+        if trainer.strategy.broadcast(is_due):  # the clocks of the ranks differ
+            with between_two_steps(trainer):
+                self._save(trainer, self.last)
 
     def on_validation_batch_start(self, *_: Any) -> None:
         if self._stop_asked:
@@ -99,11 +130,37 @@ class Checkpoints(lightning.Callback):
         log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.last)
 
     def _save(self, trainer: lightning.Trainer, path: Path) -> None:
-        """Write to a temporary name first, so that `path` is whole or as it was."""
+        """Write to a temporary name first, so that `path` is whole or as it was; keep the one before the last."""
         temporary = path.with_name(path.name + ".tmp")
         trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, path)
+        self._saved_at = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        if path == self.last and path.exists():
+            os.replace(path, path.with_name(PREVIOUS_CHECKPOINT))
+        os.replace(temporary, path)
+
+
+@contextmanager
+def between_two_steps(trainer: lightning.Trainer) -> Iterator[None]:
+    """Lightning's counters as `round_down_progress` sets them, and afterwards as they were."""
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    trackers: list[Any] = [
+        trainer.fit_loop.epoch_progress,
+        epoch_loop.batch_progress,
+        epoch_loop.val_loop.batch_progress,
+    ]
+    states = [deepcopy(tracker.state_dict()) for tracker in trackers]
+    stepped = epoch_loop._batches_that_stepped
+    round_down_progress(trainer)
+    try:
+        yield
+    finally:
+        for tracker, state in zip(trackers, states, strict=True):
+            tracker.load_state_dict(state)
+        epoch_loop._batches_that_stepped = stepped
 
 
 def round_down_progress(trainer: lightning.Trainer) -> None:

@@ -207,6 +207,8 @@ class TrainerConfig:
     """auto or how many, on this machine."""
     average_decay: float = 0.998
     """Of the moving average of the weights, per step; it is what is validated and kept. 0 switches it off."""
+    checkpoint_minutes: float = 10.0
+    """Between two checkpoints inside an epoch: what a kill may cost."""
     log_every_steps: int = 10
     """Steps between two TensorBoard points."""
 
@@ -223,6 +225,8 @@ class TrainerConfig:
         counted = self.devices == "auto" or (self.devices.isdecimal() and int(self.devices) > 0)
         require(counted, "trainer.devices", self.devices, "be auto or a number above 0")
         require(0 <= self.average_decay < 1, "trainer.average_decay", self.average_decay, "be in [0, 1)")
+        minutes = self.checkpoint_minutes
+        require(minutes >= 0, "trainer.checkpoint_minutes", minutes, "be at least 0")
         require(self.log_every_steps >= 1, "trainer.log_every_steps", self.log_every_steps, "be at least 1")
 
 

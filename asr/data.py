@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from asr.audio import read_audio
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
+from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.text import Vocabulary
 
@@ -40,6 +41,8 @@ class Batch:
     """(B,)"""
     references: list[str]
     ids: list[str]
+    unreadable: tuple[str, ...] = ()
+    """Why utterances of the plan are not here, each in a sentence."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same on another device; Lightning calls it."""
@@ -66,16 +69,27 @@ class SpeechDataset(Dataset[Batch]):
         return len(self.examples)
 
     def __getitem__(self, indices: list[int]) -> Batch:
-        examples = [self.examples[index] for index in indices]
-        waveforms = [self._samples(index) for index in indices]
-        targets = [torch.tensor(self.vocabulary.encode(example.reference), dtype=torch.long) for example in examples]
+        """Audio that cannot be read leaves its utterance out; a batch of nothing else is a silent second."""
+        references, ids, waveforms, unreadable = [], [], [], []
+        for index in indices:
+            try:
+                waveforms.append(self._samples(index))
+            except AsrError as error:
+                unreadable.append(str(error))
+                continue
+            references.append(self.examples[index].reference)
+            ids.append(self.examples[index].utterance.id)
+        if not waveforms:
+            references, ids, waveforms = [""], ["silence"], [torch.zeros(self.sample_rate)]
+        targets = [torch.tensor(self.vocabulary.encode(reference), dtype=torch.long) for reference in references]
         return Batch(
             waveforms=pad_sequence(waveforms, batch_first=True),
             sample_lengths=torch.tensor([len(samples) for samples in waveforms]),
             targets=pad_sequence(targets, batch_first=True),
             target_lengths=torch.tensor([len(token_ids) for token_ids in targets]),
-            references=[example.reference for example in examples],
-            ids=[example.utterance.id for example in examples],
+            references=references,
+            ids=ids,
+            unreadable=tuple(unreadable),
         )
 
     def _samples(self, index: int) -> Tensor:

@@ -19,11 +19,12 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
-from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints
+from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints, find_checkpoint
 from asr.config import TrainConfig, TrainerConfig
 from asr.data import SpeechDataModule
 from asr.errors import AsrError
 from asr.folders import read_many
+from asr.guards import Guards
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -53,7 +54,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
     """
     output_dir = Path(config.output_dir)
-    checkpoint = output_dir / LAST_CHECKPOINT
+    checkpoint = find_checkpoint(output_dir)
     _check_output_dir(config, checkpoint, resume)
     torch.manual_seed(config.trainer.seed)
     model, train_corpus, valid_corpus = prepare_training(config)
@@ -62,7 +63,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
     with _quiet_lightning():
-        trainer = make_trainer(config, model.sample_rate)
+        trainer = make_trainer(config, model.sample_rate, len(train_corpus.examples))
         trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     return output_dir / MODEL_NAME
 
@@ -129,8 +130,8 @@ def _quiet_lightning() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
-    """Lightning's Trainer with this recipe's callbacks, writing to its output folder."""
+def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightning.Trainer:
+    """Lightning's Trainer with this recipe's callbacks, for so many examples, writing to its output folder."""
     settings, output_dir = config.trainer, Path(config.output_dir)
     best_model = BestModelFile(output_dir / MODEL_NAME)
     callbacks: list[lightning.Callback] = [
@@ -138,7 +139,8 @@ def make_trainer(config: TrainConfig, sample_rate: int) -> lightning.Trainer:
         TrainingMonitor(sample_rate, settings.log_every_steps),
         SampleTranscripts(),
         best_model,  # before the averaging puts the raw weights back
-        Checkpoints(output_dir, best_model),
+        Checkpoints(output_dir, best_model, settings.checkpoint_minutes),
+        Guards(examples),
     ]
     if settings.patience > 0:
         callbacks.append(EarlyStopping("valid/wer", mode="min", patience=settings.patience))
@@ -171,14 +173,15 @@ def choose_precision(settings: TrainerConfig) -> Any:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
-def _check_output_dir(config: TrainConfig, checkpoint: Path, resume: bool) -> None:
+def _check_output_dir(config: TrainConfig, checkpoint: Path | None, resume: bool) -> None:
     """Raise AsrError where a run would overwrite another, or continue one of another model."""
     if not resume:
-        if checkpoint.exists():
+        if checkpoint is not None:
             raise AsrError(f"{config.output_dir} holds a run; continue it with --resume, or set another output_dir=")
         return
-    if not checkpoint.is_file():
-        raise AsrError(f"{checkpoint} not found: there is nothing to resume; start without --resume")
+    if checkpoint is None:
+        missing = Path(config.output_dir) / LAST_CHECKPOINT
+        raise AsrError(f"{missing} not found: there is nothing to resume; start without --resume")
     before = load_config(checkpoint.parent / "config.yaml")
     for section in ("model", "vocabulary"):
         if getattr(before, section) != getattr(config, section):

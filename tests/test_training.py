@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as lightning
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import asr.checkpoints
+import asr.data
+import asr.guards
 import asr.training
 from asr.check import check_corpus
 from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -172,7 +175,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_a_model_checkpoints_its_config_and_a_data_report(finished_run: Path) -> None:
-    names = ["best.ckpt", "config.yaml", "data.txt", "last.ckpt", "model.safetensors", "tensorboard"]
+    names = ["best.ckpt", "config.yaml", "data.txt", "last.ckpt", "model.safetensors", "previous.ckpt", "tensorboard"]
     assert sorted(path.name for path in finished_run.iterdir()) == names
     assert load_config(finished_run / "config.yaml") == make_config(finished_run)
     assert "train: 6 utterances" in (finished_run / "data.txt").read_text(encoding="utf-8")
@@ -459,6 +462,112 @@ def test_a_killed_run_resumes_from_its_last_epoch_even_if_the_error_rate_has_ris
     assert_same_run(finished_run, tmp_path)
 
 
+@pytest.mark.parametrize("call", [2, 4, 5, 6, 10])
+def test_a_killed_run_with_checkpoints_inside_epochs_loses_one_step_and_equals(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    monkeypatch.setattr(asr.checkpoints.Checkpoints, "on_exception", lambda *_: None)  # as kill -9 leaves it
+    config = make_config(tmp_path, "trainer.checkpoint_minutes=0")
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_end", call), config)
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == call - 1
+    train(config, resume=True)
+    assert_same_run(finished_run, tmp_path)
+
+
+def test_checkpoints_inside_epochs_change_nothing(tmp_path: Path, finished_run: Path) -> None:
+    train(make_config(tmp_path, "trainer.checkpoint_minutes=0"))
+    assert_same_run(finished_run, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    config = make_config(tmp_path, "trainer.checkpoint_minutes=0")
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 7), config)
+    last = tmp_path / "last.ckpt"
+    if damage == "cut":
+        last.write_bytes(last.read_bytes()[:10000])
+    else:
+        last.unlink()  # killed between two renames
+    train(config, resume=True)
+    assert ("last.ckpt is damaged and left out" in caplog.text) == (damage == "cut")
+    assert_same_run(finished_run, tmp_path)
+
+
+def test_where_all_checkpoints_are_damaged_it_is_told(tmp_path: Path) -> None:
+    for name in ("last.ckpt", "previous.ckpt"):
+        (tmp_path / name).write_bytes(b"half")
+    with pytest.raises(AsrError, match="no checkpoint there can be read"):
+        train(make_config(tmp_path), resume=True)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
+    """Make the training loss of these calls (from 1) not a number."""
+    counted = iter(range(1, 10**6))
+    step = CTCTrainingModule.training_step
+
+    def spoiled(self: CTCTrainingModule, batch: Batch, batch_idx: int) -> Tensor:
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if next(counted) in calls else loss
+
+    monkeypatch.setattr(CTCTrainingModule, "training_step", spoiled)
+
+
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(monkeypatch, {2, 7})
+    path = train(make_config(tmp_path))
+    assert [record.getMessage().split(":")[0] for record in caplog.records if "not finite" in record.getMessage()] == [
+        "step 1 left out",
+        "step 6 left out",
+    ]
+    assert "utterances 1" in caplog.text or "utterances 8" in caplog.text or "utterances 2" in caplog.text
+    assert all(weight.isfinite().all() for weight in load_model(path).parameters())
+
+
+def test_too_many_such_steps_end_the_training_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asr.guards, "MOST_SKIPPED_STEPS", 3)
+    spoil(monkeypatch, set(range(1, 100)))
+    with pytest.raises(AsrError, match=r"the gradient was not finite in 4 steps, .*; lower optimizer\.learning_rate"):
+        train(make_config(tmp_path))
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    """Have the recordings of these names become unreadable after the check."""
+    read = asr.data.read_audio
+
+    def reading(path: str, *arguments: Any, **options: Any) -> Tensor:
+        if any(name in path for name in names):
+            raise AsrError(f"{path}: the audio is damaged")
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(asr.data, "read_audio", reading)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_recording_that_becomes_unreadable_is_left_out_and_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    lose(monkeypatch, ("84-121123", "2035-147960"))
+    train(make_config(tmp_path, f"data.num_workers={workers}"))
+    assert caplog.text.count("84-121123-0001.flac: the audio is damaged") == 1
+    assert caplog.text.count("2035-147960-0001.flac: the audio is damaged") == 1
+    assert list(read_scalars(tmp_path)["valid/wer"]) == [3, 7, 11]
+
+
+def test_too_many_unreadable_recordings_end_the_training_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asr.guards, "FEWEST_UNREADABLE", 4)
+    lose(monkeypatch, (".flac",))
+    with pytest.raises(AsrError, match=r"\d recordings cannot be read any more, such as .*; is the disk still there"):
+        train(make_config(tmp_path))
+
+
 def test_an_error_inside_a_step_is_told_and_keeps_the_place(
     tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,24 +600,27 @@ def test_a_broken_write_leaves_the_last_checkpoint_whole(
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
-def test_ctrl_c_stops_a_real_run_between_two_steps_and_it_can_be_resumed(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", "trainer.epochs=1000", "data.num_workers=1")
-    recipe = tmp_path / "recipe.yaml"
-    from omegaconf import OmegaConf
-
+def start_process(config: TrainConfig, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """`asr train` as a process of its own that has done a step, and what it writes to stderr."""
+    recipe, talk = folder / "recipe.yaml", folder / "stderr.txt"
     recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     command = [sys.executable, "-m", "asr", "train", str(recipe)]
-    talk = tmp_path / "stderr.txt"
     with talk.open("wb") as stderr:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 300
-            while b"train/loss" not in talk.read_bytes() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the reading process too
-            stdout, _ = process.communicate(timeout=300)
-        finally:
-            process.kill()
+    deadline = time.monotonic() + 300
+    while b"train/loss" not in talk.read_bytes() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process, talk
+
+
+def test_ctrl_c_stops_a_real_run_between_two_steps_and_it_can_be_resumed(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", "trainer.epochs=1000", "data.num_workers=1")
+    process, talk = start_process(config, tmp_path)
+    try:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the reading process too
+        stdout, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
     said = talk.read_text(encoding="utf-8")
     assert (process.returncode, stdout) == (1, b""), said
     assert "stopping after this step" in said
@@ -521,6 +633,20 @@ def test_ctrl_c_stops_a_real_run_between_two_steps_and_it_can_be_resumed(tmp_pat
     train(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, epochs=epochs)), resume=True)
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == epochs * 4 > step >= 1
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", "trainer.epochs=1000")
+    process, talk = start_process(config, tmp_path)
+    try:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, talk.read_text(encoding="utf-8")
+    step = read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"]
+    assert step >= 1
+    assert f"stopped at step {step}" in talk.read_text(encoding="utf-8")
 
 
 # Refusals

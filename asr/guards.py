@@ -1,0 +1,70 @@
+"""What may go wrong in a training without ending it, up to a bound: named, counted, left out."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+
+from asr.data import Batch
+from asr.errors import AsrError
+
+__all__ = ["Guards"]
+
+log = logging.getLogger(__name__)
+
+MOST_SKIPPED_STEPS = 20
+MOST_UNREADABLE_SHARE, FEWEST_UNREADABLE = 0.01, 10
+"""Recordings that may turn out unreadable: this share of the training set, or so many where that is more."""
+
+
+class Guards(lightning.Callback):
+    """Leaves out steps whose gradient is not finite, and stops a training where too much is left out."""
+
+    def __init__(self, examples: int) -> None:
+        """examples: of the training set."""
+        self.most_unreadable = max(FEWEST_UNREADABLE, int(MOST_UNREADABLE_SHARE * examples))
+        self.skipped_steps = 0
+        self._unreadable: set[str] = set()
+        self._ids: list[str] = []
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self._ids = batch.ids
+        self._note_unreadable(batch)
+
+    def on_validation_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Batch, *_: Any
+    ) -> None:
+        self._note_unreadable(batch)
+
+    def _note_unreadable(self, batch: Batch) -> None:
+        for problem in set(batch.unreadable) - self._unreadable:
+            self._unreadable.add(problem)
+            log.warning("left out: %s", problem)
+        if len(self._unreadable) > self.most_unreadable:
+            raise AsrError(
+                f"{len(self._unreadable)} recordings cannot be read any more, such as {min(self._unreadable)}; "
+                "is the disk still there? --resume goes on from here"
+            )
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if norm.isfinite() or trainer.precision == "16-mixed":  # whose scaler meets such steps, and skips them, itself
+            return
+        self.skipped_steps += 1
+        for parameter in parameters:
+            parameter.grad = None
+        shown = ", ".join(self._ids)
+        log.warning("step %d left out: its gradient is not finite; utterances %s", trainer.global_step, shown)
+        if self.skipped_steps > MOST_SKIPPED_STEPS:
+            raise AsrError(
+                f"the gradient was not finite in {self.skipped_steps} steps, the last with {shown}; "
+                "lower optimizer.learning_rate, or look at these recordings"
+            )
