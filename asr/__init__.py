@@ -43,7 +43,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     verification   the packaged model        → the texts it was published with, or others
     plotting       what TensorBoard shows   → a picture of it
     report         an evaluation, a survey  → a page for a browser
-        analysis, picture, media, page, errors, recordings
+        analysis, picture, media, page, model_errors, recordings
     commands       what each of `asr`'s commands takes, and the function it calls
         options, progress, transcribe, train, prepare
     cli            the `asr` command

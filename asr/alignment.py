@@ -21,7 +21,6 @@ from asr.decoder import GreedyTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import stream_log_probs
 from asr.model import CTCModel, steps_needed
-from asr.text import normalize_transcript
 from asr.transcript import Transcript, Word, word_at
 
 __all__ = ["align", "align_log_probs", "align_tokens"]
@@ -58,7 +57,7 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
 
 def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
     """As `align`, from what the model computed of a recording: (steps, vocabulary)."""
-    words = [(word, normalize_transcript(word)) for word in text.split()]
+    words = [(word, model.vocabulary.normalize(word)) for word in text.split()]
     words = [(word, normal) for word, normal in words if normal]
     if not words:
         raise AsrError("the text to align holds no letter of the model's alphabet")

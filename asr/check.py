@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
-from asr.text import Vocabulary, normalize_transcript
+from asr.text import Vocabulary
 
 __all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_shared"]
 
@@ -77,7 +78,7 @@ def check_corpus(
     missing = _missing_files(utterances)
     speed = max(augment.speeds) if augment else 1.0
     for utterance in utterances:
-        reference = normalize_transcript(utterance.text, corpus.dropped_characters)
+        reference = model.vocabulary.normalize(utterance.text, corpus.dropped_characters)
         problem = find_problem(utterance, reference, model, speed, limits, missing)
         if problem is None:
             corpus.examples.append(Example(utterance, reference))
@@ -136,9 +137,10 @@ def find_problem(
     if limits is not None and not limits.min_seconds <= seconds <= limits.max_seconds:
         kind = "left out, too short" if seconds < limits.min_seconds else "left out, too long"
         return kind, f"{seconds:.2f} s (allowed: {limits.min_seconds:g} to {limits.max_seconds:g} s)"
-    token_ids, unknown = _encode(model.vocabulary, reference)
-    if unknown is not None:
-        return "left out, not in the vocabulary", unknown
+    lost = _lost_letters(utterance.text, model.vocabulary)
+    if lost and limits is not None:
+        return "left out, letters that are not in the vocabulary", f"{lost} of {utterance.text!r}"
+    token_ids = model.vocabulary.encode(reference)
     if not token_ids and limits is not None:
         return "left out, nothing left of the transcript", repr(utterance.text)
     steps = int(model.output_lengths(torch.tensor(int(seconds / speed * model.sample_rate))))
@@ -147,8 +149,7 @@ def find_problem(
     return None
 
 
-def _encode(vocabulary: Vocabulary, reference: str) -> tuple[list[int], str | None]:
-    try:
-        return vocabulary.encode(reference), None
-    except AsrError as error:
-        return [], str(error)
+def _lost_letters(text: str, vocabulary: Vocabulary) -> str:
+    """Letters of which the normal transcript has nothing: without them a word would be learned wrong."""
+    letters = {character for character in unicodedata.normalize("NFC", text) if character.isalpha()}
+    return "".join(sorted(letter for letter in letters if not vocabulary.normalize(letter)))

@@ -83,13 +83,19 @@ class VocabularyConfig:
     """The output symbols of a model trained from nothing."""
 
     kind: str = "characters"
-    """characters (blank, space, apostrophe, A-Z) or sentencepiece (unigram pieces learned from the training text)."""
+    """characters, or sentencepiece (unigram pieces learned from the training text)."""
+    characters: str = ""
+    """What transcripts are written with, the space included; what is not in it is dropped. Empty: LibriSpeech's space,
+    apostrophe and A-Z, or what `initial_model` has."""
     size: int = 256
     """Pieces, blank included; sentencepiece only."""
 
     def __post_init__(self) -> None:
         kinds = ("characters", "sentencepiece")
         require(self.kind in kinds, "vocabulary.kind", self.kind, "be characters or sentencepiece")
+        distinct = len(set(self.characters)) == len(self.characters)
+        is_alphabet = not self.characters or (distinct and " " in self.characters)
+        require(is_alphabet, "vocabulary.characters", self.characters, "hold a space, and each character once")
         require(self.size >= 2, "vocabulary.size", self.size, "be at least 2")
 
 

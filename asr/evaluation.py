@@ -14,7 +14,6 @@ from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
-from asr.text import normalize_transcript
 from asr.transcript import Transcript
 from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
 
@@ -104,7 +103,7 @@ def evaluate(
     elapsed = time.perf_counter() - begin
     scored = []
     for utterance, result in zip(utterances, results, strict=True):
-        reference = normalize_transcript(utterance.text)
+        reference = model.vocabulary.normalize(utterance.text)
         hypothesis = "" if isinstance(result, Failure) else result.text
         words, characters = word_errors(reference, hypothesis), character_errors(reference, hypothesis)
         transcript = None if isinstance(result, Failure) else result

@@ -71,10 +71,12 @@ def finetune_config(
     overrides: Sequence[str] = (),
     *,
     frozen_layers: int = 0,
+    characters: str = "",
 ) -> TrainConfig:
     """A recipe for ten minutes to ten hours of recordings; None is the packaged model.
 
     overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
+    characters: what the new model shall write with, where it is not what the old one does.
     """
     model_path = model_path or PACKAGED_MODEL
     hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
@@ -85,7 +87,11 @@ def finetune_config(
         config,
         initial_model=str(model_path),
         model=model.config,
-        vocabulary=dataclasses.replace(config.vocabulary, kind=model.vocabulary.to_dict()["kind"]),
+        vocabulary=dataclasses.replace(
+            config.vocabulary,
+            kind=model.vocabulary.to_dict()["kind"],
+            characters=characters or config.vocabulary.characters,
+        ),
         data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),
         optimizer=dataclasses.replace(config.optimizer, frozen_layers=frozen_layers),
     )

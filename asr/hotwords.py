@@ -15,7 +15,7 @@ from torch.nn.functional import ctc_loss
 from asr.alignment import align_tokens
 from asr.decoder import Decode, GreedyTokens
 from asr.errors import AsrError
-from asr.text import BLANK_ID, Vocabulary, normalize_transcript
+from asr.text import BLANK_ID, Vocabulary
 
 __all__ = ["HotwordDecoder", "parse_hotword"]
 
@@ -84,10 +84,10 @@ class HotwordDecoder:
         return [-loss for loss in losses.tolist()]
 
 
-def parse_hotword(text: str) -> tuple[str, float]:
+def parse_hotword(text: str, vocabulary: Vocabulary) -> tuple[str, float]:
     """`WORD` or `WORD:BOOST` as a normal word and nats; raises AsrError for anything else."""
     written, _, given = text.partition(":")
-    word = normalize_transcript(written)
+    word = vocabulary.normalize(written)
     try:
         boost = float(given) if given else DEFAULT_BOOST
     except ValueError:

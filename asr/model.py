@@ -12,7 +12,7 @@ from asr.encoder import BiGRUEncoder
 from asr.features import LogMelFrontend
 from asr.text import Vocabulary
 
-__all__ = ["CTCModel", "steps_needed"]
+__all__ = ["CTCModel", "steps_needed", "with_vocabulary"]
 
 
 class CTCModel(nn.Module):
@@ -61,3 +61,21 @@ class CTCModel(nn.Module):
 def steps_needed(token_ids: list[int]) -> int:
     """The fewest steps in which CTC can write these tokens: one each, and a blank between two equal ones."""
     return len(token_ids) + sum(left == right for left, right in pairwise(token_ids))
+
+
+def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
+    """A copy that writes other tokens: those that both vocabularies have keep what was learned.
+
+    A new token knows nothing, and begins as improbable as the rarest old one.
+    """
+    changed = CTCModel(model.config, vocabulary)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    changed.load_state_dict(weights, strict=False)
+    old_ids = {token: token_id for token_id, token in enumerate(model.vocabulary.tokens)}
+    with torch.no_grad():
+        changed.head.bias.fill_(model.head.bias.min())
+        for token_id, token in enumerate(vocabulary.tokens):
+            if token in old_ids:
+                changed.head.weight[token_id] = model.head.weight[old_ids[token]]
+                changed.head.bias[token_id] = model.head.bias[old_ids[token]]
+    return changed

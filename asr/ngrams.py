@@ -10,7 +10,7 @@ import gzip
 import logging
 import lzma
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -66,7 +66,9 @@ class NgramModel:
     """Of each n-gram as a context: what the probability of a shorter context is multiplied by."""
 
 
-def read_sentences(paths: Iterable[str | Path]) -> Iterator[str]:
+def read_sentences(
+    paths: Iterable[str | Path], normalize: Callable[[str], str] = normalize_transcript
+) -> Iterator[str]:
     """The lines of text files (plain, .gz, .xz) as normal transcripts; those of which nothing is left are dropped.
 
     Raises AsrError for a file that cannot be read.
@@ -74,7 +76,7 @@ def read_sentences(paths: Iterable[str | Path]) -> Iterator[str]:
     for path in paths:
         try:
             with _open_text(Path(path)) as file:
-                yield from filter(None, map(normalize_transcript, file))
+                yield from filter(None, map(normalize, file))
         except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
             raise AsrError(f"{path}: the text cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -19,7 +19,7 @@ from asr.config import DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.model import CTCModel
-from asr.text import normalize_transcript
+from asr.text import Vocabulary
 
 __all__ = ["Survey", "letters_per_second", "survey", "write_fixed"]
 
@@ -68,6 +68,8 @@ Findings = dict[str, list[tuple[Utterance, str]]]
 class Survey:
     """All that is known of a set."""
 
+    vocabulary: Vocabulary
+    """Whose alphabet the texts shall be written in."""
     utterances: list[Utterance]
     facts: list[Facts]
     """Of those whose audio can be read."""
@@ -87,7 +89,8 @@ class Survey:
         lines.append(f"channels: {_counted(str(facts.channels) for facts in self.facts)}")
         if self.facts:
             lines.append(f"silence: {median(facts.silent_share for facts in self.facts):.0%} of an utterance (median)")
-        lines.append(f"letters per second: {median(map(letters_per_second, self.utterances)):.1f} (median)")
+        rates = [letters_per_second(utterance, self.vocabulary) for utterance in self.utterances]
+        lines.append(f"letters per second: {median(rates):.1f} (median)")
         lines += [f"seconds: {median(durations):.1f} (median)", *_histogram(durations)]
         if self.dropped_characters:
             lines.append("characters outside the alphabet, and what to write:")
@@ -107,7 +110,7 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
         heard = list(executor.map(lambda utterance: _listen(utterance, model.sample_rate), utterances))
     pairs = list(zip(utterances, heard, strict=True))
     known = [(utterance, facts) for utterance, facts in pairs if isinstance(facts, Facts)]
-    found = Survey(list(utterances), [facts for _, facts in known])
+    found = Survey(model.vocabulary, list(utterances), [facts for _, facts in known])
     unreadable = [(utterance, reason) for utterance, reason in pairs if isinstance(reason, str)]
     readable = [utterance for utterance, _ in known]
     found.keeping_out = {
@@ -115,7 +118,7 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
         **_training_problems(readable, model, found.dropped_characters),
         "recordings that come again": _repeats(readable),
     }
-    rates = [(utterance, letters_per_second(utterance)) for utterance in readable]
+    rates = [(utterance, letters_per_second(utterance, model.vocabulary)) for utterance in readable]
     found.odd = {
         "clipped": [
             (item, f"{facts.clipped_share:.1%}") for item, facts in known if facts.clipped_share > MOST_CLIPPED
@@ -146,7 +149,7 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         if reason is not None:
             changes.append(f"{utterance.place}: {utterance.id}: {reason}")
             continue
-        text = normalize_transcript(utterance.text.translate(_SPOKEN))
+        text = found.vocabulary.normalize(utterance.text.translate(_SPOKEN))
         if text != utterance.text:
             changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
         audio = os.path.relpath(utterance.audio_path, Path(path).parent)
@@ -183,7 +186,7 @@ def _training_problems(utterances: Iterable[Utterance], model: CTCModel, dropped
     """What training would leave out; characters that normalization drops are counted in `dropped`."""
     kinds: Findings = defaultdict(list)
     for utterance in utterances:
-        reference = normalize_transcript(utterance.text, dropped)
+        reference = model.vocabulary.normalize(utterance.text, dropped)
         problem = find_problem(utterance, reference, model, 1.0, DataConfig(), set())
         if problem is not None:
             kinds[problem[0]].append((utterance, problem[1]))
@@ -201,9 +204,9 @@ def _repeats(utterances: Iterable[Utterance]) -> list[tuple[Utterance, str]]:
     return repeats
 
 
-def letters_per_second(utterance: Utterance) -> float:
+def letters_per_second(utterance: Utterance, vocabulary: Vocabulary) -> float:
     """Of the normal transcript, spaces included."""
-    return len(normalize_transcript(utterance.text)) / max(utterance.duration_seconds, 1e-3)
+    return len(vocabulary.normalize(utterance.text)) / max(utterance.duration_seconds, 1e-3)
 
 
 def _proposal(character: str) -> str:

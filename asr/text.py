@@ -6,7 +6,7 @@ import base64
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -35,22 +35,33 @@ _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff0
 _SEPARATORS = dict.fromkeys(map(ord, "-\uff0d\u2212\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
 
 
-def normalize_transcript(text: str, dropped: Counter[str] | None = None) -> str:
-    """`text` in LibriSpeech's alphabet: upper case, A-Z, apostrophes and single spaces.
+def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alphabet: str = ALPHABET) -> str:
+    """`text` in an alphabet, by default LibriSpeech's: upper case, A-Z, apostrophes and single spaces.
 
-    Typographic apostrophes become ', dashes and slashes become spaces, letters lose their accents. Whatever else is
-    left is dropped, and counted in `dropped` by character as it stood in the text (in Unicode NFC).
+    A character that the alphabet lacks is written in the other case where that is there; else typographic apostrophes
+    become ', dashes and slashes become spaces, letters lose their accents. Whatever else is left is dropped, and
+    counted in `dropped` by character as it stood in the text (in Unicode NFC).
     """
     kept = []
-    for character in unicodedata.normalize("NFC", text).translate(_APOSTROPHES).translate(_SEPARATORS):
-        letters = [part for part in unicodedata.normalize("NFKD", character).upper() if part in ALPHABET.strip()]
-        if letters:
-            kept.extend(letters)
-        elif character.isspace():
-            kept.append(" ")
-        elif dropped is not None:
+    for character in unicodedata.normalize("NFC", text):
+        written = _in_alphabet(character, alphabet)
+        kept.append(written)
+        if not written and dropped is not None:
             dropped[character] += 1
     return " ".join("".join(kept).split())
+
+
+@lru_cache(maxsize=10_000)
+def _in_alphabet(character: str, alphabet: str) -> str:
+    """What stands for a character: letters of the alphabet, a space, or nothing."""
+    if character.isspace():
+        return " "
+    replaced = _APOSTROPHES.get(ord(character)) or _SEPARATORS.get(ord(character)) or ""
+    for form in (character, character.upper(), character.lower(), replaced):
+        if form and all(letter in alphabet for letter in form):
+            return form
+    parts = unicodedata.normalize("NFKD", character).upper().replace(" ", "")
+    return "".join(part for part in parts if part in alphabet)
 
 
 class Vocabulary(Protocol):
@@ -59,6 +70,9 @@ class Vocabulary(Protocol):
     @property
     def tokens(self) -> list[str]:
         """Each id's token, the blank first."""
+
+    def normalize(self, text: str, dropped: Counter[str] | None = None) -> str:
+        """`normalize_transcript` in the alphabet of the tokens."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a normal transcript; raises AsrError for a character that has none."""
@@ -83,6 +97,10 @@ class CharacterVocabulary:
             raise AsrError(f"vocabulary {characters!r} must hold each character once")
         self.tokens = ["<blank>", *characters]
         self._ids = {character: token_id for token_id, character in enumerate(characters, start=1)}
+        self._alphabet = characters
+
+    def normalize(self, text: str, dropped: Counter[str] | None = None) -> str:
+        return normalize_transcript(text, dropped, alphabet=self._alphabet)
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -148,6 +166,13 @@ class SentencePieceVocabulary:
     def tokens(self) -> list[str]:
         pieces = [self._processor.id_to_piece(token_id) for token_id in range(len(self))]
         return ["<blank>", *pieces[1:]]
+
+    @cached_property
+    def _alphabet(self) -> str:
+        return "".join(sorted({*"".join(self.tokens[1:]).replace(_WORD_START, " "), " "}))
+
+    def normalize(self, text: str, dropped: Counter[str] | None = None) -> str:
+        return normalize_transcript(text, dropped, alphabet=self._alphabet)
 
     def encode(self, text: str) -> list[int]:
         token_ids: list[int] = self._processor.encode(text)

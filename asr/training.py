@@ -26,11 +26,11 @@ from asr.errors import AsrError
 from asr.folders import read_many
 from asr.guards import Guards
 from asr.learning import CTCTrainingModule
-from asr.model import CTCModel
+from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import ProgressBar, SampleTranscripts, TrainingMonitor
 from asr.recipe import load_config
-from asr.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary, normalize_transcript
+from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
 __all__ = ["train"]
 
@@ -73,7 +73,8 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     if not config.data.train or not config.data.valid:
         raise AsrError("data.train and data.valid must each name a manifest")
     utterances = read_many(config.data.train)
-    references = [normalize_transcript(utterance.text) for utterance in utterances]
+    alphabet = CharacterVocabulary(config.vocabulary.characters or ALPHABET)
+    references = [alphabet.normalize(utterance.text) for utterance in utterances]
     model = make_model(config, references)
     train_corpus = check_corpus(utterances, model, config.data, config.augment)
     valid_corpus = check_corpus(read_many(config.data.valid), model, None, None)
@@ -89,10 +90,26 @@ def make_model(config: TrainConfig, references: Sequence[str]) -> CTCModel:
         model = load_model(config.initial_model)
         if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
             raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
+        if config.vocabulary.kind == "characters" and config.vocabulary.characters:
+            model = change_characters(model, config.vocabulary.characters)
     else:
         model = CTCModel(config.model, make_vocabulary(config, references))
     freeze(model, config.optimizer.frozen_layers)
     return model.train()
+
+
+def change_characters(model: CTCModel, characters: str) -> CTCModel:
+    """The model with another alphabet; what is kept, new and gone is logged."""
+    changed = with_vocabulary(model, CharacterVocabulary(characters))
+    old, new = model.vocabulary.tokens, changed.vocabulary.tokens
+    kinds = {
+        "kept": [token for token in new if token in old],
+        "new": [token for token in new if token not in old],
+        "gone": [token for token in old if token not in new],
+    }
+    shown = [f"{kind} {len(tokens)}: {' '.join(map(repr, tokens))}" for kind, tokens in kinds.items() if tokens]
+    log.info("tokens: %s", "; ".join(shown))
+    return changed
 
 
 def freeze(model: CTCModel, num_layers: int) -> None:
@@ -107,7 +124,7 @@ def freeze(model: CTCModel, num_layers: int) -> None:
 def make_vocabulary(config: TrainConfig, references: Sequence[str]) -> Vocabulary:
     """Characters, or pieces learned from the training references."""
     if config.vocabulary.kind == "characters":
-        return CharacterVocabulary()
+        return CharacterVocabulary(config.vocabulary.characters or ALPHABET)
     return SentencePieceVocabulary.train(references, config.vocabulary.size)
 
 

@@ -22,7 +22,7 @@ from asr.beam import BeamDecoder
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, pool, word_errors
 from asr.model import CTCModel
-from asr.text import normalize_transcript, vocabulary_from_dict
+from asr.text import vocabulary_from_dict
 
 __all__ = ["Point", "compute_log_probs", "tune"]
 
@@ -87,7 +87,7 @@ def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[
         with torch.inference_mode():
             log_probs, lengths = model(pad_sequence(samples, batch_first=True), sample_lengths)
         for utterance, row, length in zip(batch, log_probs.cpu(), lengths.tolist(), strict=True):
-            examples.append((normalize_transcript(utterance.text), row[:length].clone()))
+            examples.append((model.vocabulary.normalize(utterance.text), row[:length].clone()))
     return examples
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from asr import load_model
 from asr.cli import main
 from asr.errors import AsrError
 from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
-from asr.model import CTCModel
+from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import PACKAGED_MODEL, save_model
+from asr.text import CharacterVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PLAIN = ["augment.speeds=[1.0]", "augment.noise_probability=0", "augment.num_time_masks=0", "data.num_workers=0"]
@@ -78,6 +80,34 @@ def test_with_every_layer_frozen_the_head_still_learns(
     config = finetune_config(small_path, [manifests["own"]], [manifests["own"]], overrides, frozen_layers=2)
     after = load_model(finetune(config).path)
     assert not torch.equal(after.head.weight, load_model(small_path).head.weight)
+
+
+def test_a_new_vocabulary_keeps_the_rows_of_shared_symbols(small_path: Path, speech: list[Tensor]) -> None:
+    model = load_model(small_path)
+    changed = with_vocabulary(model, CharacterVocabulary(" ABCDEFGHIJKLMNOPQRSTUVWXYZÄ"))
+    batch = speech[0][None], torch.tensor([len(speech[0])])
+    old, _ = model(*batch)
+    new, _ = changed(*batch)
+    old_ids = [model.vocabulary.tokens.index(token) for token in changed.vocabulary.tokens if token != "Ä"]
+    kept, before = new[..., :-1], old[..., old_ids]
+    torch.testing.assert_close(kept - kept[..., :1], before - before[..., :1], rtol=0, atol=1e-4)
+
+
+def test_finetuning_with_a_new_vocabulary_tells_what_is_kept_and_new_and_writes_with_it(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    lines = [json.loads(line) for line in Path(manifests["own"]).read_text(encoding="utf-8").splitlines()]
+    accented = tmp_path / "accented.jsonl"
+    accented.write_text("\n".join(json.dumps(line | {"text": line["text"].replace("E", "É")}) for line in lines))
+    characters = " ABCDEFGHIJKLMNOPQRSTUVWXYZÉ"
+    overrides = [f"output_dir={tmp_path}/run", "trainer.epochs=1", *PLAIN]
+    config = finetune_config(small_path, [str(accented)], [str(accented)], overrides, characters=characters)
+    model = load_model(finetune(config).path)
+    assert model.vocabulary.to_dict() == {"kind": "characters", "characters": characters}
+    assert "tokens: kept 28: '<blank>' ' ' 'A'" in caplog.text
+    assert "new 1: 'É'; gone 1: \"'\"" in caplog.text
+    assert model.vocabulary.normalize("été") == "ÉTÉ"
 
 
 def test_more_frozen_layers_than_there_are_is_told(manifests: dict[str, str], small_path: Path, tmp_path: Path) -> None:

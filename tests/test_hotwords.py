@@ -78,10 +78,10 @@ def test_real_speech_gets_its_name(sample_paths: list[Path], capsys: pytest.Capt
     [("Quilter", ("QUILTER", DEFAULT_BOOST)), ("O’Neill:7.5", ("O'NEILL", 7.5)), ("naïve:0", ("NAIVE", 0.0))],
 )
 def test_a_hotword_is_read_in_its_normal_form(text: str, expected: tuple[str, float]) -> None:
-    assert parse_hotword(text) == expected
+    assert parse_hotword(text, VOCABULARY) == expected
 
 
 @pytest.mark.parametrize("text", ["", "42", "two words", "word:many", "word:-1", "word:inf", "word:nan"])
 def test_what_is_no_hotword_is_told(text: str) -> None:
     with pytest.raises(AsrError, match=r"--hotword .* must be one word, or one word, a colon and a number"):
-        parse_hotword(text)
+        parse_hotword(text, VOCABULARY)

@@ -83,6 +83,38 @@ def test_a_transcript_says_the_same_in_every_unicode_form_and_line_ending(text: 
     assert normalize_transcript(text.replace("\n", "\r\n")) == normalize_transcript(text)
 
 
+GERMAN = " ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜß"
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "text", "normal"),
+    [
+        (GERMAN, "Straße für Äpfel – naïve", "STRAßE FÜR ÄPFEL NAIVE"),
+        (GERMAN, "Tom’s", "TOMS"),
+        (" абвгдеёжзийклмнопрстуфхцчшщъыьэюя", "Привет, МИР!", "привет мир"),
+        (" -'abcdefghijklmnopqrstuvwxyz", "Well-known, it’s", "well-known it's"),
+        (" ABC0123456789", "A 12 b", "A 12 B"),
+    ],
+)
+def test_another_alphabet_keeps_what_it_has(alphabet: str, text: str, normal: str) -> None:
+    assert CharacterVocabulary(alphabet).normalize(text) == normal
+
+
+@given(st.text(), st.sets(st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp", "Cc"])))
+def test_a_transcript_in_any_alphabet_is_in_it_and_stays_as_it_is(text: str, letters: set[str]) -> None:
+    vocabulary = CharacterVocabulary(" " + "".join(sorted(letters)))
+    normal = vocabulary.normalize(text)
+    assert set(normal) <= {" ", *letters}
+    assert BLANK_ID not in vocabulary.encode(normal)
+    if unicodedata.is_normalized("NFC", normal):  # letters may meet an accent that stood behind something dropped
+        assert vocabulary.normalize(normal) == normal
+
+
+def test_pieces_normalize_in_the_alphabet_of_the_text_they_were_learned_from() -> None:
+    vocabulary = SentencePieceVocabulary.train(["STRAßE FÜR ÄPFEL", "ÄPFEL UND STRAßE"] * 20, 18)
+    assert vocabulary.normalize("Äpfel, Straße & Øre") == "ÄPFEL STRAßE RE"
+
+
 @given(st.lists(st.text(st.characters(categories=["Nd", "Lo", "So"]), min_size=1), min_size=1))
 def test_nothing_vanishes_uncounted(words: list[str]) -> None:
     dropped: Counter[str] = Counter()

@@ -67,7 +67,7 @@ def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
         from asr.decoder import decode_greedy
         from asr.hotwords import HotwordDecoder, parse_hotword
 
-        hotwords = dict(parse_hotword(text) for text in options.hotword)
+        hotwords = dict(parse_hotword(text, model.vocabulary) for text in options.hotword)
         return HotwordDecoder(decode or decode_greedy, model.vocabulary, hotwords)
     return decode
 
@@ -80,7 +80,8 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
     given = {name: value for name, value in settings.items() if value is not None}
     words = None
     if options.lexicon is not None:
-        words = [word for line in read_sentences([options.lexicon]) for word in line.split()]
+        lines = read_sentences([options.lexicon], model.vocabulary.normalize)
+        words = [word for line in lines for word in line.split()]
     return BeamDecoder(model.vocabulary, options.lm, lexicon=words, **given)
 
 

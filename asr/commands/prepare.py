@@ -67,6 +67,7 @@ def add_lm(commands: Commands) -> None:
         metavar="DATA",
         help="valid sets: leave out sentences that share eight words in a row with their transcripts",
     )
+    build.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: the packaged model)")
     build.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file")
     build.set_defaults(run=_run_lm_build)
 
@@ -74,12 +75,13 @@ def add_lm(commands: Commands) -> None:
 def _run_lm_build(options: argparse.Namespace) -> int:
     """Build a word n-gram model with modified Kneser-Ney smoothing from text, and write it as ARPA."""
     from asr.folders import read_many
+    from asr.modelfile import load_model
     from asr.ngrams import build_ngrams, drop_shared, read_sentences, write_arpa
-    from asr.text import normalize_transcript
 
-    sentences = read_sentences(options.texts)
+    normalize = load_model(options.model).vocabulary.normalize
+    sentences = read_sentences(options.texts, normalize)
     if options.held_out:
-        held_out = [normalize_transcript(utterance.text) for utterance in read_many(options.held_out)]
+        held_out = [normalize(utterance.text) for utterance in read_many(options.held_out)]
         sentences = drop_shared(sentences, held_out)
     model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)
     write_arpa(model, options.output)

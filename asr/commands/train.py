@@ -100,6 +100,9 @@ def add_finetune(commands: Commands) -> None:
     parser.add_argument("--train", **manifest, required=True, help="what to learn from; may be given again")
     parser.add_argument("--valid", **manifest, required=True, help="what chooses the best model; may be given again")
     parser.add_argument("--also-valid", **manifest, default=[], help="what shall not suffer: compared only")
+    parser.add_argument(
+        "--new-vocabulary", default="", metavar="CHARACTERS", help="what to write with, a space included"
+    )
     parser.add_argument("--freeze-encoder-layers", type=int, default=0, metavar="N", help="lowest layers keep weights")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the defaults")
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
@@ -112,7 +115,8 @@ def _run_finetune(options: argparse.Namespace) -> int:
 
     model = None if options.model == "packaged" else options.model
     layers = options.freeze_encoder_layers
-    config = finetune_config(model, options.train, options.valid, options.overrides, frozen_layers=layers)
+    settings = {"frozen_layers": layers, "characters": options.new_vocabulary}
+    config = finetune_config(model, options.train, options.valid, options.overrides, **settings)
     finetuned = finetune(config, also_valid=options.also_valid, resume=options.resume)
     print(finetuned.summary())
     print(finetuned.path)
@@ -175,7 +179,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     if options.hypotheses:
         evaluation.write_hypotheses(options.hypotheses)
     if options.report:
-        from asr.report.errors import report_errors
+        from asr.report.model_errors import report_errors
 
         others = [(name, theirs) for name, _, theirs in evaluations[1:]]
         page = report_errors(evaluation, model, options.report, name=name, others=others, pictures=options.pictures)

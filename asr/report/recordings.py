@@ -8,8 +8,8 @@ from pathlib import Path
 
 from asr import __version__
 from asr.model import CTCModel
-from asr.report.errors import DURATIONS, spans
 from asr.report.media import copy_audio, draw_pictures
+from asr.report.model_errors import DURATIONS, spans
 from asr.report.page import Column, Page, Row, write_page
 from asr.survey import Survey, letters_per_second
 
@@ -44,7 +44,7 @@ def report_recordings(found: Survey, model: CTCModel, folder: Path, *, name: str
     rows = []
     for index, utterance in enumerate(utterances):
         own, audio = notes[id(utterance)], heard[index]
-        facts = [len(own), utterance.duration_seconds, letters_per_second(utterance), audio.snr]
+        facts = [len(own), utterance.duration_seconds, letters_per_second(utterance, model.vocabulary), audio.snr]
         row = Row([*facts, utterance.id, utterance.speaker, utterance.text], f"{utterance.id} {utterance.text}")
         row.filters = [[kind for kind, _ in own] or ["none"]]
         row.notes = [*[f"{kind}: {detail}" for kind, detail in own], *audio.problems]
