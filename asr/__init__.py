@@ -39,6 +39,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     tuning         a valid set               → the weights of a language model
     formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
     evaluation     model, manifest           → error rates
+    overfitting    a recipe, few utterances  → whether it can learn
     finetuning     a model file, recordings  → a model file
     verification   the packaged model        → the texts it was published with, or others
     plotting       what TensorBoard shows   → a picture of it

@@ -12,7 +12,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from asr.audio import open_audio
 from asr.errors import AsrError
 
-__all__ = ["Utterance", "read_manifest"]
+__all__ = ["Utterance", "read_manifest", "write_manifest"]
 
 ALIASES = {
     "audio": ("audio_filepath", "file_name", "path"),
@@ -187,3 +187,20 @@ def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float 
     if not isfinite(seconds) or seconds < 0:
         raise _LineError(f"{name}={value} must be a finite number of seconds, not below 0")
     return seconds
+
+
+def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
+    """Write JSON lines that `read_manifest` reads; audio paths are relative to the manifest.
+
+    Raises AsrError where it cannot be written.
+    """
+    folder = os.path.abspath(Path(path).parent)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            for utterance in utterances:
+                audio = os.path.relpath(utterance.audio_path, folder)
+                span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
+                identity = {"id": utterance.id, "speaker": utterance.speaker}
+                file.write(json.dumps({**identity, "audio": audio, **span, "text": utterance.text}) + "\n")
+    except OSError as error:
+        raise AsrError(f"{path}: the manifest cannot be written: {error.strerror}") from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +16,7 @@ from asr.audio import open_audio
 from asr.check import find_problem
 from asr.config import DataConfig
 from asr.errors import AsrError
-from asr.manifest import Utterance
+from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel
 from asr.text import Vocabulary
 
@@ -143,7 +142,7 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         for kind, places in found.keeping_out.items()
         for utterance, detail in places
     }
-    lines, changes = [], []
+    kept, changes = [], []
     for utterance in found.utterances:
         reason = left_out.get(id(utterance))
         if reason is not None:
@@ -152,12 +151,8 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         text = found.vocabulary.normalize(utterance.text.translate(_SPOKEN))
         if text != utterance.text:
             changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
-        audio = os.path.relpath(utterance.audio_path, Path(path).parent)
-        span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
-        lines.append(
-            json.dumps({"id": utterance.id, "audio": audio, **span, "text": text, "speaker": utterance.speaker})
-        )
-    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        kept.append(replace(utterance, text=text))
+    write_manifest(kept, path)
     return changes
 
 

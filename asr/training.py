@@ -160,7 +160,7 @@ def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightn
         Guards(examples),
     ]
     if settings.patience > 0:
-        callbacks.append(EarlyStopping("valid/wer", mode="min", patience=settings.patience))
+        callbacks.append(EarlyStopping("valid/wer", mode="min", patience=settings.patience, stopping_threshold=0.0))
     if settings.average_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
     return lightning.Trainer(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.errors import MOST_PROBLEMS, AsrError
-from asr.manifest import Utterance, read_manifest
+from asr.manifest import Utterance, read_manifest, write_manifest
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 RECORDING = str(SAMPLES / "84-121123-0001.flac")
@@ -328,3 +328,21 @@ def test_the_names_of_others_are_read_as_ours(tmp_path: Path, names: dict[str, s
 def test_our_names_win_over_others(tmp_path: Path) -> None:
     (utterance,) = read_manifest(written(tmp_path, json_lines(GOOD | {"path": "b.wav", "sentence": "OTHER"})))
     assert (utterance.audio_path, utterance.text) == (str(tmp_path / "a.wav"), "HELLO")
+
+
+def test_what_is_written_is_read_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utterances = read_manifest(SAMPLES / "manifest.jsonl")
+    utterances[0] = replace(utterances[0], text="naïve “quotes”\tand tabs", start_seconds=0.5, duration_seconds=1.25)
+    monkeypatch.chdir(tmp_path)
+    write_manifest(utterances, "written.jsonl")
+    monkeypatch.chdir("/")
+    again = read_manifest(tmp_path / "written.jsonl")
+    for before, after in zip(utterances, again, strict=True):
+        assert Path(after.audio_path).resolve() == Path(before.audio_path).resolve()
+        same = {"audio_path": "", "manifest": "", "line": 0}
+        assert replace(after, **same) == replace(before, **same)  # type: ignore[arg-type]
+
+
+def test_a_manifest_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match="the manifest cannot be written: No such file or directory"):
+        write_manifest([], tmp_path / "missing" / "manifest.jsonl")

@@ -21,6 +21,10 @@ from asr.errors import AsrError
 __all__ = ["add_check", "add_evaluate", "add_finetune", "add_plot", "add_train", "add_verify"]
 
 
+LEARNED_BY_HEART = 0.05
+"""A WER above it on the very utterances that were learned means that something is wrong."""
+
+
 def add_check(commands: Commands) -> None:
     parser = commands.add_parser("check", help="a page about your recordings", description=_run_check.__doc__)
     parser.add_argument("data", metavar="DATA", help="a manifest, or a folder of recordings and texts")
@@ -60,7 +64,16 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("recipe", help="a YAML file such as recipes/librispeech/mini.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the recipe's")
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
-    parser.set_defaults(run=_run_train)
+    parser.add_argument(
+        "--overfit", type=int, metavar="N", help="learn the first N utterances by heart, to see that all fits together"
+    )
+    parser.set_defaults(run=_run_train, find_conflict=_find_train_conflict)
+
+
+def _find_train_conflict(options: argparse.Namespace) -> str | None:
+    if options.overfit is not None and options.resume:
+        return "--overfit starts anew; leave out --resume"
+    return "--overfit must be at least 1" if options.overfit is not None and options.overfit < 1 else None
 
 
 def _run_train(options: argparse.Namespace) -> int:
@@ -68,6 +81,12 @@ def _run_train(options: argparse.Namespace) -> int:
     from asr.recipe import load_config
 
     config = load_config(options.recipe, options.overrides)
+    if options.overfit is not None:
+        from asr.overfitting import overfit
+
+        evaluation = overfit(config, options.overfit)
+        print(evaluation.summary())
+        return 0 if evaluation.words.rate < LEARNED_BY_HEART else 1
     from asr.training import train
 
     print(train(config, resume=options.resume))

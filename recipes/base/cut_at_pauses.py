@@ -11,9 +11,8 @@ The model only has to find the words of a known transcript, so one that still ge
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from asr import load_model
 from asr.alignment import align_log_probs
 from asr.audio import read_audio
-from asr.manifest import Utterance, read_manifest
+from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.model import CTCModel
 from asr.transcript import Word
 
@@ -49,14 +48,18 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     arguments.pieces.parent.mkdir(parents=True, exist_ok=True)
-    with open(arguments.pieces, "w", encoding="utf-8") as file:
-        for utterance in read_manifest(arguments.manifest):
-            audio = os.path.relpath(utterance.audio_path, arguments.pieces.parent)
-            for number, (start, end, text) in enumerate(cut(utterance, model, arguments.max_seconds)):
-                span = {"start": round(utterance.start_seconds + start, 3), "duration": round(end - start, 3)}
-                identity = {"id": f"{utterance.id}-{number}", "speaker": utterance.speaker}
-                entry = {**identity, "audio": audio, **span, "text": text}
-                print(json.dumps(entry), file=file)
+    pieces = (
+        replace(
+            utterance,
+            id=f"{utterance.id}-{number}",
+            text=text,
+            start_seconds=round(utterance.start_seconds + start, 3),
+            duration_seconds=round(end - start, 3),
+        )
+        for utterance in read_manifest(arguments.manifest)
+        for number, (start, end, text) in enumerate(cut(utterance, model, arguments.max_seconds))
+    )
+    write_manifest(pieces, arguments.pieces)
 
 
 def cut(utterance: Utterance, model: CTCModel, max_seconds: float) -> Iterator[tuple[float, float, str]]:

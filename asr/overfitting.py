@@ -1,0 +1,70 @@
+"""A few utterances learned by heart: whether these data, this model and these settings can learn at all, in minutes.
+
+Where that fails, no number of hours will help: a transcript belongs to other audio, a learning rate is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from asr.config import AugmentConfig, TrainConfig
+from asr.errors import AsrError
+from asr.evaluation import Evaluation, evaluate
+from asr.folders import read_many
+from asr.manifest import read_manifest, write_manifest
+from asr.modelfile import load_model
+from asr.training import train
+
+__all__ = ["overfit", "overfit_config"]
+
+EPOCHS, VALIDATIONS = 100, 10
+"""Of four batches each; it ends earlier where no word is wrong any more."""
+
+NO_AUGMENTATION = AugmentConfig(
+    speeds=[1.0], gain_db=0.0, noise_probability=0.0, num_frequency_masks=0, num_time_masks=0
+)
+
+
+def overfit(config: TrainConfig, count: int) -> Evaluation:
+    """Train by a recipe on the first `count` usable utterances of its training set alone, and evaluate on them.
+
+    Raises AsrError as `train` does, and for a training set without a usable utterance.
+    """
+    small = overfit_config(config, count)
+    model = load_model(train(small))
+    return evaluate(model, read_manifest(small.data.train[0]))
+
+
+def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
+    """The recipe on those utterances, without augmentation and dropout; writes their manifest to its output folder."""
+    limits = config.data
+    usable = [
+        utterance
+        for utterance in read_many(config.data.train)
+        if limits.min_seconds <= utterance.duration_seconds <= limits.max_seconds
+    ][:count]
+    if not usable:
+        raise AsrError(f"data.train={list(config.data.train)} holds no utterance of a length to train on")
+    output_dir = Path(f"{config.output_dir}-overfit")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    manifest = output_dir / "overfit.jsonl"
+    write_manifest(usable, manifest)
+    batch_seconds = max(limits.max_seconds, sum(utterance.duration_seconds for utterance in usable) / 4)
+    encoder = config.model.encoder
+    if not config.initial_model:  # whose file says what its dropout is
+        encoder = dataclasses.replace(encoder, dropout=0.0)
+    return dataclasses.replace(
+        config,
+        output_dir=str(output_dir),
+        model=dataclasses.replace(config.model, encoder=encoder),
+        augment=NO_AUGMENTATION,
+        data=dataclasses.replace(limits, train=[str(manifest)], valid=[str(manifest)], batch_seconds=batch_seconds),
+        trainer=dataclasses.replace(
+            config.trainer,
+            epochs=EPOCHS,
+            valid_every_epochs=EPOCHS // VALIDATIONS,
+            patience=VALIDATIONS,
+            average_decay=0.0,
+        ),
+    )

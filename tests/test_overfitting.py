@@ -1,0 +1,60 @@
+"""`asr train --overfit`: a few utterances learned by heart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asr.cli import main
+from asr.manifest import read_manifest
+from asr.overfitting import overfit_config
+from asr.recipe import load_config
+
+MANIFEST = Path(__file__).parents[1] / "samples" / "manifest.jsonl"
+RECIPE = f"""
+data: {{train: [{MANIFEST}], valid: [{MANIFEST}], num_workers: 0, max_seconds: 5, batch_seconds: 5}}
+model: {{encoder: {{num_layers: 2, hidden_size: 64, conv_channels: 8}}}}
+optimizer: {{learning_rate: 8e-3}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_two_utterances_are_learned_by_heart(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--overfit", "2", f"output_dir={tmp_path}/run"]) == 0
+    assert "WER 0.00%" in capsys.readouterr().out
+
+
+def test_settings_that_cannot_learn_are_told_by_the_exit_code(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asr.overfitting.EPOCHS", 10)
+    assert main(["train", recipe, "--overfit", "2", f"output_dir={tmp_path}/run", "optimizer.learning_rate=1e-9"]) == 1
+
+
+def test_the_recipe_keeps_its_model_and_optimizer_and_loses_its_augmentation(recipe: str, tmp_path: Path) -> None:
+    config = load_config(recipe, [f"output_dir={tmp_path}/run"])
+    small = overfit_config(config, 3)
+    assert len(read_manifest(small.data.train[0])) == 3
+    assert all(utterance.duration_seconds <= 5 for utterance in read_manifest(small.data.train[0]))
+    assert small.output_dir == f"{tmp_path}/run-overfit"
+    assert small.optimizer == config.optimizer
+    assert small.model.encoder.hidden_size == config.model.encoder.hidden_size
+    assert (small.augment.speeds, small.augment.num_time_masks, small.model.encoder.dropout) == ([1.0], 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(["--overfit", "0"], "--overfit must be at least 1"), (["--overfit", "2", "--resume"], "--overfit starts anew")],
+)
+def test_what_cannot_be_meant_is_told(
+    recipe: str, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", recipe, *arguments])
+    assert reason in capsys.readouterr().err
