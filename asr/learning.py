@@ -48,15 +48,18 @@ class CTCTrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CTC loss per target token of an augmented batch."""
+        loss, impossible = self._loss(*self.model.log_probs(*self.augmented_features(batch)), batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
+        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=len(batch.ids))
+        return loss
+
+    def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them."""
         generator = torch.Generator().manual_seed(self._step_seed())
         augment = self.config.augment
         waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
         features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
-        features = augment_features(features, feature_lengths, augment, generator)
-        loss, impossible = self._loss(*self.model.log_probs(features, feature_lengths), batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
-        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=len(batch.ids))
-        return loss
+        return augment_features(features, feature_lengths, augment, generator), feature_lengths
 
     def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pooled CTC loss per target token, in float32, and how many utterances CTC could not write in their steps."""

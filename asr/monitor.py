@@ -9,12 +9,20 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 from asr.data import Batch
+from asr.text import BLANK_ID
 
-__all__ = ["ProgressBar", "SampleTranscripts", "TrainingMonitor"]
+__all__ = ["Pictures", "ProgressBar", "SampleTranscripts", "TrainingMonitor"]
 
 PAIRS_PER_EPOCH = 8
+
+ALIGNED = 3
+"""Valid utterances of which the token probabilities are drawn."""
+
+PIXELS = 3
+"""Width and height of a point in a picture."""
 
 
 class TrainingMonitor(lightning.Callback):
@@ -90,3 +98,40 @@ class SampleTranscripts(lightning.Callback):
         pairs = sorted(module.valid_pairs)[:PAIRS_PER_EPOCH]
         text = "\n\n".join(f"    ref {reference}\n    hyp {hypothesis}" for reference, hypothesis in pairs)
         trainer.logger.experiment.add_text("valid/transcripts", text, trainer.global_step)
+
+
+class Pictures(lightning.Callback):
+    """Draws to TensorBoard an utterance's features with and without augmentation, and how valid utterances are read."""
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0 and _writes_pictures(trainer):
+            plain, lengths = module.model.frontend(batch.waveforms[:1], batch.sample_lengths[:1])
+            augmented, augmented_lengths = module.augmented_features(batch)
+            _draw(trainer, "train/features", _brightness(plain[0, : lengths[0]]))
+            _draw(trainer, "train/features_augmented", _brightness(augmented[0, : augmented_lengths[0]]))
+
+    def on_validation_batch_start(
+        self, trainer: lightning.Trainer, module: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """A row for each token but the blank, a column for each step; the same utterances every time."""
+        if batch_idx == 0 and _writes_pictures(trainer):
+            log_probs, lengths = module.model(batch.waveforms[:ALIGNED], batch.sample_lengths[:ALIGNED])
+            for number, (row, length) in enumerate(zip(log_probs, lengths.tolist())):
+                _draw(trainer, f"valid/alignment_{number}", row[:length, BLANK_ID + 1 :].exp())
+
+
+def _writes_pictures(trainer: lightning.Trainer) -> bool:
+    return trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
+
+
+def _brightness(features: Tensor) -> Tensor:
+    """Normalized features, (frames, num_mels), between black and white."""
+    return ((features + 2) / 5).clamp(0, 1)
+
+
+def _draw(trainer: lightning.Trainer, tag: str, columns: Tensor) -> None:
+    """(columns, rows) in [0, 1] as a grey picture, the first row at the bottom."""
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    picture = columns.T.flip(0).repeat_interleave(PIXELS, 0).repeat_interleave(PIXELS, 1)
+    trainer.logger.experiment.add_image(tag, picture[None].float().cpu(), trainer.global_step)

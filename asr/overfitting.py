@@ -16,10 +16,13 @@ from asr.manifest import read_manifest, write_manifest
 from asr.modelfile import load_model
 from asr.training import train
 
-__all__ = ["overfit", "overfit_config"]
+__all__ = ["LEARNED_WER", "overfit", "overfit_config"]
 
 EPOCHS, VALIDATIONS = 100, 10
 """Of four batches each; it ends earlier where no word is wrong any more."""
+
+LEARNED_WER = 0.05
+"""A higher one on the very utterances that were learned means that something is wrong."""
 
 NO_AUGMENTATION = AugmentConfig(
     speeds=[1.0], gain_db=0.0, noise_probability=0.0, num_frequency_masks=0, num_time_masks=0

@@ -28,7 +28,7 @@ from asr.guards import Guards
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import load_model
-from asr.monitor import ProgressBar, SampleTranscripts, TrainingMonitor
+from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
@@ -155,6 +155,7 @@ def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightn
         ProgressBar(),
         TrainingMonitor(sample_rate, settings.log_every_steps),
         SampleTranscripts(),
+        Pictures(),
         best_model,  # before the averaging puts the raw weights back
         Checkpoints(output_dir, best_model, settings.checkpoint_minutes),
         Guards(examples),

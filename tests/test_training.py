@@ -201,6 +201,18 @@ def test_tensorboard_gets_every_promised_curve_and_the_transcripts(finished_run:
     assert all("ref " in text and "hyp " in text for text in shown)
 
 
+def test_tensorboard_gets_pictures_of_the_augmentation_and_of_how_valid_utterances_are_read(finished_run: Path) -> None:
+    (path,) = (finished_run / "tensorboard").glob("events*")
+    events = EventAccumulator(str(path), size_guidance={"images": 0}).Reload()
+    pictures = {tag: [event.encoded_image_string for event in events.Images(tag)] for tag in events.Tags()["images"]}
+    alignments = [f"valid/alignment_{number}" for number in range(2)]
+    assert pictures.keys() >= {"train/features", "train/features_augmented", *alignments}
+    assert all(len(drawn) == 3 for drawn in pictures.values()), "one an epoch"
+    for plain, augmented in zip(pictures["train/features"], pictures["train/features_augmented"], strict=True):
+        assert plain != augmented
+    assert len(set(pictures["valid/alignment_0"])) == 3, "they change as the model learns"
+
+
 def test_speed_in_tensorboard_is_audio_over_time(finished_run: Path) -> None:
     scalars = read_scalars(finished_run)
     pairs = zip(scalars["speed/audio_seconds_per_second"].values(), scalars["speed/utterances_per_second"].values())
