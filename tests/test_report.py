@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr.cli import main
+from asr.commands.train import _short_names
+from asr.errors import AsrError
 from asr.evaluation import Scored
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, character_errors, word_errors
 from asr.model import CTCModel
 from asr.modelfile import save_model
 from asr.report.analysis import align_words, compare, find_confusions, group_by, signal_to_noise
-from asr.report.page import Column, Page, Row, write_page
+from asr.report.page import Column, Page, Row, check_report, write_page
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples" / "manifest.jsonl"
@@ -134,6 +136,16 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.
     assert main(["evaluate", "packaged", str(SAMPLES), "--report", str(tmp_path)]) == 1
     assert "the folder holds other files; name a new one" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.doc"]
+
+
+def test_a_report_of_a_whole_corpus_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match="--report holds at most 20,000 utterances, not 281,241; name a part"):
+        check_report(tmp_path / "page", 281_241)
+
+
+def test_models_of_the_same_file_name_are_told_apart() -> None:
+    assert _short_names(["packaged", "runs/a/model.safetensors"]) == ["packaged", "model"]
+    assert _short_names(["a/model.safetensors", "b/model.safetensors"]) == ["a/model", "b/model"]
 
 
 def test_check_writes_the_same_kind_of_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

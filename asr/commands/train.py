@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asr.commands.options import (
     DEVICES,
@@ -17,6 +17,9 @@ from asr.commands.options import (
     make_decode,
 )
 from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from asr.manifest import Utterance
 
 __all__ = ["add_check", "add_evaluate", "add_finetune", "add_plot", "add_train", "add_verify"]
 
@@ -38,8 +41,8 @@ def _run_check(options: argparse.Namespace) -> int:
     from asr.modelfile import load_model
     from asr.survey import survey, write_fixed
 
-    _check_report(options)
     model, utterances = load_model(options.model), read_data(options.data)
+    _check_report(options, utterances)
     found = survey(utterances, model)
     print(found.page())
     if options.valid:
@@ -165,11 +168,17 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check_report(options: argparse.Namespace) -> None:
-    from asr.report.page import check_folder
+def _check_report(options: argparse.Namespace, utterances: list[Utterance]) -> None:
+    from asr.report.page import check_report
 
     if options.report:
-        check_folder(options.report)
+        check_report(options.report, len(utterances))
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    """The models' names without their folders, or with one where they would be the same."""
+    stems = [Path(path).stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(Path(path).with_suffix("")) for path in paths]
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:
@@ -180,14 +189,15 @@ def _run_evaluate(options: argparse.Namespace) -> int:
 
     if options.hypotheses and not Path(options.hypotheses).parent.is_dir():
         raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
-    _check_report(options)
     utterances = read_data(options.manifest)
+    _check_report(options, utterances)
+    paths = [options.model, *options.compare]
     evaluations = []
-    for name in (options.model, *options.compare):
-        model = load_model(None if name == "packaged" else name, choose_device(options.device))
+    for path in paths:
+        model = load_model(None if path == "packaged" else path, choose_device(options.device))
         settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
-        evaluations.append((Path(name).stem, model, evaluate(model, utterances, **settings)))
-    name, model, evaluation = evaluations[0]
+        evaluations.append(evaluate(model, utterances, **settings))
+    evaluation, *others = evaluations
     for failure in evaluation.failures:
         print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
     print(evaluation.summary(), flush=True)
@@ -196,8 +206,10 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     if options.report:
         from asr.report.model_errors import report_errors
 
-        others = [(name, theirs) for name, _, theirs in evaluations[1:]]
-        page = report_errors(evaluation, model, options.report, name=name, others=others, pictures=options.pictures)
+        model = load_model(None if options.model == "packaged" else options.model)
+        name, *names = _short_names(paths)
+        compared = list(zip(names, others, strict=True))
+        page = report_errors(evaluation, model, options.report, name=name, others=compared, pictures=options.pictures)
         print(page)
     return 1 if evaluation.failures else 0
 

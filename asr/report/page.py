@@ -15,7 +15,7 @@ from typing import Any
 from asr.errors import AsrError
 from asr.report.analysis import Step
 
-__all__ = ["Column", "Page", "Row", "check_folder", "write_page"]
+__all__ = ["Column", "Page", "Row", "check_report", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,16 @@ def write_page(page: Page, folder: Path) -> Path:
     return path
 
 
-def check_folder(folder: Path) -> None:
-    """Raise AsrError where a report would be mixed with something else."""
+MOST_UTTERANCES = 20_000
+"""A report copies the audio of every utterance."""
+
+
+def check_report(folder: Path, utterances: int) -> None:
+    """Raise AsrError where a report would be mixed with something else, or too large."""
+    if utterances > MOST_UTTERANCES:
+        raise AsrError(
+            f"--report holds at most {MOST_UTTERANCES:,} utterances, not {utterances:,}; name a part of them"
+        )
     if folder.exists() and not folder.is_dir():
         raise AsrError(f"--report {folder}: it is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.html").is_file():
