@@ -115,7 +115,10 @@ def test_a_bar_on_a_terminal_shows_the_position_in_the_audio(
 
 def test_after_a_kill_resume_does_the_rest(model_path: Path, sample_paths: list[Path], tmp_path: Path) -> None:
     speech = torch.cat([read_audio(path, RATE) for path in sample_paths])
-    recordings = [write(tmp_path / f"{times}.wav", speech.repeat(times)) for times in (2, 30, 1)]
+    recordings = [tmp_path / f"{number}.wav" for number in range(3)]
+    write(recordings[0], speech.repeat(3))
+    os.mkfifo(recordings[1])  # nobody writes into it, so the command waits there
+    write(recordings[2], speech)
     texts = [tmp_path / "texts" / f"{path.stem}.txt" for path in recordings]
     command = ["transcribe", "--model", model_path, "--output-dir", tmp_path / "texts", "--resume", *recordings]
     with process(*command) as running:
@@ -124,6 +127,8 @@ def test_after_a_kill_resume_does_the_rest(model_path: Path, sample_paths: list[
         running.kill()
     assert [text.exists() for text in texts] == [True, False, False]
     texts[0].write_text("kept as it is\n")
+    recordings[1].unlink()
+    write(recordings[1], speech)
     with process(*command) as running:
         assert running.wait(timeout=300) == 0
     assert texts[0].read_text() == "kept as it is\n"
