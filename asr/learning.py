@@ -49,8 +49,8 @@ class CTCTrainingModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CTC loss per target token of an augmented batch."""
         loss, impossible = self._loss(*self.model.log_probs(*self.augmented_features(batch)), batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
-        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=len(batch.ids))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
+        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=len(batch.ids), sync_dist=True)
         return loss
 
     def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,15 @@ class CTCTrainingModule(lightning.LightningModule):
             zero_infinity=True,
         )
         # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
-        return losses.sum() / batch.target_lengths.sum().clamp(min=1), (losses == 0).sum().float()
+        return losses.sum() / self._tokens(batch), (losses == 0).sum().float()
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        """Target tokens; in training their mean over the ranks, which makes the mean gradient that of the pooled loss."""
+        tokens = batch.target_lengths.sum().clamp(min=1)
+        if not self.training or self._trainer is None or self.trainer.world_size == 1:
+            return tokens
+        mean: Tensor = self.trainer.strategy.reduce(tokens.float(), reduce_op="mean")
+        return mean
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         log_probs, lengths = self.model(batch.waveforms, batch.sample_lengths)

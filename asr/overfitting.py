@@ -51,6 +51,8 @@ def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
         raise AsrError(f"data.train={list(config.data.train)} holds no utterance of a length to train on")
     output_dir = Path(f"{config.output_dir}-overfit")
     output_dir.mkdir(parents=True, exist_ok=True)
+    for checkpoint in output_dir.glob("*.ckpt"):  # of an earlier trial, which nobody resumes
+        checkpoint.unlink()
     manifest = output_dir / "overfit.jsonl"
     write_manifest(usable, manifest)
     batch_seconds = max(limits.max_seconds, sum(utterance.duration_seconds for utterance in usable) / 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -32,7 +33,7 @@ from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonito
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
-__all__ = ["train"]
+__all__ = ["is_first_process", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,19 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     torch.manual_seed(config.trainer.seed)
     model, train_corpus, valid_corpus = prepare_training(config)
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write_reports(output_dir, config, train_corpus, valid_corpus)
+    if is_first_process():
+        _write_reports(output_dir, config, train_corpus, valid_corpus)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
     with _quiet_lightning():
         trainer = make_trainer(config, model.sample_rate, len(train_corpus.examples))
         trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     return output_dir / MODEL_NAME
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for the others: of several, Lightning and torchrun number all but the first."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, CheckedCorpus]:

@@ -28,6 +28,7 @@ def recipe(tmp_path: Path) -> str:
 def test_two_utterances_are_learned_by_heart(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", recipe, "--overfit", "2", f"output_dir={tmp_path}/run"]) == 0
     assert "WER 0.00%" in capsys.readouterr().out
+    assert main(["train", recipe, "--overfit", "1", f"output_dir={tmp_path}/run"]) == 0, "it can be done again"
 
 
 def test_settings_that_cannot_learn_are_told_by_the_exit_code(

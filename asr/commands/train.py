@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,9 +87,13 @@ def _run_train(options: argparse.Namespace) -> int:
         evaluation = overfit(config, options.overfit)
         print(evaluation.summary())
         return 0 if evaluation.words.rate <= LEARNED_WER else 1
-    from asr.training import train
+    from asr.training import is_first_process, train
 
-    print(train(config, resume=options.resume))
+    if not is_first_process():
+        logging.getLogger("asr").setLevel(logging.ERROR)
+    path = train(config, resume=options.resume)
+    if is_first_process():
+        print(path)
     return 0
 
 

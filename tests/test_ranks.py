@@ -1,0 +1,64 @@
+"""Training by two processes: as one process would, with the same batches together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr.cli import main
+from asr.modelfile import load_model
+from asr.plotting import read_curves
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "samples"
+SECONDS = 1.75
+
+RECIPE = """
+data: {{train: [{manifest}], valid: [{manifest}], num_workers: 0, max_seconds: 3.5, shortest_first: false}}
+model: {{frontend: {{num_mels: 16}}, encoder: {{num_layers: 1, hidden_size: 16, conv_channels: 4, dropout: 0.0}}}}
+augment: {{speeds: [1.0], gain_db: 0, noise_probability: 0, num_frequency_masks: 0, num_time_masks: 0}}
+trainer: {{epochs: 3, accelerator: cpu, precision: 32-true, log_every_steps: 1, average_decay: 0.5}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """Of twelve pieces of equal length and unequal texts, so that both plans hold the same four in a step."""
+    lines = []
+    for line in (SAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for number, text in enumerate((entry["text"].split()[0], " ".join(entry["text"].split()[1:5]))):
+            piece = {"id": f"{entry['id']}-{number}", "audio": str(SAMPLES / entry["audio"]), "text": text}
+            lines.append(json.dumps({**piece, "start": SECONDS * number, "duration": SECONDS}))
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(manifest=tmp_path / "manifest.jsonl"))
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batches(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["train", recipe, f"output_dir={one}", "data.batch_seconds=7"]) == 0
+    command = [sys.executable, "-m", "asr", "train", recipe, f"output_dir={two}", "data.batch_seconds=3.5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "trainer.devices=2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{two}/model.safetensors\n", "one of them speaks"
+    assert done.stderr.count("12 utterances") == 2, "train and valid, once each"
+    curves = [read_curves(folder) for folder in (one, two)]
+    for tag in ("train/loss", "valid/wer", "valid/cer"):
+        (steps, values), (other_steps, other_values) = (curve[tag] for curve in curves)
+        assert steps.tolist() == other_steps.tolist()
+        assert values == pytest.approx(other_values, abs=1e-5), tag
+    weights = [load_model(folder / "model.safetensors").state_dict() for folder in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=2e-3)  # the files hold half precision
