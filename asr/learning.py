@@ -76,7 +76,7 @@ class CTCTrainingModule(lightning.LightningModule):
         return losses.sum() / self._tokens(batch), (losses == 0).sum().float()
 
     def _tokens(self, batch: Batch) -> Tensor:
-        """Target tokens; in training their mean over the ranks, which makes the mean gradient that of the pooled loss."""
+        """Target tokens; in training their mean over the ranks: it makes the mean gradient that of the pooled loss."""
         tokens = batch.target_lengths.sum().clamp(min=1)
         if not self.training or self._trainer is None or self.trainer.world_size == 1:
             return tokens

@@ -25,6 +25,7 @@ def recipe(tmp_path: Path) -> str:
     return str(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.slow
 def test_two_utterances_are_learned_by_heart(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", recipe, "--overfit", "2", f"output_dir={tmp_path}/run"]) == 0
     assert "WER 0.00%" in capsys.readouterr().out

@@ -41,6 +41,7 @@ def recipe(tmp_path: Path) -> str:
     return str(tmp_path / "recipe.yaml")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_the_same_batches(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -474,6 +474,7 @@ def test_a_killed_run_resumes_from_its_last_epoch_even_if_the_error_rate_has_ris
     assert_same_run(finished_run, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [2, 4, 5, 6, 10])
 def test_a_killed_run_with_checkpoints_inside_epochs_loses_one_step_and_equals(
     tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, call: int
