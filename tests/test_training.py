@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ import asr.data
 import asr.guards
 import asr.training
 from asr.check import check_corpus
+from asr.checkpoints import find_checkpoint
 from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig
 from asr.data import Batch, DurationBatchSampler
 from asr.errors import AsrError
@@ -613,13 +615,16 @@ def test_a_broken_write_leaves_the_last_checkpoint_whole(
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
-def start_process(config: TrainConfig, folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def start_process(config: TrainConfig, folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
     """`asr train` as a process of its own that has done a step, and what it writes to stderr."""
     recipe, talk = folder / "recipe.yaml", folder / "stderr.txt"
     recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    command = [sys.executable, "-m", "asr", "train", str(recipe)]
+    command = [sys.executable, "-m", "asr", "train", str(recipe), *options]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums over more round otherwise
     with talk.open("wb") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=one_thread, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+        )
     deadline = time.monotonic() + 300
     while b"train/loss" not in talk.read_bytes() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -646,6 +651,28 @@ def test_ctrl_c_stops_a_real_run_between_two_steps_and_it_can_be_resumed(tmp_pat
     train(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, epochs=epochs)), resume=True)
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == epochs * 4 > step >= 1
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not(tmp_path: Path) -> None:
+    settings = ["trainer.epochs=60", "trainer.valid_every_epochs=20", "trainer.checkpoint_minutes=0"]
+    killed = make_config(tmp_path / "killed", *settings)
+    pauses = random.Random(0)
+    steps = []
+    for resume in [[], *[["--resume"]] * 9]:
+        process, _ = start_process(killed, tmp_path, *resume)
+        time.sleep(pauses.uniform(0.2, 0.6))
+        process.kill()
+        process.wait()
+        checkpoint = find_checkpoint(tmp_path / "killed")
+        assert checkpoint is not None
+        steps.append(read_checkpoint(checkpoint)["global_step"])
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < steps[-1] < 240, "it was always killed in the middle"
+    train(killed, resume=True)
+    train(make_config(tmp_path / "whole", *settings))
+    states = [read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("killed", "whole")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
