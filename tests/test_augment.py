@@ -205,17 +205,23 @@ def functions_that_use(tree: ast.AST, names: set[str]) -> set[str]:
         for child in ast.iter_child_nodes(node):
             child.parent = node  # type: ignore[attr-defined]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in names:
+        named = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+        if named in names:
             while not isinstance(node, ast.FunctionDef | ast.Module):
                 node = node.parent  # type: ignore[attr-defined]
             users.add(getattr(node, "name", "<module>"))
     return users
 
 
-def test_augmentation_is_used_in_the_training_step_and_nowhere_else() -> None:
+def test_augmentation_is_used_in_the_training_step_and_its_picture_and_nowhere_else() -> None:
     package = Path(asr.__file__).parent
     files = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path.name != "augment.py"}
     importers = {path.name for path, source in files.items() if "asr.augment" in source or "import augment" in source}
     assert importers == {"learning.py"}
     names = set(asr.augment.__all__)
-    assert functions_that_use(ast.parse(files[package / "learning.py"]), names) == {"training_step"}
+    assert functions_that_use(ast.parse(files[package / "learning.py"]), names) == {"augmented_features"}
+    users = {path.name: functions_that_use(ast.parse(source), {"augmented_features"}) for path, source in files.items()}
+    assert {name: functions for name, functions in users.items() if functions} == {
+        "learning.py": {"training_step"},
+        "monitor.py": {"on_train_batch_start"},
+    }
