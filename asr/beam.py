@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import isfinite
+from math import isfinite, log
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -52,7 +52,7 @@ class BeamDecoder:
         """The decoder of a language model's ARPA file.
 
         lexicon: the words that can be written; by default those of the language model.
-        beam_size: hypotheses that are kept at every step. lm_weight: of the language model's log-probability (natural)
+        beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
         beside the model's. word_score: added for every word; more than 0 makes words shorter and more.
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
@@ -78,7 +78,7 @@ class BeamDecoder:
                     tokens=self._tokens,
                     lm=str(language_model),
                     beam_size=beam_size,
-                    lm_weight=lm_weight,
+                    lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
                     word_score=word_score,
                     blank_token=self._tokens[0],
                     sil_token=SPACE if SPACE in self._tokens else self._tokens[0],

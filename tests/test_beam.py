@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from asr.beam import BeamDecoder, read_arpa_words
 from asr.cli import main
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
-from asr.ngrams import build_ngrams, write_arpa
+from asr.ngrams import NgramModel, build_ngrams, write_arpa
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import find_words
 from asr.transcription import Recording, transcribe_recordings
@@ -64,6 +66,32 @@ def test_the_language_model_decides_what_is_not_clear(arpa: Path) -> None:
     assert text_of(BeamDecoder(VOCABULARY, arpa, lm_weight=0.0), unclear) == "THE BAT SAT"
     other = log_probs_of("A BAT SAT", {2: {"C": 0.55, "B": 0.45}})
     assert text_of(BeamDecoder(VOCABULARY, arpa, lm_weight=1.0), other) == "A BAT SAT"
+
+
+def log_probability(model: NgramModel, sentence: str) -> float:
+    """The natural logarithm of what a bigram model gives a sentence."""
+    probabilities, backoffs = {}, {}
+    for rows, log10_probabilities, log10_backoffs in zip(model.ngrams, model.log10_probabilities, model.log10_backoffs):
+        for row, probability, backoff in zip(rows.tolist(), log10_probabilities, log10_backoffs):
+            ngram = tuple(model.words[word] for word in row)
+            probabilities[ngram], backoffs[ngram] = probability, backoff
+    pairs = pairwise(["<s>", *sentence.split(), "</s>"])
+    return math.log(10) * sum(
+        probabilities.get(pair, backoffs.get(pair[:1], 0.0) + probabilities[pair[1:]]) for pair in pairs
+    )
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize(("share", "written"), [(0.9, "CAT"), (1.1, "BAT")])
+def test_the_weight_is_of_natural_logarithms(tmp_path: Path, weight: float, share: float, written: str) -> None:
+    """The language model wins as long as the weighted difference of its log-probabilities is the larger one."""
+    model = build_ngrams([*TEXT, "CAT", "CAT", "BAT"], 2)
+    write_arpa(model, tmp_path / "lm.arpa")
+    difference = log_probability(model, "CAT") - log_probability(model, "BAT")
+    assert difference > 0.2
+    heard = math.exp(share * weight * difference / 2)  # in each of two steps
+    unclear = log_probs_of("CAT", {0: {"C": 1.0, "B": heard}})
+    assert text_of(BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=weight), unclear) == written
 
 
 def test_only_words_of_the_lexicon_are_written(arpa: Path) -> None:
@@ -208,3 +236,11 @@ def test_options_of_a_language_model_need_one(option: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["transcribe", "a.wav", option])
     assert "need --lm" in capsys.readouterr().err
+
+
+def test_a_model_of_single_words_is_refused_where_it_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(TEXT))
+    assert main(["lm", "build", str(tmp_path / "text.txt"), "--order", "1", "-o", str(tmp_path / "lm.arpa")]) == 1
+    assert "--order 1 must be at least 2: the beam search reads no model of single words" in capsys.readouterr().err

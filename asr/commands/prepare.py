@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from asr.commands.options import Commands
+from asr.errors import AsrError
 
 __all__ = ["add_download", "add_lm", "add_prepare", "add_tune_lm"]
 
@@ -78,6 +79,8 @@ def _run_lm_build(options: argparse.Namespace) -> int:
     from asr.modelfile import load_model
     from asr.ngrams import build_ngrams, drop_shared, read_sentences, write_arpa
 
+    if options.order < 2:
+        raise AsrError(f"--order {options.order} must be at least 2: the beam search reads no model of single words")
     normalize = load_model(options.model).vocabulary.normalize
     sentences = read_sentences(options.texts, normalize)
     if options.held_out:
