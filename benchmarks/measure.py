@@ -39,7 +39,7 @@ SAMPLE_RATE = 16000
 MATRIX_SIZE = 2048
 """Rows and columns of the float32 product that sets the matrix rate."""
 
-BASE_MODEL = ModelConfig(encoder=EncoderConfig(conv_channels=16, num_layers=3, hidden_size=256))
+BASE_MODEL = ModelConfig(encoder=EncoderConfig(conv_channels=16, num_layers=4, hidden_size=256))
 """recipes/base; with random weights it stands in for the packaged model where there is none."""
 
 
