@@ -19,6 +19,7 @@ from asr.beam import BeamDecoder, read_arpa_words
 from asr.cli import main
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
+from asr.metrics import word_errors
 from asr.ngrams import NgramModel, build_ngrams, write_arpa
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import find_words
@@ -143,7 +144,12 @@ def test_real_speech_in_windows_and_whole_has_words_of_the_language_model_only(
     assert main(["transcribe", str(sample_paths[0]), "--lm", str(tmp_path / "lm.arpa")]) == 0
     said = capsys.readouterr().out.strip()
     assert set(said.split()) <= set(text.read_text().split())
-    assert "THE APOSTLE OF THE MIDDLE CLASSES" in said
+    assert (
+        word_errors(
+            "MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES AND WE ARE GLAD TO WELCOME HIS GOSPEL", said
+        ).rate
+        < 0.3
+    )
     monkeypatch.setattr("asr.transcription.LONG_SECONDS", 0.0)
     decode = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
     (result,) = transcribe_recordings(load_model(), [Recording(sample_paths[0], "a")], decode=decode)
