@@ -21,7 +21,7 @@ from torch import Tensor
 
 from asr.errors import AsrError
 
-__all__ = ["AudioFile", "AudioSource", "open_audio", "read_audio", "samples_as_file"]
+__all__ = ["AudioFile", "AudioSource", "check_rate", "open_audio", "read_audio", "samples_as_file"]
 
 AudioSource = str | Path | BinaryIO
 
@@ -181,10 +181,15 @@ def open_audio(source: AudioSource, sample_rate: int) -> Iterator[AudioFile]:
         with file:
             if audio.frames == 0:
                 raise AsrError(f"{name}: the audio file holds no samples")
-            if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
-                allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz can be read"
-                raise AsrError(f"{name}: a sample rate of {file.samplerate} Hz is out of range; {allowed}")
+            check_rate(name, file.samplerate)
             yield audio
+
+
+def check_rate(name: str, sample_rate: float) -> None:
+    """Raise AsrError for a rate that is not one of recorded speech; name: of the audio."""
+    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+        allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz can be read"
+        raise AsrError(f"{name}: a sample rate of {sample_rate} Hz is out of range; {allowed}")
 
 
 def _count_frames(file: soundfile.SoundFile) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +13,6 @@ from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
-from asr.text import Vocabulary
 
 __all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_shared"]
 
@@ -78,8 +76,10 @@ def check_corpus(
     missing = _missing_files(utterances)
     speed = max(augment.speeds) if augment else 1.0
     for utterance in utterances:
-        reference = model.vocabulary.normalize(utterance.text, corpus.dropped_characters)
-        problem = find_problem(utterance, reference, model, speed, limits, missing)
+        dropped: Counter[str] = Counter()
+        reference = model.vocabulary.normalize(utterance.text, dropped)
+        corpus.dropped_characters.update(dropped)
+        problem = find_problem(utterance, reference, dropped, model, speed, limits, missing)
         if problem is None:
             corpus.examples.append(Example(utterance, reference))
         else:
@@ -122,6 +122,7 @@ def _missing_files(utterances: Sequence[Utterance]) -> set[str]:
 def find_problem(
     utterance: Utterance,
     reference: str,
+    dropped: Iterable[str],
     model: CTCModel,
     speed: float,
     limits: DataConfig | None,
@@ -129,7 +130,8 @@ def find_problem(
 ) -> tuple[str, str] | None:
     """Kind and detail of the first thing that keeps an utterance out, or None.
 
-    reference: its normal transcript; missing: paths of audio that is not there. Otherwise as `check_corpus`.
+    reference: its normal transcript; dropped: the characters that are not in it; missing: paths of audio that is not
+    there. Otherwise as `check_corpus`.
     """
     seconds = utterance.duration_seconds
     if utterance.audio_path in missing:
@@ -137,8 +139,8 @@ def find_problem(
     if limits is not None and not limits.min_seconds <= seconds <= limits.max_seconds:
         kind = "left out, too short" if seconds < limits.min_seconds else "left out, too long"
         return kind, f"{seconds:.2f} s (allowed: {limits.min_seconds:g} to {limits.max_seconds:g} s)"
-    lost = _lost_letters(utterance.text, model.vocabulary)
-    if lost and limits is not None:
+    lost = "".join(sorted(filter(str.isalpha, dropped)))
+    if lost and limits is not None:  # without its letters a word would be learned wrong
         return "left out, letters that are not in the vocabulary", f"{lost} of {utterance.text!r}"
     token_ids = model.vocabulary.encode(reference)
     if not token_ids and limits is not None:
@@ -147,9 +149,3 @@ def find_problem(
     if limits is not None and steps < steps_needed(token_ids):
         return "left out, too few steps for CTC", f"{seconds:.2f} s at speed {speed:g} for {len(token_ids)} tokens"
     return None
-
-
-def _lost_letters(text: str, vocabulary: Vocabulary) -> str:
-    """Letters of which the normal transcript has nothing: without them a word would be learned wrong."""
-    letters = {character for character in unicodedata.normalize("NFC", text) if character.isalpha()}
-    return "".join(sorted(letter for letter in letters if not vocabulary.normalize(letter)))

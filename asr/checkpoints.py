@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
-import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from asr.errors import AsrError
@@ -35,15 +35,21 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     """
     paths = [path for path in (output_dir / LAST_CHECKPOINT, output_dir / PREVIOUS_CHECKPOINT) if path.is_file()]
     for path in paths:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise anything
-            log.warning("%s is damaged and left out: %s", path, str(error).partition("\n")[0])
-        else:
+        if _is_whole(path):
             return path
+        log.warning("%s is damaged and left out", path)
     if paths:
         raise AsrError(f"{output_dir}: no checkpoint there can be read; start again with another output_dir=")
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every part of a checkpoint, which is a ZIP archive, has the checksum it was written with."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 class BestModelFile(lightning.Callback):

@@ -21,7 +21,7 @@ MOST_UNREADABLE_SHARE, FEWEST_UNREADABLE = 0.01, 10
 
 
 class Guards(lightning.Callback):
-    """Leaves out steps whose gradient is not finite, and stops a training where too much is left out."""
+    """Logs the gradient's norm, leaves out steps where it is not finite, and stops where too much is left out."""
 
     def __init__(self, examples: int) -> None:
         """examples: of the training set."""
@@ -54,13 +54,13 @@ class Guards(lightning.Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        module.log("train/gradient_norm", norm)
         if norm.isfinite() or trainer.precision == "16-mixed":  # whose scaler meets such steps, and skips them, itself
             return
         self.skipped_steps += 1
-        for parameter in parameters:
-            parameter.grad = None
+        optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
         shown = ", ".join(self._ids)
         log.warning("step %d left out: its gradient is not finite; utterances %s", trainer.global_step, shown)
         if self.skipped_steps > MOST_SKIPPED_STEPS:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from asr.audio import HIGHEST_RATE, LOWEST_RATE
+from asr.audio import check_rate
 from asr.errors import AsrError
 
 __all__ = ["cut_stream", "open_stream"]
@@ -67,9 +67,7 @@ def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator
 
 
 def _mono_blocks(read: Callable[[int], bytes], rate: int, channels: int) -> Iterator[Tensor]:
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz can be read"
-        raise AsrError(f"standard input: a sample rate of {rate} Hz is out of range; {allowed}")
+    check_rate("standard input", rate)
     frame_bytes = 2 * channels
     while content := read(frame_bytes * max(1, round(BLOCK_SECONDS * rate))):
         whole = bytearray(content[: len(content) // frame_bytes * frame_bytes])  # the last sample may be half there

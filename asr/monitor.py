@@ -26,7 +26,7 @@ PIXELS = 3
 
 
 class TrainingMonitor(lightning.Callback):
-    """Logs learning rate, gradient norm, utterances and audio seconds per second, and the share of time waiting."""
+    """Logs learning rate, utterances and audio seconds per second, and the share of time waiting."""
 
     def __init__(self, sample_rate: int, log_every_steps: int) -> None:
         self.sample_rate = sample_rate
@@ -52,9 +52,7 @@ class TrainingMonitor(lightning.Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         module.log("lr", optimizer.param_groups[0]["lr"])
-        module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(
         self,

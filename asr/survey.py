@@ -181,8 +181,10 @@ def _training_problems(utterances: Iterable[Utterance], model: CTCModel, dropped
     """What training would leave out; characters that normalization drops are counted in `dropped`."""
     kinds: Findings = defaultdict(list)
     for utterance in utterances:
-        reference = model.vocabulary.normalize(utterance.text, dropped)
-        problem = find_problem(utterance, reference, model, 1.0, DataConfig(), set())
+        own: Counter[str] = Counter()
+        reference = model.vocabulary.normalize(utterance.text, own)
+        dropped.update(own)
+        problem = find_problem(utterance, reference, own, model, 1.0, DataConfig(), set())
         if problem is not None:
             kinds[problem[0]].append((utterance, problem[1]))
     return kinds

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
         raise AsrError("data.train and data.valid must each name a manifest")
     utterances = read_many(config.data.train)
     alphabet = CharacterVocabulary(config.vocabulary.characters or ALPHABET)
-    references = [alphabet.normalize(utterance.text) for utterance in utterances]
+    references = (alphabet.normalize(utterance.text) for utterance in utterances)  # only pieces are learned from them
     model = make_model(config, references)
     train_corpus = check_corpus(utterances, model, config.data, config.augment)
     valid_corpus = check_corpus(read_many(config.data.valid), model, None, None)
@@ -91,7 +91,7 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     return model, train_corpus, valid_corpus
 
 
-def make_model(config: TrainConfig, references: Sequence[str]) -> CTCModel:
+def make_model(config: TrainConfig, references: Iterable[str]) -> CTCModel:
     """A model with random weights, or with those of `config.initial_model`."""
     if config.initial_model:
         model = load_model(config.initial_model)
@@ -128,7 +128,7 @@ def freeze(model: CTCModel, num_layers: int) -> None:
             part.requires_grad_(False)
 
 
-def make_vocabulary(config: TrainConfig, references: Sequence[str]) -> Vocabulary:
+def make_vocabulary(config: TrainConfig, references: Iterable[str]) -> Vocabulary:
     """Characters, or pieces learned from the training references."""
     if config.vocabulary.kind == "characters":
         return CharacterVocabulary(config.vocabulary.characters or ALPHABET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from asr.commands.options import Commands
@@ -68,22 +69,27 @@ def add_lm(commands: Commands) -> None:
         metavar="DATA",
         help="valid sets: leave out sentences that share eight words in a row with their transcripts",
     )
-    build.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: the packaged model)")
+    build.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's)")
     build.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file")
     build.set_defaults(run=_run_lm_build)
 
 
 def _run_lm_build(options: argparse.Namespace) -> int:
     """Build a word n-gram model with modified Kneser-Ney smoothing from text, and write it as ARPA."""
-    from asr.folders import read_many
-    from asr.modelfile import load_model
     from asr.ngrams import build_ngrams, drop_shared, read_sentences, write_arpa
+    from asr.text import normalize_transcript
 
     if options.order < 2:
         raise AsrError(f"--order {options.order} must be at least 2: the beam search reads no model of single words")
-    normalize = load_model(options.model).vocabulary.normalize
+    normalize: Callable[[str], str] = normalize_transcript
+    if options.model:
+        from asr.modelfile import load_model
+
+        normalize = load_model(options.model).vocabulary.normalize
     sentences = read_sentences(options.texts, normalize)
     if options.held_out:
+        from asr.folders import read_many
+
         held_out = [normalize(utterance.text) for utterance in read_many(options.held_out)]
         sentences = drop_shared(sentences, held_out)
     model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)

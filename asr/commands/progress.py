@@ -29,9 +29,11 @@ def _seconds(path: str) -> float:
     from asr.audio import open_audio
     from asr.errors import AsrError
 
+    if path == "-":
+        return 0.0
     try:
         with open_audio(path, sample_rate=16000) as audio:
-            return 0.0 if path == "-" else audio.duration_seconds
+            return audio.duration_seconds
     except AsrError:
         return 0.0
 

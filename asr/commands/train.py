@@ -197,12 +197,12 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     utterances = read_data(options.manifest)
     _check_report(options, utterances)
     paths = [options.model, *options.compare]
-    evaluations = []
-    for path in paths:
-        model = load_model(None if path == "packaged" else path, choose_device(options.device))
-        settings = {"batch_seconds": options.batch_seconds, "decode": make_decode(options, model)}
-        evaluations.append(evaluate(model, utterances, **settings))
-    evaluation, *others = evaluations
+    models = [load_model(None if path == "packaged" else path, choose_device(options.device)) for path in paths]
+    decoders = [make_decode(options, model) for model in models]
+    evaluation, *others = (
+        evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=decode)
+        for model, decode in zip(models, decoders, strict=True)
+    )
     for failure in evaluation.failures:
         print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
     print(evaluation.summary(), flush=True)
@@ -211,10 +211,11 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     if options.report:
         from asr.report.model_errors import report_errors
 
-        model = load_model(None if options.model == "packaged" else options.model)
         name, *names = _short_names(paths)
         compared = list(zip(names, others, strict=True))
-        page = report_errors(evaluation, model, options.report, name=name, others=compared, pictures=options.pictures)
+        page = report_errors(
+            evaluation, models[0], options.report, name=name, others=compared, pictures=options.pictures
+        )
         print(page)
     return 1 if evaluation.failures else 0
 

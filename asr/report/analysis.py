@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy
@@ -14,7 +14,17 @@ from torch import Tensor
 from asr.evaluation import Scored
 from asr.metrics import ErrorCounts, bootstrap_interval, pool
 
-__all__ = ["Comparison", "Group", "align_words", "compare", "find_confusions", "group_by", "signal_to_noise"]
+__all__ = [
+    "DURATIONS",
+    "Comparison",
+    "Group",
+    "align_words",
+    "compare",
+    "find_confusions",
+    "group_by",
+    "signal_to_noise",
+    "spans",
+]
 
 Step = tuple[str, str, str]
 """Kind (equal, substitute, delete, insert), word of the reference, word of the hypothesis; one may be empty."""
@@ -70,6 +80,16 @@ def group_by(scored: Iterable[Scored], key: Callable[[Scored], Any]) -> list[Gro
     for item in scored:
         groups[key(item)].append(item.words)
     return [Group(key, len(counts), pool(counts), bootstrap_interval(counts)) for key, counts in sorted(groups.items())]
+
+
+DURATIONS = (2, 5, 10, 15, 20)
+"""Where groups of utterances part, seconds."""
+
+
+def spans(edges: Sequence[float], unit: str) -> Callable[[int], str]:
+    """Names of the stretches between edges, by their number."""
+    bounds = [f"below {edges[0]:g} {unit}", *[f"{low:g} to {high:g} {unit}" for low, high in pairwise(edges)]]
+    return lambda number: [*bounds, f"{edges[-1]:g} {unit} and more"][number]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from asr import __version__
 from asr.evaluation import Evaluation, Scored
 from asr.metrics import bootstrap_interval, pool
 from asr.model import CTCModel
-from asr.report.analysis import align_words, compare, find_confusions, group_by
+from asr.report.analysis import DURATIONS, align_words, compare, find_confusions, group_by, spans
 from asr.report.media import Heard, copy_audio, draw_pictures
 from asr.report.page import Column, Page, Row, write_page
 
-__all__ = ["report_errors", "spans"]
+__all__ = ["report_errors"]
 
 MOST_FREQUENT = 30
 """Confusions of a kind that the page shows."""
@@ -38,8 +37,8 @@ COLUMNS = [
 MOST_SPEAKERS = 300
 """More are not offered as a filter."""
 
-DURATIONS, RATES, NOISES = (2, 5, 10, 15, 20), (1.5, 2, 2.5, 3, 3.5), (10, 20, 30, 40)
-"""Where groups part: seconds, words per second, dB."""
+RATES, NOISES = (1.5, 2, 2.5, 3, 3.5), (10, 20, 30, 40)
+"""Where groups part: words per second, dB."""
 
 
 def report_errors(
@@ -149,12 +148,6 @@ def _tables(scored: Sequence[Scored], heard: Sequence[Heard]) -> list[tuple[str,
     for kind, pairs in find_confusions(scored).items():
         tables.append((f"Frequent {kind}" if kind != "characters" else "Confused characters", _most_common(pairs)))
     return tables
-
-
-def spans(edges: Sequence[float], unit: str) -> Callable[[int], str]:
-    """Names of the stretches between edges, by their number."""
-    bounds = [f"below {edges[0]:g} {unit}", *[f"{low:g} to {high:g} {unit}" for low, high in pairwise(edges)]]
-    return lambda number: [*bounds, f"{edges[-1]:g} {unit} and more"][number]
 
 
 def _most_common(pairs: Counter[tuple[str, str]]) -> list[Sequence[str]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from asr import __version__
 from asr.model import CTCModel
+from asr.report.analysis import DURATIONS, spans
 from asr.report.media import copy_audio, draw_pictures
-from asr.report.model_errors import DURATIONS, spans
 from asr.report.page import Column, Page, Row, write_page
 from asr.survey import Survey, letters_per_second
 
