@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,11 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 # The same examples in every run; `--hypothesis-profile=default` looks for new ones.
 settings.register_profile("asr", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("asr")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, with a thread for each and for what each starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["cpu", "cuda"], scope="session")
