@@ -235,7 +235,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_interrupts_to_the_trainer,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,6 +253,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
-    """Ctrl-C reaches every process; the workers must live until the training process has stopped."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process; the workers must live until the trainer has stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

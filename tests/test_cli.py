@@ -215,7 +215,9 @@ def test_existing_files_are_skipped_where_that_is_asked_and_else_replaced(
     arguments = ["transcribe", "--model", model_path, "--output-dir", tmp_path, *sample_paths[:2]]
     there.write_text("mine")
     (tmp_path / "half.srt.tmp").write_text("1")
-    assert run(*arguments, "--skip-existing").code == 0
+    done = run(*arguments, "--skip-existing")
+    assert done.code == 0
+    assert re.fullmatch(r"1 of 1 files, .*; done before: 1\n", done.errors)
     assert there.read_text() == "mine"
     assert half.read_text() != ""
     assert run(*arguments).code == 0

@@ -676,10 +676,10 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not
 
 
 def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
-    config = make_config(tmp_path / "run", "trainer.epochs=1000")
+    config = make_config(tmp_path / "run", "trainer.epochs=1000", "data.num_workers=1")
     process, talk = start_process(config, tmp_path)
     try:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to the reading process too
         process.communicate(timeout=300)
     finally:
         process.kill()

@@ -89,7 +89,7 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     with audio_bar(names, shown=shown) as progress:
         results = transcribe_recordings(model, recordings, **settings, progress=progress)
         if options.output_dir:
-            return _write_all(results, outputs)
+            return _write_all(results, outputs, done_before=len(found) - len(names))
         return _print_all(results, options.format[0], alone=alone)
 
 
@@ -167,7 +167,7 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
     return outputs
 
 
-def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[Path]]) -> int:
+def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[Path]], *, done_before: int) -> int:
     """Write every transcript, and tell at the end what was done."""
     from asr.formats import write_transcript
     from asr.transcription import Failure
@@ -182,7 +182,8 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
             write_transcript(result, outputs[result.name])
     elapsed = time.perf_counter() - begin
     speed = f"{seconds / 3600:.2f} hours in {elapsed:.1f} s, {seconds / elapsed:.0f} times real time"
-    print(f"{len(outputs) - len(failed)} of {len(outputs)} files, {speed}", file=sys.stderr)
+    before = f"; done before: {done_before}" if done_before else ""
+    print(f"{len(outputs) - len(failed)} of {len(outputs)} files, {speed}{before}", file=sys.stderr)
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed else 0
