@@ -1,4 +1,4 @@
-"""The recurrent pair of a bidirectional layer, trained faster on a CPU than by two nn.GRUs.
+"""The recurrent pair of a bidirectional layer, faster on a CPU than two nn.GRUs, above all in training.
 
 autograd records nn.GRU step by step, so the gradient of its recurrent weights costs one thin product per step. Here
 only the chain h → h' is walked step by step, both directions together; every other product takes all steps at once.
