@@ -7,6 +7,7 @@ would have drawn.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -25,7 +26,7 @@ from asr.model import CTCModel
 from asr.muon import Muon
 from asr.text import BLANK_ID
 
-__all__ = ["CTCTrainingModule", "make_optimizer"]
+__all__ = ["CTCTrainingModule", "disagreement", "make_optimizer"]
 
 
 class CTCTrainingModule(lightning.LightningModule):
@@ -47,10 +48,18 @@ class CTCTrainingModule(lightning.LightningModule):
         return int(draws.generate_state(1)[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """CTC loss per target token of an augmented batch."""
-        loss, impossible = self._loss(*self.model.log_probs(*self.augmented_features(batch)), batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=len(batch.ids), sync_dist=True)
+        """CTC loss per target token of an augmented batch, and its views' disagreement where that has a weight."""
+        size, weight = len(batch.ids), self.config.augment.consistency_weight
+        if weight > 0:
+            batch = _twice(batch)
+        log_probs, lengths = self.model.log_probs(*self.augmented_features(batch))
+        loss, impossible = self._loss(log_probs, lengths, batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=size, sync_dist=True)
+        if weight > 0:
+            apart = disagreement(log_probs, lengths) / self._tokens(batch)
+            self.log("train/disagreement", apart, batch_size=size, sync_dist=True)
+            loss = loss + weight * apart
         return loss
 
     def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -115,6 +124,26 @@ class CTCTrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         total_steps = int(self.trainer.estimated_stepping_batches)
         return make_optimizer(self.model, self.config.optimizer, total_steps)
+
+
+def _twice(batch: Batch) -> Batch:
+    """A batch of the same waveforms and targets twice; what is augmented then is two views of each utterance."""
+    tensors: dict[str, Any] = {
+        name: torch.cat([value, value]) for name, value in vars(batch).items() if isinstance(value, Tensor)
+    }
+    return replace(batch, **tensors)
+
+
+def disagreement(log_probs: Tensor, lengths: Tensor) -> Tensor:
+    """How far the outputs for two views of utterances are apart: the sum of KL(other view ‖ this view), nats.
+
+    Each view is drawn to the other, which stands still for it: the consistency term of CR-CTC (Yao et al., ICLR 2025).
+    log_probs: (2 × batch, steps, tokens), the second views behind the first ones; lengths: (2 × batch,) steps.
+    """
+    first, second = log_probs.chunk(2)
+    other = torch.cat([second, first]).detach()
+    divergences = (other.exp() * (other - log_probs)).sum(2)
+    return divergences[valid_positions(lengths, log_probs.shape[1])].sum()
 
 
 def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig
 from asr.data import Batch, DurationBatchSampler
 from asr.errors import AsrError
 from asr.evaluation import evaluate
-from asr.learning import CTCTrainingModule, make_optimizer
+from asr.learning import CTCTrainingModule, disagreement, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -769,6 +769,48 @@ def test_an_utterance_that_ctc_cannot_write_is_counted_and_harms_nothing(tmp_pat
     assert scores.grad.isfinite().all()
     assert not scores.grad[0].any()
     assert scores.grad[1].any()
+
+
+def test_two_views_disagree_by_the_divergence_of_each_from_the_other_over_their_own_steps() -> None:
+    scores = torch.randn(4, 5, 29, requires_grad=True)
+    lengths = torch.tensor([5, 2, 5, 2])
+    log_probs = scores.log_softmax(2)
+    apart = disagreement(log_probs, lengths)
+    expected = torch.zeros(())
+    for this, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
+        p, q = log_probs[other, : lengths[this]].detach().exp(), log_probs[this, : lengths[this]].exp()
+        expected = expected + (p * (p / q).log()).sum()
+    torch.testing.assert_close(apart, expected)
+    (ours,) = torch.autograd.grad(apart, scores, retain_graph=True)
+    (theirs,) = torch.autograd.grad(expected, scores)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_views_that_agree_add_nothing() -> None:
+    view = torch.randn(3, 4, 29).log_softmax(2)
+    assert disagreement(torch.cat([view, view]), torch.tensor([4, 1, 2] * 2)) == 0
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer
+def test_a_step_with_two_views_has_their_mean_ctc_loss_and_their_weighted_disagreement(tmp_path: Path) -> None:
+    weighted = make_module(make_config(tmp_path, "augment.consistency_weight=0.5", "model.encoder.dropout=0"))
+    waveforms, sample_lengths = torch.randn(2, 16000) * 0.1, torch.tensor([16000, 12000])
+    targets, target_lengths = torch.tensor([[3, 9, 4], [5, 6, 0]]), torch.tensor([3, 2])
+    loss = weighted.training_step(Batch(waveforms, sample_lengths, targets, target_lengths, ["", ""], ["a", "b"]), 0)
+
+    doubled = [torch.cat([tensor, tensor]) for tensor in (waveforms, sample_lengths, targets, target_lengths)]
+    views = Batch(*doubled, [""] * 4, list("abab"))
+    log_probs, lengths = weighted.model.log_probs(*weighted.augmented_features(views))
+    assert not torch.equal(log_probs[:2], log_probs[2:]), "each view is augmented in its own way"
+    ctc = [weighted._loss(log_probs[rows], lengths[rows], views_of(views, rows))[0] for rows in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(loss, sum(ctc) / 2 + 0.5 * disagreement(log_probs, lengths) / 10)
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in weighted.parameters())
+
+
+def views_of(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch."""
+    return Batch(**{name: value if name == "unreadable" else value[rows] for name, value in vars(batch).items()})
 
 
 def test_matrices_decay_and_vectors_do_not(model: CTCModel) -> None:
