@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance
@@ -78,10 +76,12 @@ def check_corpus(
     for utterance in utterances:
         dropped: Counter[str] = Counter()
         reference = model.vocabulary.normalize(utterance.text, dropped)
-        corpus.dropped_characters.update(dropped)
+        if dropped:
+            corpus.dropped_characters.update(dropped)
         problem = find_problem(utterance, reference, dropped, model, speed, limits, missing)
         if problem is None:
-            corpus.examples.append(Example(utterance, reference))
+            text = utterance.text  # where it is normal already, a million are kept in memory once
+            corpus.examples.append(Example(utterance, text if text == reference else reference))
         else:
             kind, detail = problem
             corpus.findings.setdefault(kind, []).append(f"{utterance.place}: {utterance.id}: {detail}")
@@ -145,7 +145,7 @@ def find_problem(
     token_ids = model.vocabulary.encode(reference)
     if not token_ids and limits is not None:
         return "left out, nothing left of the transcript", repr(utterance.text)
-    steps = int(model.output_lengths(torch.tensor(int(seconds / speed * model.sample_rate))))
+    steps = model.output_lengths(int(seconds / speed * model.sample_rate))
     if limits is not None and steps < steps_needed(token_ids):
         return "left out, too few steps for CTC", f"{seconds:.2f} s at speed {speed:g} for {len(token_ids)} tokens"
     return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.config import EncoderConfig
-from asr.features import mask_padding
+from asr.features import Lengths, mask_padding
 from asr.recurrence import bidirectional_gru
 
 __all__ = ["BiGRUEncoder", "BidirectionalLayer", "ConvSubsampling", "flip_valid"]
@@ -34,21 +34,21 @@ class ConvSubsampling(nn.Module):
         )
         for convolution in self.convolutions:  # a third faster on the CPU, and ready to flatten
             convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        bands = self.output_lengths(torch.tensor(num_mels)).item()
-        self.projection = nn.Linear(channels * int(bands), output_size)
+        bands = self.output_lengths(num_mels)
+        self.projection = nn.Linear(channels * bands, output_size)
 
     @property
     def subsampling_factor(self) -> int:
         """Frames per step."""
         return int(self.stride ** len(self.convolutions))
 
-    def output_lengths(self, lengths: Tensor) -> Tensor:
+    def output_lengths(self, lengths: Lengths) -> Lengths:
         """Steps of so many frames (and bands of so many mel bands)."""
         for _ in self.convolutions:
             lengths = self._output_lengths_of_one(lengths)
         return lengths
 
-    def _output_lengths_of_one(self, lengths: Tensor) -> Tensor:
+    def _output_lengths_of_one(self, lengths: Lengths) -> Lengths:
         return (lengths + 2 * self.padding - self.kernel_size) // self.stride + 1
 
     def forward(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:

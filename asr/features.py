@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torchaudio
 from torch import Tensor, nn
 
 from asr.config import FrontendConfig
 
-__all__ = ["LogMelFrontend", "mask_padding", "normalize_features", "valid_positions"]
+__all__ = ["Lengths", "LogMelFrontend", "mask_padding", "normalize_features", "valid_positions"]
+
+Lengths = TypeVar("Lengths", int, Tensor)
+"""One length, or (batch,) integers."""
 
 LOG_FLOOR = 2.0**-24
 """Added to each mel energy before the logarithm: the quietest step of 24-bit audio, as power far below speech."""
@@ -45,7 +50,7 @@ class LogMelFrontend(nn.Module):
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, buffer, persistent=False)
 
-    def output_lengths(self, sample_lengths: Tensor) -> Tensor:
+    def output_lengths(self, sample_lengths: Lengths) -> Lengths:
         """Frames of utterances of so many samples: one centred on every hop, the first on sample 0."""
         return sample_lengths // self.hop_samples + 1
 

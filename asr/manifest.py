@@ -18,6 +18,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
+import orjson
+
 from asr.audio import open_audio
 from asr.errors import AsrError
 
@@ -64,12 +66,12 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     that is not above 0; a duration that is not given is read from the audio's header. Audio is not opened otherwise.
     """
     path = Path(path)
-    utterances, problems, manifest = [], [], str(path)
+    utterances, problems, manifest, folder = [], [], str(path), str(path.parent)
     try:
         with _open_text(path) as file:
             for line, row in _rows(path, file):
                 try:
-                    utterances.append(_utterance(_fields(row), manifest, line, path.parent))
+                    utterances.append(_utterance(_fields(row), manifest, line, folder))
                 except (_LineError, AsrError) as error:
                     problems.append(f"{manifest}:{line}: {error}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -120,9 +122,9 @@ def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(row, dict):
         return _with_our_names(row)
     try:
-        fields = json.loads(row)
-    except (ValueError, RecursionError) as error:
-        raise _LineError(f"not a line of JSON: {getattr(error, 'msg', error)}") from error
+        fields = orjson.loads(row)
+    except orjson.JSONDecodeError as error:
+        raise _LineError(f"not a line of JSON: {error.msg}") from error
     if not isinstance(fields, dict):
         raise _LineError('must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}')
     return _from_cut(fields) if "recording" in fields else _with_our_names(fields)
@@ -152,7 +154,7 @@ def _from_cut(cut: dict[str, Any]) -> dict[str, Any]:
         raise _LineError("must be a lhotse MonoCut with one audio source and one supervision") from error
 
 
-def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: Path) -> Utterance:
+def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) -> Utterance:
     """The checked utterance of a line's named values."""
     if None in fields:  # where csv puts what has no name
         raise _LineError("has more columns than the header; put a text with commas in double quotes")
@@ -171,7 +173,7 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: Path) -
             duration = audio.duration_seconds - (start or 0.0)
     if duration <= 0:
         raise _LineError(f"duration={duration:g} must be above 0 seconds")
-    name = str(fields.get("id") or os.path.splitext(os.path.basename(audio_path))[0])
+    name = str(fields.get("id") or Path(audio_path).stem)
     speaker = str(fields.get("speaker") or "")
     return Utterance(name, audio_path, fields["text"], start or 0.0, duration, speaker, manifest, line)
 

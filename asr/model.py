@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from operator import eq
 
 import torch
 from torch import Tensor, nn
 
 from asr.config import ModelConfig
 from asr.encoder import BiGRUEncoder
-from asr.features import LogMelFrontend
+from asr.features import Lengths, LogMelFrontend
 from asr.text import Vocabulary
 
 __all__ = ["CTCModel", "steps_needed", "with_vocabulary"]
@@ -40,7 +40,7 @@ class CTCModel(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def output_lengths(self, sample_lengths: Tensor) -> Tensor:
+    def output_lengths(self, sample_lengths: Lengths) -> Lengths:
         """Steps of utterances of so many samples."""
         return self.encoder.subsampling.output_lengths(self.frontend.output_lengths(sample_lengths))
 
@@ -60,7 +60,8 @@ class CTCModel(nn.Module):
 
 def steps_needed(token_ids: list[int]) -> int:
     """The fewest steps in which CTC can write these tokens: one each, and a blank between two equal ones."""
-    return len(token_ids) + sum(left == right for left, right in pairwise(token_ids))
+    repeats: int = sum(map(eq, token_ids, token_ids[1:]))
+    return len(token_ids) + repeats
 
 
 def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:

@@ -42,16 +42,28 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
     become ', dashes and slashes become spaces, letters lose their accents. Whatever else is left is dropped, and
     counted in `dropped` by character as it stood in the text (in Unicode NFC).
     """
-    kept = []
-    for character in unicodedata.normalize("NFC", text):
-        written = _in_alphabet(character, alphabet)
-        kept.append(written)
-        if not written and dropped is not None:
-            dropped[character] += 1
-    return " ".join("".join(kept).split())
+    table = _table(alphabet)
+    text = unicodedata.normalize("NFC", text)
+    if dropped is not None:
+        lost = {character for character in set(text) if not table[ord(character)]}
+        if lost:
+            dropped.update(filter(lost.__contains__, text))
+    return " ".join(text.translate(table).split())
 
 
-@lru_cache(maxsize=10_000)
+class _Table(dict[int, str]):
+    """What stands for a character, by its code point, in the form of str.translate; filled as characters come."""
+
+    def __init__(self, alphabet: str) -> None:
+        self.alphabet = alphabet
+
+    def __missing__(self, code_point: int) -> str:
+        return self.setdefault(code_point, _in_alphabet(chr(code_point), self.alphabet))
+
+
+_table = lru_cache(maxsize=100)(_Table)
+
+
 def _in_alphabet(character: str, alphabet: str) -> str:
     """What stands for a character: letters of the alphabet, a space, or nothing."""
     if character.isspace():
