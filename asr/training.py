@@ -51,12 +51,15 @@ FALSE_ALARMS = (
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Train a model by a recipe; returns the path of its model file, the best by valid WER.
 
-    resume: continue the run in `config.output_dir` where it stopped.
+    resume: continue the run in `config.output_dir` where it stopped; torchrun's restarts do so by themselves.
     Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
     """
     output_dir = Path(config.output_dir)
     checkpoint = find_checkpoint(output_dir)
+    resume = resume or (checkpoint is not None and _is_restarted())
     _check_output_dir(config, checkpoint, resume)
+    if resume:
+        log.info("going on from %s", checkpoint)
     torch.manual_seed(config.trainer.seed)
     model, train_corpus, valid_corpus = prepare_training(config)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 def is_first_process() -> bool:
     """Whether this process speaks for the others: of several, Lightning and torchrun number all but the first."""
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+
+
+def _is_restarted() -> bool:
+    """Whether torchrun started this process again after one of its processes had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
 
 
 def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, CheckedCorpus]:
