@@ -5,6 +5,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     errors         AsrError: what the user can mend
     config         every setting, one dataclass per stage
     recipe         a YAML file and overrides → settings
+    tarfiles       a path into a tar file    → an open file
     audio          any audio file            → waveforms (batch, samples)
     live           sound that is coming in   → utterances, cut at pauses
     text           transcripts               ↔ token ids; BLANK_ID
@@ -22,6 +23,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     check          utterances                → examples to learn from, and what is wrong with the rest
     corpora        the name of a corpus      → folders → manifests
         download, archive, chapters, librispeech
+    shards         utterances                ↔ tar files of some hundred recordings
     folders        a manifest or a folder    → utterances
     survey         utterances                → a page about them
     data           examples                  → batches by duration

@@ -20,6 +20,7 @@ import torchaudio
 from torch import Tensor
 
 from asr.errors import AsrError
+from asr.tarfiles import open_recording
 
 __all__ = ["AudioFile", "AudioSource", "check_rate", "open_audio", "read_audio", "samples_as_file"]
 
@@ -214,7 +215,7 @@ def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
     """An open file with something in it, at its beginning; what cannot seek is read to its end first."""
     with ExitStack() as opened:
         try:
-            stream = opened.enter_context(Path(source).open("rb")) if isinstance(source, str | Path) else source
+            stream = opened.enter_context(open_recording(source)) if isinstance(source, str | Path) else source
             if not stream.seekable():
                 stream = io.BytesIO(stream.read())
             if stream.seek(0, io.SEEK_END) == 0:

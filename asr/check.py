@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
+from asr.tarfiles import is_recording
 
 __all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_shared"]
 
@@ -116,7 +116,7 @@ def find_shared(train: CheckedCorpus, valid: CheckedCorpus) -> list[str]:
 
 
 def _missing_files(utterances: Sequence[Utterance]) -> set[str]:
-    return {path for path in {utterance.audio_path for utterance in utterances} if not os.path.isfile(path)}
+    return {path for path in {utterance.audio_path for utterance in utterances} if not is_recording(path)}
 
 
 def find_problem(

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from asr.commands.prepare import add_download, add_lm, add_prepare, add_tune_lm
+from asr.commands.prepare import add_download, add_lm, add_prepare, add_shard, add_tune_lm
 from asr.commands.train import add_check, add_evaluate, add_finetune, add_plot, add_train, add_verify
 from asr.commands.transcribe import add_align, add_transcribe
 from asr.errors import AsrError
@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_tune_lm,
         add_download,
         add_prepare,
+        add_shard,
     ):
         add(commands)
     return parser

@@ -1,7 +1,8 @@
-"""Data as people have it, a manifest or a folder, to utterances.
+"""Data as people have it, a manifest, a folder or the address of shards, to utterances.
 
-Folders are known by what is in them: Hugging Face's `metadata.csv` or `.jsonl`; Kaldi's `wav.scp` and `text`;
-LibriSpeech's `*.trans.txt`, at any depth; or recordings with a text file of the same name beside each.
+Folders are known by what is in them: shards, as `asr shard` or lhotse writes them; Hugging Face's `metadata.csv` or
+`.jsonl`; Kaldi's `wav.scp` and `text`; LibriSpeech's `*.trans.txt`, at any depth; or recordings with a text file of the
+same name beside each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from asr.audio import open_audio
 from asr.errors import AsrError
 from asr.manifest import Utterance, read_manifest
+from asr.shards import fetch_shards, is_shard_folder, read_shards
 
 __all__ = ["AUDIO_EXTENSIONS", "find_audio", "read_data", "read_many"]
 
@@ -25,14 +27,18 @@ def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
 
 
 def read_data(path: str | Path) -> list[Utterance]:
-    """Every utterance of a manifest or of a folder.
+    """Every utterance of a manifest, of a folder, or of shards behind an HTTP address.
 
     Raises AsrError that lists each fault: a recording without a text or a text without a recording, a line with fields
     missing, audio that cannot be read; and for a folder of no known kind.
     """
+    if str(path).startswith(("http://", "https://")):
+        return read_shards(fetch_shards(str(path)))
     folder = Path(path)
     if not folder.is_dir():
         return read_manifest(path)
+    if is_shard_folder(folder):
+        return read_shards(folder)
     for name in ("metadata.csv", "metadata.jsonl"):
         if (folder / name).is_file():
             return read_manifest(folder / name)
@@ -42,7 +48,7 @@ def read_data(path: str | Path) -> list[Utterance]:
         return _checked(folder, _read_librispeech(folder))
     if any(audio.with_suffix(".txt").is_file() for audio in find_audio(folder)):
         return _checked(folder, _read_pairs(folder))
-    kinds = "metadata.csv, Kaldi's wav.scp and text, *.trans.txt, or recordings with a .txt beside each"
+    kinds = "shards, metadata.csv, Kaldi's wav.scp and text, *.trans.txt, or recordings with a .txt beside each"
     raise AsrError(f"{path}: the folder holds no data of a known kind ({kinds})")
 
 

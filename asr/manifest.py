@@ -1,8 +1,8 @@
 """Manifests: what was said in which recording, one utterance a line.
 
-Read are lhotse's cuts (`.jsonl`, `.jsonl.gz`; what `asr prepare` writes), JSON lines with `audio`, `text` and, if
-known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the header. The names of
-NeMo, Hugging Face and Common Voice will do too. A relative audio path is relative to its manifest.
+Read are lhotse's cuts (`.jsonl`, `.jsonl.gz`; what `asr prepare` writes, or what lies beside a shard), JSON lines with
+`audio`, `text` and, if known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the
+header. The names of NeMo, Hugging Face and Common Voice will do too. A relative audio path is relative to its manifest.
 """
 
 from __future__ import annotations
@@ -67,11 +67,12 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     """
     path = Path(path)
     utterances, problems, manifest, folder = [], [], str(path), str(path.parent)
+    shard = path.name.replace("cuts", "recording", 1).removesuffix(".gz").removesuffix(".jsonl") + ".tar"
     try:
         with _open_text(path) as file:
             for line, row in _rows(path, file):
                 try:
-                    utterances.append(_utterance(_fields(row), manifest, line, folder))
+                    utterances.append(_utterance(_fields(row, shard), manifest, line, folder))
                 except (_LineError, AsrError) as error:
                     problems.append(f"{manifest}:{line}: {error}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -117,8 +118,8 @@ def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, str | dict[str, Any]]
         yield from ((number, line) for number, line in enumerate(_lines(path, file), start=1) if line.strip())
 
 
-def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
-    """The named values of a row, lhotse's cuts flattened to our names."""
+def _fields(row: str | dict[str, Any], shard: str) -> dict[str, Any]:
+    """The named values of a row, lhotse's cuts flattened to our names; shard: the tar file of a shard's cuts."""
     if isinstance(row, dict):
         return _with_our_names(row)
     try:
@@ -127,7 +128,7 @@ def _fields(row: str | dict[str, Any]) -> dict[str, Any]:
         raise _LineError(f"not a line of JSON: {error.msg}") from error
     if not isinstance(fields, dict):
         raise _LineError('must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}')
-    return _from_cut(fields) if "recording" in fields else _with_our_names(fields)
+    return _from_cut(fields, shard) if "recording" in fields else _with_our_names(fields)
 
 
 def _with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
@@ -135,16 +136,16 @@ def _with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
     return {**given, **fields} if given else fields
 
 
-def _from_cut(cut: dict[str, Any]) -> dict[str, Any]:
-    """Our names for a lhotse MonoCut with one file as its source and one supervision."""
+def _from_cut(cut: dict[str, Any], shard: str) -> dict[str, Any]:
+    """Our names for a lhotse MonoCut with one file, or a place in its shard, as its source, and one supervision."""
     try:
         (source,) = cut["recording"]["sources"]
         (supervision,) = cut["supervisions"]
-        if source["type"] != "file":
+        if source["type"] not in ("file", "shar"):
             raise _LineError(f"cut {cut['id']}: audio of type {source['type']!r} is not read here, only files are")
         return {
             "id": cut["id"],
-            "audio": source["source"],
+            "audio": source["source"] if source["type"] == "file" else f"{shard}/{cut['id']}",
             "text": supervision.get("text", ""),
             "start": cut["start"],
             "duration": cut["duration"],

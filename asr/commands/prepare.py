@@ -1,4 +1,4 @@
-"""`asr download`, `asr prepare`, `asr lm` and `asr tune-lm`: speech and text to learn from."""
+"""`asr download`, `asr prepare`, `asr shard`, `asr lm` and `asr tune-lm`: speech and text to learn from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from asr.commands.options import Commands
 from asr.errors import AsrError
 
-__all__ = ["add_download", "add_lm", "add_prepare", "add_tune_lm"]
+__all__ = ["add_download", "add_lm", "add_prepare", "add_shard", "add_tune_lm"]
 
 
 def add_download(commands: Commands) -> None:
@@ -47,6 +47,33 @@ def _run_prepare(options: argparse.Namespace) -> int:
     for subset in prepare_all(options.dir, options.output_dir):
         hours = subset.duration_seconds / 3600
         print(f"{subset.path}\t{subset.num_utterances:,} utterances\t{hours:.2f} hours")
+    return 0
+
+
+def add_shard(commands: Commands) -> None:
+    parser = commands.add_parser("shard", help="many small files to few large ones", description=_run_shard.__doc__)
+    parser.add_argument("data", nargs="+", metavar="DATA", help="manifests or folders")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument("--shard-size", type=int, default=1000, metavar="N", help="recordings in one (default: 1000)")
+    parser.set_defaults(run=_run_shard, find_conflict=_find_shard_conflict)
+
+
+def _find_shard_conflict(options: argparse.Namespace) -> str | None:
+    return "--shard-size must be at least 1" if options.shard_size < 1 else None
+
+
+def _run_shard(options: argparse.Namespace) -> int:
+    """Pack recordings and transcripts into tar files, in lhotse's Shar layout.
+
+    The folder, or its address on an HTTP server, can be named wherever a manifest can.
+    """
+    from asr.folders import read_many
+    from asr.shards import write_shards
+
+    utterances = read_many(options.data)
+    shards = write_shards(utterances, options.output, options.shard_size)
+    hours = sum(utterance.duration_seconds for utterance in utterances) / 3600
+    print(f"{options.output}\t{shards:,} shards\t{len(utterances):,} utterances\t{hours:.2f} hours")
     return 0
 
 

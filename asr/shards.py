@@ -1,0 +1,202 @@
+"""Shards: some hundred recordings in one tar file beside their transcripts, in lhotse's Shar layout.
+
+A folder of a million small files is slow to list, to copy and to read from a network disk. Shards are read in any
+order, as single files are, so batches, draws and resuming are those of the manifest that they were made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from io import BytesIO
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from asr.audio import open_audio, read_audio
+from asr.errors import AsrError
+from asr.manifest import Utterance, read_manifest
+from asr.tarfiles import is_recording, open_recording
+
+__all__ = ["fetch_shards", "is_shard_folder", "read_shards", "write_shards"]
+
+log = logging.getLogger(__name__)
+
+INDEX_SUFFIX = ".json"
+"""Beside the folder `shards` lies `shards.json`, its files with their sizes and checksums for those who read over HTTP;
+lhotse takes every file in the folder for data."""
+
+FILE_NAME = re.compile(r"(cuts\.\d{6}\.jsonl\.gz|recording\.\d{6}\.tar)")
+
+SHARD_SIZE = 1000
+"""Recordings in a shard: about 400 MB of LibriSpeech."""
+
+WHOLE_SECONDS = 0.01
+"""An utterance that leaves out less of its recording is all of it."""
+
+INDEX_TIMEOUT_SECONDS = 60.0
+
+
+def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size: int = SHARD_SIZE) -> int:
+    """Write utterances to a new folder; returns how many shards there are. lhotse's CutSet.from_shar reads them too.
+
+    A whole recording keeps its bytes; a stretch of a longer one becomes FLAC, mono, of 16 bits and the same rate. The
+    folder appears when it is complete.
+    Raises AsrError that lists each recording that cannot be read; for a folder with something in it, and a full disk.
+    """
+    from lhotse.shar.writers.cut import JsonlShardWriter
+    from lhotse.shar.writers.tar import TarWriter
+
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.part")
+    problems: list[str] = []
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise AsrError(f"{folder}: there are files in it; name a new folder")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        pattern = str(temporary).replace("%", "%%")
+        recordings = TarWriter(f"{pattern}/recording.%06d.tar", shard_size)
+        cuts = JsonlShardWriter(f"{pattern}/cuts.%06d.jsonl.gz", shard_size)
+        with recordings, cuts:
+            for utterance, name in _with_unique_names(utterances):
+                try:
+                    content, extension, cut = _packed(utterance, name)
+                except AsrError as error:
+                    problems.append(f"{utterance.place}: {error}")
+                    continue
+                recordings.write(f"{name}.{extension}", BytesIO(content))
+                recordings.write(f"{name}.json", BytesIO(json.dumps(cut["recording"]).encode()), count=False)
+                cuts.write(cut)
+        if problems:
+            raise AsrError.of_many(problems, "recordings that cannot be read")
+        index = _index(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.replace(folder)
+        folder.with_name(folder.name + INDEX_SUFFIX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise AsrError(f"{folder}: cannot be written ({error.strerror}); make room or choose another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(list(folder.glob("recording.*.tar")))
+
+
+def _with_unique_names(utterances: Iterable[Utterance]) -> Iterable[tuple[Utterance, str]]:
+    """Each utterance with its id, numbered where another had it before."""
+    taken: set[str] = set()
+    for utterance in utterances:
+        numbered = (f"{utterance.id}-{number}" for number in count(2))
+        name = next(name for name in chain([utterance.id], numbered) if name not in taken)
+        taken.add(name)
+        yield utterance, name
+
+
+def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]]:
+    """An utterance's audio file, its extension, and its cut as lhotse writes it."""
+    import soundfile
+    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+
+    start, seconds = utterance.start_seconds, utterance.duration_seconds
+    with open_audio(utterance.audio_path, 16000) as audio:
+        rate, frames, kind = audio.file.samplerate, audio.frames, audio.file.format.lower()
+        is_whole = start == 0 and seconds > audio.duration_seconds - WHOLE_SECONDS
+    if is_whole:
+        with open_recording(utterance.audio_path) as file:
+            content = file.read()
+    else:
+        samples = read_audio(utterance.audio_path, rate, start_seconds=start, duration_seconds=seconds)
+        encoded = BytesIO()
+        soundfile.write(encoded, samples.numpy(), rate, format="FLAC", subtype="PCM_16")
+        content, kind, frames = encoded.getvalue(), "flac", len(samples)
+    duration = frames / rate
+    recording = Recording(name, [AudioSource("shar", [0], "")], rate, frames, duration)
+    supervision = SupervisionSegment(name, name, 0.0, duration, text=utterance.text, speaker=utterance.speaker or None)
+    cut = MonoCut(name, 0.0, duration, channel=0, supervisions=[supervision], recording=recording)
+    return content, kind, cut.to_dict()
+
+
+def _index(folder: Path) -> dict[str, dict[str, Any]]:
+    from asr.corpora.download import md5_of
+
+    return {path.name: {"size": path.stat().st_size, "md5": md5_of(path)} for path in sorted(folder.iterdir())}
+
+
+def is_shard_folder(folder: Path) -> bool:
+    """Whether there are shards in it."""
+    return any(folder.glob("cuts.*.jsonl.gz"))
+
+
+def read_shards(folder: str | Path) -> list[Utterance]:
+    """The utterances of all shards in a folder. What a damaged shard has lost is told in the log and left out.
+
+    Raises AsrError where nothing is left.
+    """
+    utterances = []
+    for cuts in sorted(Path(folder).glob("cuts.*.jsonl.gz")):
+        try:
+            listed = read_manifest(cuts)
+        except AsrError as error:
+            log.warning("shard left out: %s", error)
+            continue
+        there = [utterance for utterance in listed if is_recording(utterance.audio_path)]
+        if len(there) < len(listed):
+            log.warning(
+                "%s: %d of its %d recordings are damaged or missing, and left out",
+                cuts,
+                len(listed) - len(there),
+                len(listed),
+            )
+        utterances += there
+    if not utterances:
+        raise AsrError(f"{folder}: no shard there can be read; make them again with asr shard")
+    return utterances
+
+
+def fetch_shards(url: str) -> Path:
+    """The folder in the user's cache that holds the shards at an HTTP address, as `write_shards` left them there.
+
+    What is there already is not fetched again, what broke off is resumed. A shard that cannot be fetched is told in the
+    log and left out. Raises AsrError where there is no index of them.
+    """
+    from filelock import FileLock
+
+    from asr.corpora.download import fetch
+
+    url = url.rstrip("/")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "bigru-asr" / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # of several processes one fetches
+        for name, file in _read_index(url).items():
+            path = folder / name
+            if path.is_file() and path.stat().st_size == file["size"]:
+                continue
+            try:
+                fetch(f"{url}/{name}", path, md5=file["md5"], size=file["size"])
+            except AsrError as error:
+                log.warning("shard left out: %s", error)
+    return folder
+
+
+def _read_index(url: str) -> dict[str, dict[str, Any]]:
+    import http.client
+    import urllib.request
+
+    address = url + INDEX_SUFFIX
+    try:
+        with urllib.request.urlopen(address, timeout=INDEX_TIMEOUT_SECONDS) as answer:
+            files = json.load(answer)
+        entries = {str(name): {"size": int(file["size"]), "md5": str(file["md5"])} for name, file in files.items()}
+    except (OSError, http.client.HTTPException) as error:
+        raise AsrError(f"{address}: cannot be fetched: {getattr(error, 'reason', None) or error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise AsrError(f"{address}: is not the index that asr shard writes") from error
+    for name in entries:
+        if not FILE_NAME.fullmatch(name):
+            raise AsrError(f"{address}: names {name!r}, which is no part of a shard")
+    return entries

@@ -1,0 +1,254 @@
+"""Shards: the same utterances, samples and trainings as from single files, and only what is damaged is lost."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr.audio import read_audio
+from asr.cli import main
+from asr.errors import AsrError
+from asr.folders import read_data
+from asr.manifest import Utterance, read_manifest
+from asr.shards import write_shards
+from asr.tarfiles import is_recording
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+MANIFEST = SAMPLES / "manifest.jsonl"
+
+
+@pytest.fixture(scope="module")
+def utterances() -> list[Utterance]:
+    return read_manifest(MANIFEST)
+
+
+@pytest.fixture
+def shards(utterances: list[Utterance], tmp_path: Path) -> Path:
+    """The six samples, two in a shard."""
+    assert write_shards(utterances, tmp_path / "shards", shard_size=2) == 3
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def address(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where a server on this machine offers the shards; the user's cache is a new folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/shards"
+        server.shutdown()
+
+
+def spoken(utterance: Utterance) -> torch.Tensor:
+    span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
+    return read_audio(utterance.audio_path, 16000, **span)
+
+
+def assert_same(read: list[Utterance], written: list[Utterance]) -> None:
+    for one, other in zip(read, written, strict=True):
+        assert (one.id, one.text, one.speaker) == (other.id, other.text, other.speaker)
+        assert one.duration_seconds == pytest.approx(other.duration_seconds, abs=1e-4)
+        assert torch.equal(spoken(one), spoken(other))
+
+
+def test_shards_hold_the_same_utterances_sample_by_sample(shards: Path, utterances: list[Utterance]) -> None:
+    assert_same(read_data(shards), utterances)
+    assert_same(read_data(shards / "cuts.000001.jsonl.gz"), utterances[2:4])
+
+
+def test_shards_can_be_sharded_again(shards: Path, utterances: list[Utterance], tmp_path: Path) -> None:
+    assert write_shards(read_data(shards), tmp_path / "again", shard_size=4) == 2
+    assert_same(read_data(tmp_path / "again"), utterances)
+
+
+def test_lhotse_reads_them(shards: Path, utterances: list[Utterance]) -> None:
+    from lhotse import CutSet
+
+    cuts = list(CutSet.from_shar(in_dir=shards))
+    assert [cut.id for cut in cuts] == [utterance.id for utterance in utterances]
+    for cut, utterance in zip(cuts, utterances):
+        assert cut.supervisions[0].text == utterance.text
+        assert torch.equal(torch.from_numpy(cut.load_audio())[0], spoken(utterance))
+
+
+def test_what_lhotse_writes_is_read(utterances: list[Utterance], tmp_path: Path) -> None:
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+    cuts = []
+    for one in utterances:
+        recording = Recording.from_file(one.audio_path, recording_id=one.id)
+        supervision = SupervisionSegment(one.id, one.id, 0.0, recording.duration, text=one.text, speaker=one.speaker)
+        cuts.append(MonoCut(one.id, 0.0, recording.duration, 0, [supervision], recording=recording))
+    (tmp_path / "theirs").mkdir()
+    CutSet.from_cuts(cuts).to_shar(tmp_path / "theirs", fields={"recording": "flac"}, shard_size=4)
+    assert_same(read_data(tmp_path / "theirs"), utterances)
+
+
+def test_a_stretch_of_a_recording_becomes_a_recording(utterances: list[Utterance], tmp_path: Path) -> None:
+    stretch = replace(utterances[0], start_seconds=1.25, duration_seconds=2.5)
+    write_shards([stretch], tmp_path / "shards")
+    (read,) = read_data(tmp_path / "shards")
+    assert (read.start_seconds, read.duration_seconds) == (0.0, 2.5)
+    assert torch.equal(spoken(read), spoken(stretch)), "FLAC to FLAC, 16 bits both"
+
+
+def test_utterances_of_the_same_name_stay_apart(utterances: list[Utterance], tmp_path: Path) -> None:
+    named = [replace(one, id=name) for one, name in zip(utterances, ("a", "a", "a-2", "b.c/d", "a"))]
+    write_shards(named, tmp_path / "shards")
+    read = read_data(tmp_path / "shards")
+    assert [one.id for one in read] == ["a", "a-2", "a-2-2", "b.c/d", "a-3"]
+    for one, other in zip(read, named, strict=True):
+        assert torch.equal(spoken(one), spoken(other))
+
+
+def test_a_training_from_shards_is_that_from_files(shards: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: {frontend: {num_mels: 16}, encoder: {conv_channels: 4, num_layers: 1, hidden_size: 16}}\n"
+        "data: {batch_seconds: 11, max_seconds: 11}\n"
+        "trainer: {epochs: 2, precision: 32-true, accelerator: cpu}\n"
+    )
+    for name, data in (("files", MANIFEST), ("shards", shards)):
+        settings = [f"output_dir={tmp_path / name}_run", f"data.train=[{data}]", f"data.valid=[{data}]"]
+        assert main(["train", str(recipe), *settings]) == 0
+    weights = [torch.load(tmp_path / f"{name}_run" / "last.ckpt", weights_only=True) for name in ("files", "shards")]
+    for name, tensor in weights[0]["state_dict"].items():
+        assert torch.equal(weights[1]["state_dict"][name], tensor)
+
+
+def test_a_folder_with_a_name_of_a_tar_file_is_a_folder(utterances: list[Utterance], tmp_path: Path) -> None:
+    folder = tmp_path / "a.tar"
+    folder.mkdir()
+    copy = folder / "speech.flac"
+    copy.write_bytes(Path(utterances[0].audio_path).read_bytes())
+    assert is_recording(copy)
+    assert torch.equal(read_audio(copy, 16000), spoken(utterances[0]))
+
+
+# Damage
+
+
+def test_a_shard_that_is_cut_short_loses_only_what_is_behind(
+    shards: Path, utterances: list[Utterance], caplog: pytest.LogCaptureFixture
+) -> None:
+    tar = shards / "recording.000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-50_000])
+    with caplog.at_level(logging.WARNING):
+        read = read_data(shards)
+    assert_same(read, [*utterances[:3], *utterances[4:]])
+    assert "cuts.000001.jsonl.gz: 1 of its 2 recordings are damaged or missing, and left out" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["recording.000001.tar", "cuts.000001.jsonl.gz"])
+@pytest.mark.parametrize("content", [b"", b"no such thing" * 100], ids=["empty", "other"])
+def test_a_broken_shard_is_named_and_left_out(
+    shards: Path, utterances: list[Utterance], name: str, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (shards / name).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert_same(read_data(shards), [*utterances[:2], *utterances[4:]])
+    assert "cuts.000001.jsonl.gz" in caplog.text
+
+
+def test_where_no_shard_is_left_that_is_told(shards: Path) -> None:
+    for path in shards.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(AsrError, match="no shard there can be read"):
+        read_data(shards)
+
+
+def test_a_recording_that_is_gone_from_a_shard_is_told_by_its_path(shards: Path) -> None:
+    with pytest.raises(AsrError, match=r"recording\.000000\.tar/none: audio file cannot be opened: No such file"):
+        read_audio(shards / "recording.000000.tar" / "none", 16000)
+
+
+def test_recordings_that_cannot_be_read_are_listed_and_nothing_is_written(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    bad = replace(utterances[1], audio_path=str(tmp_path / "bad.wav"), manifest="mine.csv", line=7)
+    with pytest.raises(AsrError, match=r"^mine\.csv:7: .*bad\.wav: not audio that can be read"):
+        write_shards([utterances[0], bad], tmp_path / "shards")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.wav"]
+
+
+def test_a_folder_with_files_in_it_is_left_alone(shards: Path, utterances: list[Utterance]) -> None:
+    before = {path: path.read_bytes() for path in shards.iterdir()}
+    with pytest.raises(AsrError, match="there are files in it"):
+        write_shards(utterances, shards)
+    assert {path: path.read_bytes() for path in shards.iterdir()} == before
+
+
+# Over HTTP
+
+
+def test_shards_are_read_over_http_and_fetched_once(address: str, shards: Path, utterances: list[Utterance]) -> None:
+    assert_same(read_data(address), utterances)
+    for path in shards.glob("*.tar"):
+        path.unlink()
+    assert_same(read_data(f"{address}/"), utterances)
+
+
+def test_a_shard_that_the_server_lacks_is_left_out(
+    address: str, shards: Path, utterances: list[Utterance], caplog: pytest.LogCaptureFixture
+) -> None:
+    (shards / "recording.000002.tar").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert_same(read_data(address), utterances[:4])
+    assert f"{address}/recording.000002.tar" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ("[]", "is not the index that asr shard writes"),
+        ('{"cuts.000000.jsonl.gz": {}}', "is not the index that asr shard writes"),
+        ('{"../evil": {"size": 1, "md5": ""}}', "names '../evil', which is no part of a shard"),
+        (None, "cannot be fetched: .*File not found"),
+    ],
+)
+def test_what_is_no_index_is_told_in_a_sentence(address: str, shards: Path, index: str | None, reason: str) -> None:
+    path = shards.with_name("shards.json")
+    path.unlink()
+    if index is not None:
+        path.write_text(index)
+    with pytest.raises(AsrError, match=rf"/shards\.json: {reason}"):
+        read_data(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"), [("http://127.0.0.1:9/shards", "refused"), ("http://127.0.0.1:9", "nonnumeric port")]
+)
+def test_where_no_server_answers_that_is_told(url: str, reason: str) -> None:
+    with pytest.raises(AsrError, match=f"cannot be fetched: .*{reason}"):
+        read_data(url)
+
+
+# The command
+
+
+def test_the_command_writes_them_and_says_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "shards"
+    assert main(["shard", str(MANIFEST), "-o", str(folder), "--shard-size", "4"]) == 0
+    assert capsys.readouterr().out == f"{folder}\t2 shards\t6 utterances\t0.01 hours\n"
+    index = json.loads((tmp_path / "shards.json").read_text())
+    assert sorted(index) == sorted(path.name for path in folder.iterdir())
+    with gzip.open(folder / "cuts.000000.jsonl.gz", "rt") as file:
+        assert len(file.readlines()) == 4
+
+
+def test_the_command_refuses_shards_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["shard", str(MANIFEST), "-o", str(tmp_path / "shards"), "--shard-size", "0"])
+    assert "--shard-size must be at least 1" in capsys.readouterr().err
