@@ -6,8 +6,10 @@ by alignment, so times and confidences mean what they mean without a language mo
 
 from __future__ import annotations
 
+import gzip
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite, log
@@ -21,13 +23,16 @@ from torch import Tensor
 from asr.alignment import align_tokens
 from asr.decoder import GreedyTokens
 from asr.errors import AsrError
+from asr.modelfile import PACKAGED_MODEL
 from asr.text import Vocabulary
 
-__all__ = ["BeamDecoder", "read_arpa_words"]
+__all__ = ["PACKAGED_LANGUAGE_MODEL", "BeamDecoder", "read_arpa_words"]
+
+PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
 
 BEAM_SIZE = 100
-LM_WEIGHT = 1.0
-WORD_SCORE = 0.0
+LM_WEIGHT, WORD_SCORE = 0.75, -1.0
+"""Found by `asr tune-lm` for the packaged models on a part of dev-clean half."""
 
 SPACE = "|"
 """The space in the files of flashlight-text, whose fields are parted by spaces."""
@@ -42,14 +47,14 @@ class BeamDecoder:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        language_model: str | Path,
+        language_model: str | Path = PACKAGED_LANGUAGE_MODEL,
         *,
         lexicon: Iterable[str] | None = None,
         beam_size: int = BEAM_SIZE,
         lm_weight: float = LM_WEIGHT,
         word_score: float = WORD_SCORE,
     ) -> None:
-        """The decoder of a language model's ARPA file.
+        """The decoder of a language model's ARPA file, which may be compressed (.gz).
 
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
@@ -115,9 +120,9 @@ class BeamDecoder:
 
 def read_arpa_words(path: str | Path) -> Iterator[str]:
     """The words of an ARPA file, without <s>, </s> and <unk>; raises AsrError for any other file."""
-    begun = False
+    begun, is_compressed = False, str(path).endswith(".gz")
     try:
-        with open(path, encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding="utf-8") if is_compressed else open(path, encoding="utf-8") as file:
             for line in file:
                 if begun and line.startswith("\\"):
                     return
@@ -125,7 +130,7 @@ def read_arpa_words(path: str | Path) -> Iterator[str]:
                 if begun and len(fields) >= 2 and not fields[1].startswith("<"):
                     yield fields[1]
                 begun = begun or line.strip() == "\\1-grams:"
-    except (OSError, UnicodeDecodeError) as error:
+    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
         raise AsrError(
             f"{path}: the language model cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error

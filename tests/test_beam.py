@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,31 @@ def test_tuning_finds_the_weights_of_the_lowest_error_rate(tmp_path: Path, capsy
     assert f"WER {min(rates):.2f}%" in capsys.readouterr().out
 
 
+def test_the_packaged_language_model_takes_a_quarter_of_the_errors_on_real_speech(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = []
+    for options in ([], ["--lm", "packaged"]):
+        assert main(["evaluate", "packaged", str(SAMPLES / "manifest.jsonl"), *options]) == 0
+        rates.append(float(capsys.readouterr().out.split("WER ")[1].split("%")[0]))
+    assert rates[1] < 0.75 * rates[0]
+
+
+def test_a_compressed_language_model_is_the_same(arpa: Path, tmp_path: Path) -> None:
+    model = build_ngrams(TEXT, 3)
+    for name in ("a.arpa.gz", "b.arpa.gz"):
+        write_arpa(model, tmp_path / name)
+    content = (tmp_path / "a.arpa.gz").read_bytes()
+    assert content == (tmp_path / "b.arpa.gz").read_bytes()
+    assert gzip.decompress(content) == arpa.read_bytes()
+    unclear = log_probs_of("THE CAT SAT", {4: {"C": 0.4, "B": 0.6}})
+    decoders = [BeamDecoder(VOCABULARY, path) for path in (arpa, tmp_path / "a.arpa.gz")]
+    assert text_of(decoders[0], unclear) == text_of(decoders[1], unclear)
+    (tmp_path / "cut.arpa.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(AsrError, match=r"cut\.arpa\.gz: the language model "):
+        BeamDecoder(VOCABULARY, tmp_path / "cut.arpa.gz")
+
+
 def test_the_words_of_an_arpa_file_are_read(arpa: Path) -> None:
     assert sorted(read_arpa_words(arpa)) == sorted({word for line in TEXT for word in line.split()})
 
@@ -205,8 +231,8 @@ def test_a_language_model_that_was_cut_short_is_told(arpa: Path, tmp_path: Path,
     ("setting", "reason"),
     [
         ({"beam_size": 0}, "beam_size=0 must be at least 1"),
-        ({"lm_weight": float("nan")}, "lm_weight=nan and word_score=0.0 must be finite numbers"),
-        ({"word_score": float("inf")}, "lm_weight=1.0 and word_score=inf must be finite numbers"),
+        ({"lm_weight": float("nan")}, "lm_weight=nan and word_score=-1.0 must be finite numbers"),
+        ({"word_score": float("inf")}, "lm_weight=0.75 and word_score=inf must be finite numbers"),
     ],
 )
 def test_settings_out_of_range_are_told(arpa: Path, setting: dict[str, float], reason: str) -> None:

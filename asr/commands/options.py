@@ -53,7 +53,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         "--hotword", action="append", metavar="WORD[:BOOST]", help="a likely word, and by how many nats (default: 5)"
     )
     group = parser.add_argument_group("language model", "needs flashlight-text: pip install bigru-asr[lm]")
-    group.add_argument("--lm", metavar="FILE", help="ARPA file, as `asr lm build` makes it: beam search over its words")
+    group.add_argument("--lm", metavar="FILE", help="`packaged`, or an ARPA file: beam search over its words")
     group.add_argument("--lexicon", metavar="FILE", type=Path, help="the words to choose from, one a line")
     group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step")
     group.add_argument("--lm-weight", type=float, metavar="W", help="of the language model beside the model")
@@ -82,7 +82,14 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
     if options.lexicon is not None:
         lines = read_sentences([options.lexicon], model.vocabulary.normalize)
         words = [word for line in lines for word in line.split()]
-    return BeamDecoder(model.vocabulary, options.lm, lexicon=words, **given)
+    return BeamDecoder(model.vocabulary, find_language_model(options.lm), lexicon=words, **given)
+
+
+def find_language_model(name: str) -> str | Path:
+    """The path that `--lm` names."""
+    from asr.beam import PACKAGED_LANGUAGE_MODEL
+
+    return PACKAGED_LANGUAGE_MODEL if name == "packaged" else name
 
 
 def find_lm_conflict(options: argparse.Namespace) -> str | None:

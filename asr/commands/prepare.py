@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from asr.commands.options import Commands
+from asr.commands.options import Commands, find_language_model
 from asr.errors import AsrError
 
 __all__ = ["add_download", "add_lm", "add_prepare", "add_shard", "add_tune_lm"]
@@ -97,7 +97,9 @@ def add_lm(commands: Commands) -> None:
         help="valid sets: leave out sentences that share eight words in a row with their transcripts",
     )
     build.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's)")
-    build.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file")
+    build.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file; .arpa.gz is compressed"
+    )
     build.set_defaults(run=_run_lm_build)
 
 
@@ -132,7 +134,7 @@ def add_tune_lm(commands: Commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
     parser.add_argument("manifest", metavar="MANIFEST", help="the valid set: lhotse cuts, JSON lines, CSV or TSV")
-    parser.add_argument("--lm", required=True, metavar="FILE", help="ARPA file, as `asr lm build` makes it")
+    parser.add_argument("--lm", required=True, metavar="FILE", help="`packaged`, or an ARPA file of `asr lm build`")
     parser.add_argument("--beam-size", type=int, default=50, metavar="N", help="hypotheses kept (default: 50)")
     parser.set_defaults(run=_run_tune_lm)
 
@@ -148,7 +150,8 @@ def _run_tune_lm(options: argparse.Namespace) -> int:
     model = load_model(None if options.model == "packaged" else options.model)
     points = []
     utterances = read_data(options.manifest)
-    for point in tune(model, utterances, options.lm, processes=os.cpu_count() or 1, beam_size=options.beam_size):
+    language_model, processes = find_language_model(options.lm), os.cpu_count() or 1
+    for point in tune(model, utterances, language_model, processes=processes, beam_size=options.beam_size):
         points.append(point)
         print(
             f"--lm-weight {point.lm_weight:g} --word-score {point.word_score:g}\tWER {point.words.rate:.2%}", flush=True
