@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from asr.config import TrainConfig
+from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
+from asr.manifest import Utterance, write_manifest
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.recipe import load_config
 from asr.training import train
 
 __all__ = ["Finetuned", "finetune", "finetune_config"]
+
+log = logging.getLogger(__name__)
 
 DEFAULTS = [
     "output_dir=runs/finetune",
@@ -56,7 +62,11 @@ def finetune(config: TrainConfig, *, also_valid: Sequence[str] = (), resume: boo
     manifests = [*config.data.valid, *also_valid]
     before = _evaluate(config.initial_model, manifests)
     path = train(config, resume=resume)
-    return Finetuned(path, before, _evaluate(path, manifests))
+    finetuned = Finetuned(path, before, _evaluate(path, manifests))
+    for name in config.data.valid:
+        if finetuned.after[name].words.rate >= before[name].words.rate:
+            log.warning("%s: no better than before; try more recordings or a lower optimizer.learning_rate=", name)
+    return finetuned
 
 
 def _evaluate(model_path: str | Path, manifests: Sequence[str]) -> dict[str, Evaluation]:
@@ -72,17 +82,21 @@ def finetune_config(
     *,
     frozen_layers: int = 0,
     characters: str = "",
+    mixed_manifests: Sequence[str] = (),
 ) -> TrainConfig:
     """A recipe for ten minutes to ten hours of recordings; None is the packaged model.
 
     overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
-    characters: what the new model shall write with, where it is not what the old one does.
+    characters: what the new model shall write with, where it is not what the old one does. mixed_manifests: of what the
+    model learned from before; as many hours as are new are drawn from them against forgetting, and listed in
+    `mixed.jsonl` in the output folder.
     """
     model_path = model_path or PACKAGED_MODEL
     hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(TOTAL_HOURS / hours)))
     config = load_config(None, [*DEFAULTS, f"trainer.epochs={epochs}", *overrides])
     model = load_model(model_path)
+    mixed = [_write_mixed(mixed_manifests, hours, config)] if mixed_manifests else []
     return dataclasses.replace(
         config,
         initial_model=str(model_path),
@@ -92,6 +106,25 @@ def finetune_config(
             kind=model.vocabulary.to_dict()["kind"],
             characters=characters or config.vocabulary.characters,
         ),
-        data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),
+        data=dataclasses.replace(config.data, train=[*train_manifests, *mixed], valid=list(valid_manifests)),
         optimizer=dataclasses.replace(config.optimizer, frozen_layers=frozen_layers),
     )
+
+
+def _write_mixed(manifests: Sequence[str], hours: float, config: TrainConfig) -> str:
+    """The path of a manifest of so many hours, drawn by the seed."""
+    path = Path(config.output_dir) / "mixed.jsonl"
+    utterances = read_many(manifests)
+    random.Random(config.trainer.seed).shuffle(utterances)
+    drawn: list[Utterance] = []
+    for utterance in utterances:
+        if hours <= 0:
+            break
+        drawn.append(utterance)
+        hours -= utterance.duration_seconds / 3600
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AsrError(f"{path.parent}: cannot be made: {error.strerror}; choose another output_dir=") from error
+    write_manifest(drawn, path)
+    return str(path)

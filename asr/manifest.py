@@ -197,11 +197,11 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
 
     Raises AsrError where it cannot be written.
     """
-    folder = os.path.abspath(Path(path).parent)
+    folder = os.path.realpath(Path(path).parent)  # of a link's own name, `..` would lead elsewhere
     try:
         with open(path, "w", encoding="utf-8") as file:
             for utterance in utterances:
-                audio = os.path.relpath(utterance.audio_path, folder)
+                audio = os.path.relpath(os.path.realpath(utterance.audio_path), folder)
                 span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
                 identity = {"id": utterance.id, "speaker": utterance.speaker}
                 file.write(json.dumps({**identity, "audio": audio, **span, "text": utterance.text}) + "\n")

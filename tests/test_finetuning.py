@@ -13,6 +13,7 @@ from asr import load_model
 from asr.cli import main
 from asr.errors import AsrError
 from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
+from asr.manifest import read_manifest, write_manifest
 from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import PACKAGED_MODEL, save_model
 from asr.text import CharacterVocabulary
@@ -127,6 +128,32 @@ def test_training_ends_where_the_error_rate_falls_no_more(
     checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 2
     assert checkpoint["global_step"] == 3
+
+
+def test_as_much_of_the_old_is_mixed_in_as_is_new_and_the_same_every_time(tmp_path: Path) -> None:
+    samples = read_manifest(SAMPLES / "manifest.jsonl")
+    write_manifest(samples[:2], tmp_path / "new.jsonl")
+    write_manifest(samples[2:] * 5, tmp_path / "old.jsonl")
+    new, old = str(tmp_path / "new.jsonl"), str(tmp_path / "old.jsonl")
+    drawn = []
+    for name in ("a", "b"):
+        config = finetune_config(None, [new], [new], [f"output_dir={tmp_path}/{name}"], mixed_manifests=[old])
+        assert config.data.train == [new, f"{tmp_path}/{name}/mixed.jsonl"]
+        drawn.append(read_manifest(config.data.train[1]))
+    hours, new_hours = (sum(one.duration_seconds for one in some) for some in (drawn[0], samples[:2]))
+    assert new_hours <= hours <= new_hours + max(one.duration_seconds for one in samples)
+    assert [one.id for one in drawn[0]] == [one.id for one in drawn[1]]
+    assert {Path(one.audio_path).resolve() for one in drawn[0]} <= {Path(one.audio_path) for one in samples[2:]}
+    plain = finetune_config(None, [new], [new], [f"output_dir={tmp_path}/c"])
+    assert (plain.data.train, plain.trainer.epochs) == ([new], config.trainer.epochs)
+
+
+def test_a_model_that_became_no_better_is_told(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    still = [f"output_dir={tmp_path}/run", "trainer.epochs=1", "optimizer.learning_rate=1e-12", *PLAIN]
+    finetune(finetune_config(small_path, [manifests["own"]], [manifests["other"]], still))
+    assert f"{manifests['other']}: no better than before; try more recordings" in caplog.text
 
 
 def test_little_audio_gets_more_epochs_and_overrides_win(manifests: dict[str, str], tmp_path: Path) -> None:

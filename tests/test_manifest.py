@@ -345,6 +345,16 @@ def test_what_is_written_is_read_again_from_anywhere(tmp_path: Path, monkeypatch
         assert replace(after, **same) == replace(before, **same)  # type: ignore[arg-type]
 
 
+def test_what_is_written_through_a_link_is_found_again(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "deeper")
+    utterance = Utterance("a", RECORDING, "A", 0.0, 1.0, "", "", 1)
+    write_manifest([utterance], tmp_path / "link" / "written.jsonl")
+    for folder in ("link", "deep/deeper"):
+        (again,) = read_manifest(tmp_path / folder / "written.jsonl")
+        assert Path(again.audio_path).samefile(RECORDING)
+
+
 def test_a_manifest_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(AsrError, match="the manifest cannot be written: No such file or directory"):
         write_manifest([], tmp_path / "missing" / "manifest.jsonl")

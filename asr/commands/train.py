@@ -123,6 +123,7 @@ def add_finetune(commands: Commands) -> None:
     parser.add_argument("--train", **manifest, required=True, help="what to learn from; may be given again")
     parser.add_argument("--valid", **manifest, required=True, help="what chooses the best model; may be given again")
     parser.add_argument("--also-valid", **manifest, default=[], help="what shall not suffer: compared only")
+    parser.add_argument("--mix", **manifest, default=[], help="learned before: as many hours are drawn from it again")
     parser.add_argument(
         "--new-vocabulary", default="", metavar="CHARACTERS", help="what to write with, a space included"
     )
@@ -137,9 +138,15 @@ def _run_finetune(options: argparse.Namespace) -> int:
     from asr.finetuning import finetune, finetune_config
 
     model = None if options.model == "packaged" else options.model
-    layers = options.freeze_encoder_layers
-    settings = {"frozen_layers": layers, "characters": options.new_vocabulary}
-    config = finetune_config(model, options.train, options.valid, options.overrides, **settings)
+    config = finetune_config(
+        model,
+        options.train,
+        options.valid,
+        options.overrides,
+        frozen_layers=options.freeze_encoder_layers,
+        characters=options.new_vocabulary,
+        mixed_manifests=options.mix,
+    )
     finetuned = finetune(config, also_valid=options.also_valid, resume=options.resume)
     print(finetuned.summary())
     print(finetuned.path)
