@@ -14,6 +14,7 @@ from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
 from asr.manifest import Utterance, write_manifest
+from asr.model import with_dropout
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.recipe import load_config
 from asr.training import train
@@ -94,13 +95,14 @@ def finetune_config(
     model_path = model_path or PACKAGED_MODEL
     hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(TOTAL_HOURS / hours)))
-    config = load_config(None, [*DEFAULTS, f"trainer.epochs={epochs}", *overrides])
     model = load_model(model_path)
+    defaults = [*DEFAULTS, f"trainer.epochs={epochs}", f"model.encoder.dropout={model.config.encoder.dropout}"]
+    config = load_config(None, [*defaults, *overrides])
     mixed = [_write_mixed(mixed_manifests, hours, config)] if mixed_manifests else []
     return dataclasses.replace(
         config,
         initial_model=str(model_path),
-        model=model.config,
+        model=with_dropout(model, config.model.encoder.dropout).config,
         vocabulary=dataclasses.replace(
             config.vocabulary,
             kind=model.vocabulary.to_dict()["kind"],

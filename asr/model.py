@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import eq
 
 import torch
@@ -12,7 +13,7 @@ from asr.encoder import BiGRUEncoder
 from asr.features import Lengths, LogMelFrontend
 from asr.text import Vocabulary
 
-__all__ = ["CTCModel", "steps_needed", "with_vocabulary"]
+__all__ = ["CTCModel", "steps_needed", "with_dropout", "with_vocabulary"]
 
 
 class CTCModel(nn.Module):
@@ -62,6 +63,14 @@ def steps_needed(token_ids: list[int]) -> int:
     """The fewest steps in which CTC can write these tokens: one each, and a blank between two equal ones."""
     repeats: int = sum(map(eq, token_ids, token_ids[1:]))
     return len(token_ids) + repeats
+
+
+def with_dropout(model: CTCModel, dropout: float) -> CTCModel:
+    """A copy with another share of dropout, which no weight depends on."""
+    config = replace(model.config, encoder=replace(model.config.encoder, dropout=dropout))
+    changed = CTCModel(config, model.vocabulary)
+    changed.load_state_dict(model.state_dict())
+    return changed
 
 
 def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:

@@ -27,7 +27,7 @@ from asr.errors import AsrError
 from asr.folders import read_many
 from asr.guards import Guards
 from asr.learning import CTCTrainingModule
-from asr.model import CTCModel, with_vocabulary
+from asr.model import CTCModel, with_dropout, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor
 from asr.recipe import load_config
@@ -103,6 +103,7 @@ def make_model(config: TrainConfig, references: Iterable[str]) -> CTCModel:
     """A model with random weights, or with those of `config.initial_model`."""
     if config.initial_model:
         model = load_model(config.initial_model)
+        model = with_dropout(model, config.model.encoder.dropout)
         if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
             raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
         if config.vocabulary.kind == "characters" and config.vocabulary.characters:

@@ -169,3 +169,5 @@ def test_little_audio_gets_more_epochs_and_overrides_win(manifests: dict[str, st
     assert config.optimizer.learning_rate == 1e-4
     assert config.initial_model == str(PACKAGED_MODEL)
     assert config.model == load_model().config
+    config = finetune_config(None, [manifests["own"]], ["v.jsonl"], ["model.encoder.dropout=0.45"])
+    assert config.model.encoder.dropout == 0.45

@@ -39,7 +39,7 @@ from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
-from asr.training import train
+from asr.training import make_model, train
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "samples" / "manifest.jsonl"
@@ -745,6 +745,14 @@ def test_a_run_can_start_from_a_model_file(tmp_path: Path, finished_run: Path) -
     path = train(make_config(tmp_path / "run", f"initial_model={start}", *slow))
     for name, weights in load_model(path).state_dict().items():
         torch.testing.assert_close(weights, load_model(start).state_dict()[name], rtol=0, atol=1e-6)
+
+
+def test_a_run_can_start_from_a_model_of_another_dropout(tmp_path: Path, finished_run: Path) -> None:
+    overrides = [f"initial_model={finished_run / 'model.safetensors'}", "model.encoder.dropout=0.35"]
+    model = make_model(make_config(tmp_path, *overrides), [])
+    assert model.encoder.layers[0].dropout.p == model.encoder.dropout.p == 0.35
+    for name, weights in load_model(finished_run / "model.safetensors").state_dict().items():
+        assert torch.equal(model.state_dict()[name], weights)
 
 
 def test_a_run_cannot_start_from_a_model_of_another_shape(tmp_path: Path, finished_run: Path) -> None:
