@@ -48,7 +48,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # a damaged directory of an archive can raise anything
         return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["MOST_PROBLEMS", "AsrError"]
+__all__ = ["MOST_PROBLEMS", "AsrError", "DamagedError"]
 
 MOST_PROBLEMS = 20
 """That an error of many lists before it only counts them."""
@@ -21,3 +21,7 @@ class AsrError(Exception):
         """A page of problems, each a sentence; `kind` names those that are only counted."""
         more = len(problems) - MOST_PROBLEMS
         return cls("\n".join([*problems[:MOST_PROBLEMS], *([f"... and {more} more {kind}"] if more > 0 else [])]))
+
+
+class DamagedError(AsrError):
+    """A file that is empty, cut short or overwritten; others of its kind may still be good."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,9 @@ from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
 from asr.manifest import Utterance, write_manifest
-from asr.model import with_dropout
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.recipe import load_config
-from asr.training import train
+from asr.training import check_output_dir, train
 
 __all__ = ["Finetuned", "finetune", "finetune_config"]
 
@@ -55,17 +55,26 @@ class Finetuned:
         return "\n".join(["before\tafter\tWER on", *(f"{old:.2%}\t{new:.2%}\t{name}" for old, new, name in pairs)])
 
 
-def finetune(config: TrainConfig, *, also_valid: Sequence[str] = (), resume: bool = False) -> Finetuned:
+def finetune(
+    config: TrainConfig, *, also_valid: Sequence[str] = (), mixed: Sequence[str] = (), resume: bool = False
+) -> Finetuned:
     """Train on from `config.initial_model`, and compare on the valid sets, and on others that shall not suffer.
 
     config: as `finetune_config` makes it. also_valid: manifests that only the comparison reads.
+    mixed: manifests of what the model learned from before; as many hours as are new are drawn from them, against
+    forgetting, and listed in `mixed.jsonl` in the output folder.
     """
+    check_output_dir(config, resume)
     manifests = [*config.data.valid, *also_valid]
     before = _evaluate(config.initial_model, manifests)
+    if mixed:
+        train_manifests = [*config.data.train, _write_mixed(mixed, config)]
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=train_manifests))
     path = train(config, resume=resume)
     finetuned = Finetuned(path, before, _evaluate(path, manifests))
+    same_alphabet = not config.vocabulary.characters  # else the references differ too
     for name in config.data.valid:
-        if finetuned.after[name].words.rate >= before[name].words.rate:
+        if same_alphabet and 0 < before[name].words.rate <= finetuned.after[name].words.rate:
             log.warning("%s: no better than before; try more recordings or a lower optimizer.learning_rate=", name)
     return finetuned
 
@@ -83,50 +92,59 @@ def finetune_config(
     *,
     frozen_layers: int = 0,
     characters: str = "",
-    mixed_manifests: Sequence[str] = (),
 ) -> TrainConfig:
     """A recipe for ten minutes to ten hours of recordings; None is the packaged model.
 
     overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
-    characters: what the new model shall write with, where it is not what the old one does. mixed_manifests: of what the
-    model learned from before; as many hours as are new are drawn from them against forgetting, and listed in
-    `mixed.jsonl` in the output folder.
+    characters: what the new model shall write with, where it is not what the old one does.
+    Raises AsrError for overrides of the model section, of which only the dropout can change.
     """
     model_path = model_path or PACKAGED_MODEL
     hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(TOTAL_HOURS / hours)))
+    for override in overrides:
+        if override.startswith("model.") and not override.startswith("model.encoder.dropout="):
+            raise AsrError(
+                f"{override}: the model keeps its shape; of its section only model.encoder.dropout can change"
+            )
     model = load_model(model_path)
     defaults = [*DEFAULTS, f"trainer.epochs={epochs}", f"model.encoder.dropout={model.config.encoder.dropout}"]
     config = load_config(None, [*defaults, *overrides])
-    mixed = [_write_mixed(mixed_manifests, hours, config)] if mixed_manifests else []
     return dataclasses.replace(
         config,
         initial_model=str(model_path),
-        model=with_dropout(model, config.model.encoder.dropout).config,
+        model=dataclasses.replace(
+            model.config,
+            encoder=dataclasses.replace(model.config.encoder, dropout=config.model.encoder.dropout),
+        ),
         vocabulary=dataclasses.replace(
             config.vocabulary,
             kind=model.vocabulary.to_dict()["kind"],
             characters=characters or config.vocabulary.characters,
         ),
-        data=dataclasses.replace(config.data, train=[*train_manifests, *mixed], valid=list(valid_manifests)),
+        data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),
         optimizer=dataclasses.replace(config.optimizer, frozen_layers=frozen_layers),
     )
 
 
-def _write_mixed(manifests: Sequence[str], hours: float, config: TrainConfig) -> str:
-    """The path of a manifest of so many hours, drawn by the seed."""
-    path = Path(config.output_dir) / "mixed.jsonl"
-    utterances = read_many(manifests)
+def _write_mixed(manifests: Sequence[str], config: TrainConfig) -> str:
+    """The path of a manifest with as many hours as there are to learn from, drawn by the seed."""
+    wanted = sum(utterance.duration_seconds for utterance in read_many(config.data.train))
+    shortest, longest = config.data.min_seconds, config.data.max_seconds
+    utterances = [one for one in read_many(manifests) if shortest <= one.duration_seconds <= longest]
     random.Random(config.trainer.seed).shuffle(utterances)
     drawn: list[Utterance] = []
-    for utterance in utterances:
-        if hours <= 0:
-            break
-        drawn.append(utterance)
-        hours -= utterance.duration_seconds / 3600
+    seconds = 0.0
+    while utterances and seconds < wanted:
+        drawn.append(utterances.pop())
+        seconds += drawn[-1].duration_seconds
+    log.info("mixed in: %.2f hours of what was learned before, beside %.2f", seconds / 3600, wanted / 3600)
+    path = Path(config.output_dir) / "mixed.jsonl"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may write it, all the same
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        write_manifest(drawn, temporary)
+        temporary.replace(path)
     except OSError as error:
-        raise AsrError(f"{path.parent}: cannot be made: {error.strerror}; choose another output_dir=") from error
-    write_manifest(drawn, path)
+        raise AsrError(f"{path}: cannot be written: {error.strerror}; choose another output_dir=") from error
     return str(path)

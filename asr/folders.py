@@ -33,7 +33,7 @@ def read_data(path: str | Path) -> list[Utterance]:
     missing, audio that cannot be read; and for a folder of no known kind.
     """
     if str(path).startswith(("http://", "https://")):
-        return read_shards(fetch_shards(str(path)))
+        return fetch_shards(str(path))
     folder = Path(path)
     if not folder.is_dir():
         return read_manifest(path)

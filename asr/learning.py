@@ -53,11 +53,13 @@ class CTCTrainingModule(lightning.LightningModule):
         if weight > 0:
             batch = _twice(batch)
         log_probs, lengths = self.model.log_probs(*self.augmented_features(batch))
-        loss, impossible = self._loss(log_probs, lengths, batch)
+        tokens = self._tokens(batch)
+        loss, impossible = self._loss(log_probs, lengths, batch, tokens)
+        impossible = impossible * size / len(lengths)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=size, sync_dist=True)
         if weight > 0:
-            apart = disagreement(log_probs, lengths) / self._tokens(batch)
+            apart = disagreement(log_probs, lengths) / tokens
             self.log("train/disagreement", apart, batch_size=size, sync_dist=True)
             loss = loss + weight * apart
         return loss
@@ -70,8 +72,8 @@ class CTCTrainingModule(lightning.LightningModule):
         features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
         return augment_features(features, feature_lengths, augment, generator), feature_lengths
 
-    def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Pooled CTC loss per target token, in float32, and how many utterances CTC could not write in their steps."""
+    def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """CTC loss of a batch over `tokens`, in float32, and how many utterances CTC could not write in their steps."""
         losses = ctc_loss(
             log_probs.transpose(0, 1),
             batch.targets,
@@ -82,7 +84,7 @@ class CTCTrainingModule(lightning.LightningModule):
             zero_infinity=True,
         )
         # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
-        return losses.sum() / self._tokens(batch), (losses == 0).sum().float()
+        return losses.sum() / tokens, (losses == 0).sum().float()
 
     def _tokens(self, batch: Batch) -> Tensor:
         """Target tokens; in training their mean over the ranks: it makes the mean gradient that of the pooled loss."""
@@ -94,7 +96,7 @@ class CTCTrainingModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         log_probs, lengths = self.model(batch.waveforms, batch.sample_lengths)
-        loss, _ = self._loss(log_probs, lengths, batch)
+        loss, _ = self._loss(log_probs, lengths, batch, self._tokens(batch))
         hypotheses = [self.model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(log_probs, lengths)]
         for reference, hypothesis in zip(batch.references, hypotheses):
             self.valid_words += word_errors(reference, hypothesis)

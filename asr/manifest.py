@@ -21,7 +21,8 @@ from typing import Any, TextIO
 import orjson
 
 from asr.audio import open_audio
-from asr.errors import AsrError
+from asr.errors import AsrError, DamagedError
+from asr.tarfiles import split_path
 
 __all__ = ["Utterance", "read_manifest", "write_manifest"]
 
@@ -76,13 +77,13 @@ def read_manifest(path: str | Path) -> list[Utterance]:
                 except (_LineError, AsrError) as error:
                     problems.append(f"{manifest}:{line}: {error}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise AsrError(f"{path}: the manifest is damaged: {error}") from error
+        raise DamagedError(f"{path}: the manifest is damaged: {error}") from error
     except OSError as error:
         raise AsrError(f"{path}: manifest cannot be opened: {error.strerror}") from error
     if problems:
         raise AsrError.of_many(problems, "bad lines")
     if not utterances:
-        raise AsrError(f"{path}: the manifest holds no utterance")
+        raise DamagedError(f"{path}: the manifest holds no utterance")
     return utterances
 
 
@@ -123,12 +124,21 @@ def _fields(row: str | dict[str, Any], shard: str) -> dict[str, Any]:
     if isinstance(row, dict):
         return _with_our_names(row)
     try:
-        fields = orjson.loads(row)
-    except orjson.JSONDecodeError as error:
-        raise _LineError(f"not a line of JSON: {error.msg}") from error
+        fields = _parsed(row)
+    except (ValueError, RecursionError) as error:
+        raise _LineError(f"not a line of JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(fields, dict):
         raise _LineError('must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}')
     return _from_cut(fields, shard) if "recording" in fields else _with_our_names(fields)
+
+
+def _parsed(row: str) -> Any:
+    """The value of a JSON text, by orjson, which is quick; what it refuses or rounds (NaN, long numbers), by json."""
+    try:
+        value = orjson.loads(row)
+    except orjson.JSONDecodeError:
+        return json.loads(row)
+    return json.loads(row) if isinstance(value, dict) and isinstance(value.get("id"), float) else value
 
 
 def _with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
@@ -197,13 +207,20 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
 
     Raises AsrError where it cannot be written.
     """
-    folder = os.path.realpath(Path(path).parent)  # of a link's own name, `..` would lead elsewhere
+    folder = os.path.realpath(Path(path).parent)
     try:
         with open(path, "w", encoding="utf-8") as file:
             for utterance in utterances:
-                audio = os.path.relpath(os.path.realpath(utterance.audio_path), folder)
+                audio = _relative(utterance.audio_path, folder)
                 span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
                 identity = {"id": utterance.id, "speaker": utterance.speaker}
                 file.write(json.dumps({**identity, "audio": audio, **span, "text": utterance.text}) + "\n")
     except OSError as error:
         raise AsrError(f"{path}: the manifest cannot be written: {error.strerror}") from error
+
+
+def _relative(audio_path: str, folder: str) -> str:
+    """The path from a real folder on. Of links only those to folders are followed, whose `..` would lead elsewhere."""
+    file, *inside = split_path(audio_path) or (audio_path,)
+    place, name = os.path.split(file)
+    return os.path.join(os.path.relpath(os.path.realpath(place), folder), name, *inside)

@@ -56,9 +56,7 @@ def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
     manifest = output_dir / "overfit.jsonl"
     write_manifest(usable, manifest)
     batch_seconds = max(limits.max_seconds, sum(utterance.duration_seconds for utterance in usable) / 4)
-    encoder = config.model.encoder
-    if not config.initial_model:  # whose file says what its dropout is
-        encoder = dataclasses.replace(encoder, dropout=0.0)
+    encoder = dataclasses.replace(config.model.encoder, dropout=0.0)
     return dataclasses.replace(
         config,
         output_dir=str(output_dir),

@@ -14,12 +14,11 @@ import re
 import shutil
 from collections.abc import Iterable
 from io import BytesIO
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from asr.audio import open_audio, read_audio
-from asr.errors import AsrError
+from asr.errors import AsrError, DamagedError
 from asr.manifest import Utterance, read_manifest
 from asr.tarfiles import is_recording, open_recording
 
@@ -43,21 +42,22 @@ INDEX_TIMEOUT_SECONDS = 60.0
 
 
 def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size: int = SHARD_SIZE) -> int:
-    """Write utterances to a new folder; returns how many shards there are. lhotse's CutSet.from_shar reads them too.
+    """Write utterances to a new folder, and its index beside it; returns how many shards there are.
 
-    A whole recording keeps its bytes; a stretch of a longer one becomes FLAC, mono, of 16 bits and the same rate. The
-    folder appears when it is complete.
-    Raises AsrError that lists each recording that cannot be read; for a folder with something in it, and a full disk.
+    A mono recording that is an utterance keeps its bytes; any other utterance becomes FLAC, mono, of 16 bits and the
+    same rate. lhotse's CutSet.from_shar reads them too. The folder appears when it is complete.
+    Raises AsrError that lists each recording that cannot be read; for a folder or an index that is there already, and
+    a full disk.
     """
     from lhotse.shar.writers.cut import JsonlShardWriter
     from lhotse.shar.writers.tar import TarWriter
 
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.part")
+    folder = Path(os.path.abspath(folder))
+    index, temporary = folder.with_name(folder.name + INDEX_SUFFIX), folder.with_name(f".{folder.name}.part")
+    if index.exists() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise AsrError(f"{index if index.exists() else folder}: is there already; name a new folder")
     problems: list[str] = []
     try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise AsrError(f"{folder}: there are files in it; name a new folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         pattern = str(temporary).replace("%", "%%")
@@ -74,11 +74,11 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
                 recordings.write(f"{name}.json", BytesIO(json.dumps(cut["recording"]).encode()), count=False)
                 cuts.write(cut)
         if problems:
-            raise AsrError.of_many(problems, "recordings that cannot be read")
-        index = _index(temporary)
+            raise AsrError.of_many(problems, "recordings that cannot be packed")
+        listing = json.dumps(_index(temporary), indent=1) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
         temporary.replace(folder)
-        folder.with_name(folder.name + INDEX_SUFFIX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        index.write_text(listing, encoding="utf-8")
     except OSError as error:
         raise AsrError(f"{folder}: cannot be written ({error.strerror}); make room or choose another folder") from error
     finally:
@@ -88,11 +88,13 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
 
 def _with_unique_names(utterances: Iterable[Utterance]) -> Iterable[tuple[Utterance, str]]:
     """Each utterance with its id, numbered where another had it before."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for utterance in utterances:
-        numbered = (f"{utterance.id}-{number}" for number in count(2))
-        name = next(name for name in chain([utterance.id], numbered) if name not in taken)
-        taken.add(name)
+        name, number = utterance.id, taken.get(utterance.id, 0)
+        while name in taken:
+            number += 1
+            name = f"{utterance.id}-{number + 1}"
+        taken[name], taken[utterance.id] = 0, number
         yield utterance, name
 
 
@@ -101,11 +103,14 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
     import soundfile
     from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
+    if name.endswith("/") or not name.isprintable():  # unprintable is also what was not UTF-8
+        raise AsrError(f"the id {name!r} cannot name a file in a tar file; give the utterance another")
     start, seconds = utterance.start_seconds, utterance.duration_seconds
     with open_audio(utterance.audio_path, 16000) as audio:
         rate, frames, kind = audio.file.samplerate, audio.frames, audio.file.format.lower()
         is_whole = start == 0 and seconds > audio.duration_seconds - WHOLE_SECONDS
-    if is_whole:
+        is_mono = audio.file.channels == 1
+    if is_whole and is_mono:
         with open_recording(utterance.audio_path) as file:
             content = file.read()
     else:
@@ -131,69 +136,91 @@ def is_shard_folder(folder: Path) -> bool:
     return any(folder.glob("cuts.*.jsonl.gz"))
 
 
-def read_shards(folder: str | Path) -> list[Utterance]:
+def read_shards(folder: str | Path, names: Iterable[str] | None = None) -> list[Utterance]:
     """The utterances of all shards in a folder. What a damaged shard has lost is told in the log and left out.
 
-    Raises AsrError where nothing is left.
+    names: of the files with their cuts, where not all shall be read. Raises AsrError where nothing is left, and for
+    cuts that are not what a manifest may hold.
     """
+    folder = Path(folder)
     utterances = []
-    for cuts in sorted(Path(folder).glob("cuts.*.jsonl.gz")):
+    for cuts in sorted(folder.glob("cuts.*.jsonl.gz") if names is None else map(folder.joinpath, names)):
         try:
             listed = read_manifest(cuts)
-        except AsrError as error:
+        except DamagedError as error:
             log.warning("shard left out: %s", error)
             continue
         there = [utterance for utterance in listed if is_recording(utterance.audio_path)]
-        if len(there) < len(listed):
-            log.warning(
-                "%s: %d of its %d recordings are damaged or missing, and left out",
-                cuts,
-                len(listed) - len(there),
-                len(listed),
-            )
+        lost = len(listed) - len(there)
+        if lost:
+            log.warning("%s: %d of its %d recordings are damaged or missing, and left out", cuts, lost, len(listed))
         utterances += there
     if not utterances:
         raise AsrError(f"{folder}: no shard there can be read; make them again with asr shard")
     return utterances
 
 
-def fetch_shards(url: str) -> Path:
-    """The folder in the user's cache that holds the shards at an HTTP address, as `write_shards` left them there.
+def fetch_shards(url: str) -> list[Utterance]:
+    """The utterances of the shards at an HTTP address, as `write_shards` left them there; kept in the user's cache.
 
-    What is there already is not fetched again, what broke off is resumed. A shard that cannot be fetched is told in the
-    log and left out. Raises AsrError where there is no index of them.
+    What is there already is not fetched again, and what broke off is resumed; where the server does not answer, what
+    was fetched before will do. Raises AsrError where a shard cannot be fetched: another training would follow.
     """
     from filelock import FileLock
 
     from asr.corpora.download import fetch
 
     url = url.rstrip("/")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = cache / "bigru-asr" / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # of several processes one fetches
-        for name, file in _read_index(url).items():
-            path = folder / name
-            if path.is_file() and path.stat().st_size == file["size"]:
-                continue
-            try:
-                fetch(f"{url}/{name}", path, md5=file["md5"], size=file["size"])
-            except AsrError as error:
-                log.warning("shard left out: %s", error)
-    return folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bigru-asr" / "shards"
+    saved = cache / f"{_digest(url.encode())}.json"
+    try:
+        listing = _fetch_index(url)
+    except AsrError as error:
+        if not saved.is_file():
+            raise
+        log.warning("%s; what was fetched before is used", error)
+        listing = saved.read_bytes()
+    files = _checked_index(url, listing)
+    folder = cache / _digest(url.encode() + listing)  # new shards behind the same address are others
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{folder.name}.lock"):  # of several processes one fetches
+            for name, file in files.items():
+                if not (folder / name).is_file():
+                    fetch(f"{url}/{name}", folder / name, md5=file["md5"], size=file["size"])
+            saved.write_bytes(listing)
+    except OSError as error:
+        raise AsrError(
+            f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to where there is room"
+        ) from error
+    return read_shards(folder, [name for name in files if name.startswith("cuts.")])
 
 
-def _read_index(url: str) -> dict[str, dict[str, Any]]:
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _fetch_index(url: str) -> bytes:
     import http.client
     import urllib.request
 
     address = url + INDEX_SUFFIX
     try:
         with urllib.request.urlopen(address, timeout=INDEX_TIMEOUT_SECONDS) as answer:
-            files = json.load(answer)
-        entries = {str(name): {"size": int(file["size"]), "md5": str(file["md5"])} for name, file in files.items()}
-    except (OSError, http.client.HTTPException) as error:
+            content: bytes = answer.read()
+            return content
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise AsrError(f"{address}: cannot be fetched: {getattr(error, 'reason', None) or error}") from error
+
+
+def _checked_index(url: str, listing: bytes) -> dict[str, dict[str, Any]]:
+    """Name to size and checksum of each file."""
+    address = url + INDEX_SUFFIX
+    try:
+        entries = {
+            str(name): {"size": int(file["size"]), "md5": str(file["md5"])}
+            for name, file in json.loads(listing).items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AsrError(f"{address}: is not the index that asr shard writes") from error
     for name in entries:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tarfile
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["is_recording", "open_recording"]
+__all__ = ["is_recording", "open_recording", "split_path"]
 
 NO_AUDIO = (".json", ".nodata", ".nometa")
 """Extensions of what Shar keeps beside the recordings."""
@@ -21,7 +22,7 @@ NO_AUDIO = (".json", ".nodata", ".nometa")
 
 def open_recording(path: str | Path) -> BinaryIO:
     """A file, or one inside a tar file, open for reading; raises OSError where it is not there."""
-    inside = _split(str(path))
+    inside = split_path(str(path))
     if inside is None:
         return Path(path).open("rb")
     archive, name = inside
@@ -36,7 +37,7 @@ def open_recording(path: str | Path) -> BinaryIO:
 
 def is_recording(path: str | Path) -> bool:
     """Whether `open_recording` finds a file there."""
-    inside = _split(str(path))
+    inside = split_path(str(path))
     if inside is None:
         return os.path.isfile(path)
     try:
@@ -45,10 +46,13 @@ def is_recording(path: str | Path) -> bool:
         return False
 
 
-def _split(path: str) -> tuple[str, str] | None:
+def split_path(path: str) -> tuple[str, str] | None:
     """The tar file and the recording's name in it; None for a path that leads into no tar file."""
-    before, mark, name = path.partition(".tar/")
-    return (f"{before}.tar", name) if mark and not os.path.isdir(f"{before}.tar") else None
+    for mark in re.finditer(r"\.tar/", path):
+        archive = path[: mark.end() - 1]
+        if os.path.isfile(archive):
+            return archive, path[mark.end() :]
+    return None
 
 
 def _members(archive: str) -> dict[str, tuple[int, int]]:

@@ -33,7 +33,7 @@ from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonito
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
-__all__ = ["is_first_process", "train"]
+__all__ = ["check_output_dir", "is_first_process", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,13 @@ FALSE_ALARMS = (
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Train a model by a recipe; returns the path of its model file, the best by valid WER.
 
-    resume: continue the run in `config.output_dir` where it stopped; torchrun's restarts do so by themselves.
+    resume: continue the run in `config.output_dir` where it stopped; under torchrun, whose restarts repeat the first
+    command, begin it where there is none.
     Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
     """
     output_dir = Path(config.output_dir)
-    checkpoint = find_checkpoint(output_dir)
-    resume = resume or (checkpoint is not None and _is_restarted())
-    _check_output_dir(config, checkpoint, resume)
+    checkpoint = check_output_dir(config, resume)
+    resume = resume and checkpoint is not None
     if resume:
         log.info("going on from %s", checkpoint)
     torch.manual_seed(config.trainer.seed)
@@ -76,11 +76,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 def is_first_process() -> bool:
     """Whether this process speaks for the others: of several, Lightning and torchrun number all but the first."""
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
-
-
-def _is_restarted() -> bool:
-    """Whether torchrun started this process again after one of its processes had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
 
 
 def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, CheckedCorpus]:
@@ -207,19 +202,23 @@ def choose_precision(settings: TrainerConfig) -> Any:
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
-def _check_output_dir(config: TrainConfig, checkpoint: Path | None, resume: bool) -> None:
-    """Raise AsrError where a run would overwrite another, or continue one of another model."""
+def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
+    """The checkpoint to go on from; raises AsrError where a run would be overwritten, or is of another model."""
+    checkpoint = find_checkpoint(Path(config.output_dir))
     if not resume:
         if checkpoint is not None:
             raise AsrError(f"{config.output_dir} holds a run; continue it with --resume, or set another output_dir=")
-        return
+        return None
     if checkpoint is None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            return None
         missing = Path(config.output_dir) / LAST_CHECKPOINT
         raise AsrError(f"{missing} not found: there is nothing to resume; start without --resume")
     before = load_config(checkpoint.parent / "config.yaml")
     for section in ("model", "vocabulary"):
         if getattr(before, section) != getattr(config, section):
             raise AsrError(f"{config.output_dir} was trained with another {section} section; see its config.yaml")
+    return checkpoint
 
 
 def _write_reports(output_dir: Path, config: TrainConfig, train: CheckedCorpus, valid: CheckedCorpus) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,22 +132,44 @@ def test_training_ends_where_the_error_rate_falls_no_more(
     assert checkpoint["global_step"] == 3
 
 
-def test_as_much_of_the_old_is_mixed_in_as_is_new_and_the_same_every_time(tmp_path: Path) -> None:
+def test_as_much_of_the_old_is_mixed_in_as_is_new_and_the_same_every_time(
+    small_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     samples = read_manifest(SAMPLES / "manifest.jsonl")
     write_manifest(samples[:2], tmp_path / "new.jsonl")
-    write_manifest(samples[2:] * 5, tmp_path / "old.jsonl")
+    write_manifest([*samples[2:] * 5, replace(samples[2], duration_seconds=0.2)], tmp_path / "old.jsonl")
     new, old = str(tmp_path / "new.jsonl"), str(tmp_path / "old.jsonl")
     drawn = []
     for name in ("a", "b"):
-        config = finetune_config(None, [new], [new], [f"output_dir={tmp_path}/{name}"], mixed_manifests=[old])
-        assert config.data.train == [new, f"{tmp_path}/{name}/mixed.jsonl"]
-        drawn.append(read_manifest(config.data.train[1]))
-    hours, new_hours = (sum(one.duration_seconds for one in some) for some in (drawn[0], samples[:2]))
-    assert new_hours <= hours <= new_hours + max(one.duration_seconds for one in samples)
+        config = finetune_config(
+            small_path, [new], [new], [f"output_dir={tmp_path}/{name}", "trainer.epochs=1", *PLAIN]
+        )
+        with caplog.at_level(logging.INFO):
+            finetune(config, mixed=[old])
+        drawn.append(read_manifest(tmp_path / name / "mixed.jsonl"))
+        assert str(tmp_path / name / "mixed.jsonl") in (tmp_path / name / "config.yaml").read_text()
+        assert not list((tmp_path / name).glob(".mixed*"))
+    seconds, new_seconds = (sum(one.duration_seconds for one in some) for some in (drawn[0], samples[:2]))
+    assert new_seconds <= seconds <= new_seconds + max(one.duration_seconds for one in samples)
+    assert min(one.duration_seconds for one in drawn[0]) > 0.2
+    assert f"mixed in: {seconds / 3600:.2f} hours" in caplog.text
     assert [one.id for one in drawn[0]] == [one.id for one in drawn[1]]
     assert {Path(one.audio_path).resolve() for one in drawn[0]} <= {Path(one.audio_path) for one in samples[2:]}
-    plain = finetune_config(None, [new], [new], [f"output_dir={tmp_path}/c"])
-    assert (plain.data.train, plain.trainer.epochs) == ([new], config.trainer.epochs)
+
+
+def test_a_run_that_is_there_is_not_touched_by_another(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path
+) -> None:
+    config = finetune_config(small_path, [manifests["own"]], [manifests["own"]], [f"output_dir={tmp_path}"])
+    torch.save({}, tmp_path / "last.ckpt")
+    with pytest.raises(AsrError, match="holds a run; continue it with --resume"):
+        finetune(config, mixed=[manifests["other"]])
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_shape_of_a_model_cannot_be_overruled(manifests: dict[str, str], small_path: Path) -> None:
+    with pytest.raises(AsrError, match=r"model\.encoder\.num_layers=9: the model keeps its shape"):
+        finetune_config(small_path, [manifests["own"]], [manifests["own"]], ["model.encoder.num_layers=9"])
 
 
 def test_a_model_that_became_no_better_is_told(

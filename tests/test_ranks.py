@@ -85,7 +85,13 @@ def test_torchrun_starts_a_killed_process_again_and_the_weights_are_those_of_an_
     recipe: str, tmp_path: Path
 ) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
-    settings = ["data.batch_seconds=3.5", "trainer.epochs=15", "trainer.valid_every_epochs=15", "trainer.devices=2"]
+    settings = [
+        "data.batch_seconds=3.5",
+        "trainer.epochs=15",
+        "trainer.valid_every_epochs=15",
+        "trainer.devices=2",
+        "--resume",
+    ]
     weights = []
     for name in ("killed", "whole"):
         folder, talk = tmp_path / name, tmp_path / f"{name}.txt"

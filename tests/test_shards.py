@@ -7,12 +7,15 @@ import gzip
 import http.server
 import json
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from asr.audio import read_audio
@@ -39,10 +42,14 @@ def shards(utterances: list[Utterance], tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-@pytest.fixture
-def address(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where a server on this machine offers the shards; the user's cache is a new folder."""
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def address(shards: Path, tmp_path: Path) -> Iterator[str]:
+    """Where a server on this machine offers the shards."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -112,6 +119,20 @@ def test_utterances_of_the_same_name_stay_apart(utterances: list[Utterance], tmp
         assert torch.equal(spoken(one), spoken(other))
 
 
+def test_a_recording_of_two_channels_becomes_mono_for_everyone(tmp_path: Path) -> None:
+    from lhotse import CutSet
+
+    generator = torch.Generator().manual_seed(0)
+    samples = (torch.randint(-20000, 20000, (8000, 2), generator=generator) * 2).to(torch.int16)
+    soundfile.write(tmp_path / "two.wav", samples.numpy(), 16000)
+    two = Utterance("two", str(tmp_path / "two.wav"), "A", 0.0, 0.5, "", "m.csv", 1)
+    write_shards([two], tmp_path / "shards")
+    (read,) = read_data(tmp_path / "shards")
+    assert torch.equal(spoken(read), spoken(two))
+    (cut,) = CutSet.from_shar(in_dir=tmp_path / "shards")
+    assert cut.load_audio().shape == (1, 8000)
+
+
 def test_a_training_from_shards_is_that_from_files(shards: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -127,13 +148,16 @@ def test_a_training_from_shards_is_that_from_files(shards: Path, tmp_path: Path)
         assert torch.equal(weights[1]["state_dict"][name], tensor)
 
 
-def test_a_folder_with_a_name_of_a_tar_file_is_a_folder(utterances: list[Utterance], tmp_path: Path) -> None:
+def test_shards_in_a_folder_named_like_a_tar_file_are_read(utterances: list[Utterance], tmp_path: Path) -> None:
     folder = tmp_path / "a.tar"
     folder.mkdir()
     copy = folder / "speech.flac"
     copy.write_bytes(Path(utterances[0].audio_path).read_bytes())
     assert is_recording(copy)
     assert torch.equal(read_audio(copy, 16000), spoken(utterances[0]))
+    write_shards(utterances, tmp_path / "shards")
+    shutil.move(tmp_path / "shards", folder)
+    assert_same(read_data(folder / "shards"), utterances)
 
 
 # Damage
@@ -183,11 +207,35 @@ def test_recordings_that_cannot_be_read_are_listed_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.wav"]
 
 
-def test_a_folder_with_files_in_it_is_left_alone(shards: Path, utterances: list[Utterance]) -> None:
-    before = {path: path.read_bytes() for path in shards.iterdir()}
-    with pytest.raises(AsrError, match="there are files in it"):
-        write_shards(utterances, shards)
-    assert {path: path.read_bytes() for path in shards.iterdir()} == before
+@pytest.mark.parametrize("name", ["a/", "caf\udce9", "a\0b"])
+def test_an_id_that_can_name_no_file_is_told(utterances: list[Utterance], tmp_path: Path, name: str) -> None:
+    with pytest.raises(AsrError, match="cannot name a file in a tar file; give the utterance another"):
+        write_shards([replace(utterances[0], id=name)], tmp_path / "shards")
+
+
+def test_a_line_that_is_wrong_is_told_and_not_taken_for_damage(shards: Path) -> None:
+    with gzip.open(shards / "cuts.000001.jsonl.gz", "at") as file:
+        file.write('{"audio": "a.wav", "text": "", "duration": 1}\n')
+    with pytest.raises(AsrError, match=r"cuts\.000001\.jsonl\.gz:3: 'text' is empty"):
+        read_data(shards)
+
+
+@pytest.mark.parametrize("there", ["shards/a.txt", "shards", "shards.json"])
+def test_what_is_there_is_left_alone(utterances: list[Utterance], tmp_path: Path, there: str) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(AsrError, match=r"shards(\.json)?: is there already; name a new folder"):
+        write_shards(utterances, tmp_path / "shards")
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_the_folder_that_one_is_in_can_be_named(
+    utterances: list[Utterance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_shards(utterances, ".")
+    assert_same(read_data(tmp_path / "here"), utterances)
 
 
 # Over HTTP
@@ -200,13 +248,30 @@ def test_shards_are_read_over_http_and_fetched_once(address: str, shards: Path, 
     assert_same(read_data(f"{address}/"), utterances)
 
 
-def test_a_shard_that_the_server_lacks_is_left_out(
+def test_new_shards_behind_an_address_are_fetched_and_the_old_ones_forgotten(
+    address: str, shards: Path, utterances: list[Utterance]
+) -> None:
+    read_data(address)
+    shutil.rmtree(shards)
+    shards.with_name("shards.json").unlink()
+    write_shards(utterances[4:], shards, shard_size=2)
+    assert_same(read_data(address), utterances[4:])
+
+
+def test_where_the_server_is_away_what_was_fetched_is_used(
     address: str, shards: Path, utterances: list[Utterance], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (shards / "recording.000002.tar").unlink()
+    read_data(address)
+    shards.with_name("shards.json").unlink()
     with caplog.at_level(logging.WARNING):
-        assert_same(read_data(address), utterances[:4])
-    assert f"{address}/recording.000002.tar" in caplog.text
+        assert_same(read_data(address), utterances)
+    assert "what was fetched before is used" in caplog.text
+
+
+def test_a_shard_that_the_server_lacks_is_told(address: str, shards: Path) -> None:
+    (shards / "recording.000002.tar").unlink()
+    with pytest.raises(AsrError, match=rf"{address}/recording\.000002\.tar"):
+        read_data(address)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +298,7 @@ def test_what_is_no_index_is_told_in_a_sentence(address: str, shards: Path, inde
 def test_where_no_server_answers_that_is_told(url: str, reason: str) -> None:
     with pytest.raises(AsrError, match=f"cannot be fetched: .*{reason}"):
         read_data(url)
+    assert not (Path(os.environ["XDG_CACHE_HOME"])).exists()
 
 
 # The command

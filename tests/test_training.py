@@ -39,7 +39,7 @@ from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
-from asr.training import make_model, train
+from asr.training import check_output_dir, make_model, train
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "samples" / "manifest.jsonl"
@@ -689,6 +689,26 @@ def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
     assert f"stopped at step {step}" in talk.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("place", range(-60, 0, 3))
+def test_no_damage_to_a_checkpoints_directory_raises(finished_run: Path, tmp_path: Path, place: int) -> None:
+    content = bytearray((finished_run / "last.ckpt").read_bytes())
+    content[place] ^= 0xFF
+    (tmp_path / "last.ckpt").write_bytes(content)
+    shutil.copy(finished_run / "last.ckpt", tmp_path / "previous.ckpt")
+    assert find_checkpoint(tmp_path) in (tmp_path / "last.ckpt", tmp_path / "previous.ckpt")
+
+
+def test_torchruns_resume_begins_where_there_is_nothing_yet_and_leaves_another_run_alone(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert check_output_dir(make_config(tmp_path / "new"), resume=True) is None
+    assert check_output_dir(make_config(finished_run), resume=True) == finished_run / "last.ckpt"
+    with pytest.raises(AsrError, match="holds a run"):
+        check_output_dir(make_config(finished_run), resume=False)
+
+
 # Refusals
 
 
@@ -766,7 +786,7 @@ def test_an_utterance_that_ctc_cannot_write_is_counted_and_harms_nothing(tmp_pat
     targets = torch.tensor([[3, 3, 3], [4, 5, 0]])  # three equal tokens need five steps
     batch = Batch(torch.zeros(2, 9), torch.tensor([9, 9]), targets, torch.tensor([3, 2]), ["AAA", "BC"], ["a", "b"])
     scores = torch.randn(2, 4, 29, requires_grad=True)
-    loss, impossible = module._loss(scores.log_softmax(2), torch.tensor([4, 4]), batch)
+    loss, impossible = module._loss(scores.log_softmax(2), torch.tensor([4, 4]), batch, torch.tensor(5))
     loss.backward()
     assert impossible == 1
     possible = torch.nn.functional.ctc_loss(
@@ -810,7 +830,11 @@ def test_a_step_with_two_views_has_their_mean_ctc_loss_and_their_weighted_disagr
     views = Batch(*doubled, [""] * 4, list("abab"))
     log_probs, lengths = weighted.model.log_probs(*weighted.augmented_features(views))
     assert not torch.equal(log_probs[:2], log_probs[2:]), "each view is augmented in its own way"
-    ctc = [weighted._loss(log_probs[rows], lengths[rows], views_of(views, rows))[0] for rows in (slice(2), slice(2, 4))]
+    tokens = torch.tensor(5)
+    ctc = [
+        weighted._loss(log_probs[rows], lengths[rows], views_of(views, rows), tokens)[0]
+        for rows in (slice(2), slice(2, 4))
+    ]
     torch.testing.assert_close(loss, sum(ctc) / 2 + 0.5 * disagreement(log_probs, lengths) / 10)
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in weighted.parameters())

@@ -54,12 +54,12 @@ def add_shard(commands: Commands) -> None:
     parser = commands.add_parser("shard", help="many small files to few large ones", description=_run_shard.__doc__)
     parser.add_argument("data", nargs="+", metavar="DATA", help="manifests or folders")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="a new folder")
-    parser.add_argument("--shard-size", type=int, default=1000, metavar="N", help="recordings in one (default: 1000)")
+    parser.add_argument("--shard-size", type=int, metavar="N", help="recordings in one shard")
     parser.set_defaults(run=_run_shard, find_conflict=_find_shard_conflict)
 
 
 def _find_shard_conflict(options: argparse.Namespace) -> str | None:
-    return "--shard-size must be at least 1" if options.shard_size < 1 else None
+    return "--shard-size must be at least 1" if options.shard_size is not None and options.shard_size < 1 else None
 
 
 def _run_shard(options: argparse.Namespace) -> int:
@@ -68,10 +68,10 @@ def _run_shard(options: argparse.Namespace) -> int:
     The folder, or its address on an HTTP server, can be named wherever a manifest can.
     """
     from asr.folders import read_many
-    from asr.shards import write_shards
+    from asr.shards import SHARD_SIZE, write_shards
 
     utterances = read_many(options.data)
-    shards = write_shards(utterances, options.output, options.shard_size)
+    shards = write_shards(utterances, options.output, options.shard_size or SHARD_SIZE)
     hours = sum(utterance.duration_seconds for utterance in utterances) / 3600
     print(f"{options.output}\t{shards:,} shards\t{len(utterances):,} utterances\t{hours:.2f} hours")
     return 0

@@ -20,7 +20,9 @@ from asr.commands.options import (
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
+    from asr.evaluation import Evaluation
     from asr.manifest import Utterance
+    from asr.model import CTCModel
 
 __all__ = ["add_check", "add_evaluate", "add_finetune", "add_plot", "add_train", "add_verify"]
 
@@ -145,9 +147,8 @@ def _run_finetune(options: argparse.Namespace) -> int:
         options.overrides,
         frozen_layers=options.freeze_encoder_layers,
         characters=options.new_vocabulary,
-        mixed_manifests=options.mix,
     )
-    finetuned = finetune(config, also_valid=options.also_valid, resume=options.resume)
+    finetuned = finetune(config, also_valid=options.also_valid, mixed=options.mix, resume=options.resume)
     print(finetuned.summary())
     print(finetuned.path)
     return 0
@@ -195,21 +196,14 @@ def _short_names(paths: list[str]) -> list[str]:
 
 def _run_evaluate(options: argparse.Namespace) -> int:
     """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
-    from asr.evaluation import evaluate
     from asr.folders import read_data
-    from asr.modelfile import load_model
 
     if options.hypotheses and not Path(options.hypotheses).parent.is_dir():
         raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
     utterances = read_data(options.manifest)
     _check_report(options, utterances)
-    paths = [options.model, *options.compare]
-    models = [load_model(None if path == "packaged" else path, choose_device(options.device)) for path in paths]
-    decoders = [make_decode(options, model) for model in models]
-    evaluation, *others = (
-        evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=decode)
-        for model, decode in zip(models, decoders, strict=True)
-    )
+    model, evaluation = _evaluate(options.model, utterances, options)
+    others = [_evaluate(path, utterances, options)[1] for path in options.compare]
     for failure in evaluation.failures:
         print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
     print(evaluation.summary(), flush=True)
@@ -218,13 +212,19 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     if options.report:
         from asr.report.model_errors import report_errors
 
-        name, *names = _short_names(paths)
-        compared = list(zip(names, others, strict=True))
-        page = report_errors(
-            evaluation, models[0], options.report, name=name, others=compared, pictures=options.pictures
-        )
+        name, *names = _short_names([options.model, *options.compare])
+        pairs = list(zip(names, others, strict=True))
+        page = report_errors(evaluation, model, options.report, name=name, others=pairs, pictures=options.pictures)
         print(page)
     return 1 if evaluation.failures else 0
+
+
+def _evaluate(path: str, utterances: list[Utterance], options: argparse.Namespace) -> tuple[CTCModel, Evaluation]:
+    from asr.evaluation import evaluate
+    from asr.modelfile import load_model
+
+    model = load_model(None if path == "packaged" else path, choose_device(options.device))
+    return model, evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=make_decode(options, model))
 
 
 def add_verify(commands: Commands) -> None:
