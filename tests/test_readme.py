@@ -17,7 +17,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def asr_commands() -> list[str]:
-    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r"&&|\|", line.split(" #")[0])]
     return sorted({part for part in parts if part.startswith("asr ")})
 
