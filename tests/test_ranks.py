@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -65,50 +63,3 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(
     weights = [load_model(folder / "model.safetensors").state_dict() for folder in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=2e-3)  # the files hold half precision
-
-
-def find_process(rank: int, output_dir: Path) -> int:
-    """The number of the process of that rank that trains into a folder."""
-    for number in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            arguments, environment = (Path(f"/proc/{number}/{name}").read_bytes() for name in ("cmdline", "environ"))
-        except OSError:  # it has ended
-            continue
-        if f"output_dir={output_dir}".encode() in arguments and f"RANK={rank}".encode() in environment.split(b"\0"):
-            return int(number)
-    raise AssertionError(f"no process of rank {rank}")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
-def test_torchrun_starts_a_killed_process_again_and_the_weights_are_those_of_an_undisturbed_run(
-    recipe: str, tmp_path: Path
-) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
-    settings = [
-        "data.batch_seconds=3.5",
-        "trainer.epochs=15",
-        "trainer.valid_every_epochs=15",
-        "trainer.devices=2",
-        "--resume",
-    ]
-    weights = []
-    for name in ("killed", "whole"):
-        folder, talk = tmp_path / name, tmp_path / f"{name}.txt"
-        command = [*launcher, "-m", "asr", "train", recipe, f"output_dir={folder}", "trainer.checkpoint_minutes=0"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with talk.open("wb") as stderr:
-            running = subprocess.Popen([*command, *settings], cwd=ROOT, env=environment, stderr=stderr)
-        try:
-            if name == "killed":
-                while not (folder / "last.ckpt").exists() and running.poll() is None:
-                    time.sleep(0.05)
-                os.kill(find_process(1, folder), signal.SIGKILL)
-            assert running.wait(timeout=300) == 0
-        finally:
-            running.terminate()
-        assert talk.read_text(encoding="utf-8").count("going on from") == (name == "killed")
-        checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
-        assert checkpoint["global_step"] == 45
-        weights.append(checkpoint["state_dict"])
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
