@@ -177,7 +177,8 @@ class _Recogniser:
 
         if _is_silent(recording.name, blocks()):
             return ()
-        parts = self._counted(stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds))
+        # Half: the recurrence holds the gates of all steps, and an hour would take 300 MB more than two minutes.
+        parts = self._counted(stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds / 2))
         if self.decode is None:
             path, highest = best_path(parts)
             (tokens,) = collapse_paths(path[None], highest[None], torch.tensor([len(path)], device=path.device))
