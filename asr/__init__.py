@@ -7,7 +7,8 @@ The stages, in the order of the flow; a file imports only from files above it:
     recipe         a YAML file and overrides → settings
     tarfiles       a path into a tar file    → an open file
     audio          any audio file            → waveforms (batch, samples)
-    live           sound that is coming in   → utterances, cut at pauses
+    pauses         sound of any length       → stretches between pauses
+    live           sound that is coming in   → waveforms
     text           transcripts               ↔ token ids; BLANK_ID
     features       waveforms                 → features (batch, frames, num_mels)
     augment        waveforms, features       → harder ones, in training only
@@ -33,7 +34,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     checkpoints    what a training leaves on the disk
     guards         what may go wrong in a training without ending it
     training       a recipe                  → a model file
-    longform       a recording of any length → one path of tokens
+    longform       a recording of any length → log_probs
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript
     beam           log_probs, language model → token ids

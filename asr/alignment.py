@@ -51,7 +51,7 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
     Raises AsrError for audio that cannot be read and for a text without a letter.
     """
     with open_audio(source, model.sample_rate) as audio:
-        log_probs = torch.cat(list(stream_log_probs(model, audio.blocks, batch_seconds=batch_seconds)))
+        log_probs = torch.cat(list(stream_log_probs(model, audio.blocks(), batch_seconds=batch_seconds)))
         return Transcript(audio.name, align_log_probs(model, log_probs, text), audio.duration_seconds)
 
 

@@ -56,6 +56,8 @@ class LogMelFrontend(nn.Module):
 
     def mel_energies(self, waveforms: Tensor) -> Tensor:
         """Energies of the mel bands, (batch, num_mels, frames), of waveforms (batch, samples)."""
+        if waveforms.is_cpu and len(waveforms) > 1:  # one by one the spectra stay in the cache
+            return torch.cat([self.mel_energies(waveform) for waveform in waveforms.split(1)])
         spectrum = self.spectrogram(waveforms)
         # torchaudio's own power spectrogram squares a square root, at several times the cost.
         energies: Tensor = self.mel_scale(spectrum.real.square() + spectrum.imag.square())

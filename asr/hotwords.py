@@ -1,13 +1,16 @@
 """Words that a recording is likely to hold: names and terms that the model would spell otherwise.
 
-A word that was decoded, or two in a row, gives way to a hotword of like spelling where the utterance is then no less
-probable, by CTC's own sum over all alignments, than before less the hotword's boost. Works behind any decoder.
+A word that was decoded, or two in a row, gives way to a hotword of like spelling where what was heard from the word
+before it to the word behind it is then no less probable, by CTC's own sum over all alignments, than before less the
+hotword's boost. Works behind any decoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn.functional import ctc_loss
@@ -20,17 +23,30 @@ from asr.text import BLANK_ID, Vocabulary
 __all__ = ["HotwordDecoder", "parse_hotword"]
 
 DEFAULT_BOOST = 5.0
-"""Nats: a hotword may make its utterance 150 times less probable."""
+"""Nats: a hotword may make what was heard 150 times less probable."""
 
 LEAST_SIMILARITY = 0.4
 """Share of letters that what gives way has in common with the hotword; less is not tried."""
+
+MOST_TRIED = 10
+"""The most alike of many hotwords are tried, so that a list of thousands stays quick."""
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Words start to end, not included, give way to the hotword; gain: nats above what the boost allows to lose."""
+
+    start: int
+    end: int
+    hotword: str
+    gain: float
 
 
 class HotwordDecoder:
     """Decodes as another decoder does, then tries the hotwords."""
 
     def __init__(self, decode: Decode, vocabulary: Vocabulary, hotwords: Mapping[str, float]) -> None:
-        """hotwords: normal words, and how many nats less probable each may make its utterance."""
+        """hotwords: normal words, and how many nats less probable each may make what was heard."""
         self._decode, self._vocabulary, self._hotwords = decode, vocabulary, hotwords
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
@@ -40,34 +56,53 @@ class HotwordDecoder:
         return [self._improve(row[:length], tokens) for row, length, tokens in rows]
 
     def _improve(self, log_probs: Tensor, tokens: GreedyTokens) -> GreedyTokens:
-        before = words = self._vocabulary.decode(tokens.token_ids).split()
-        while True:
-            candidates = [(words, 0.0), *self._candidates(words)]
-            if len(candidates) == 1:
-                break
-            scores = self._scores(log_probs, [candidate for candidate, _ in candidates])
-            totals = [score + boost for score, (_, boost) in zip(scores, candidates, strict=True)]
-            best = max(range(len(candidates)), key=totals.__getitem__)
-            if best == 0:
-                break
-            words = candidates[best][0]
-        if words == before:
+        """The tokens with the changes that gain most; of two that overlap, the better one."""
+        words = self._vocabulary.decode(tokens.token_ids).split()
+        texts: list[str | None] = list(words)
+        for change in sorted(self._changes(log_probs, tokens, words), key=lambda change: -change.gain):
+            if texts[change.start : change.end] == words[change.start : change.end]:
+                texts[change.start : change.end] = [change.hotword, *[None] * (change.end - change.start - 1)]
+        improved = [text for text in texts if text is not None]
+        if improved == words:
             return tokens
-        return align_tokens(log_probs, self._vocabulary.encode(" ".join(words)), len(log_probs))
+        return align_tokens(log_probs, self._vocabulary.encode(" ".join(improved)), len(log_probs))
 
-    def _candidates(self, words: Sequence[str]) -> list[tuple[list[str], float]]:
-        """The text with one hotword in place of one or two words of like spelling, and the hotword's boost."""
+    def _changes(self, log_probs: Tensor, tokens: GreedyTokens, words: Sequence[str]) -> Iterator[_Change]:
+        """All changes of one or two words by which nothing is lost."""
         from rapidfuzz.distance import Levenshtein
+        from rapidfuzz.process import cdist
 
-        candidates = []
-        for hotword, boost in self._hotwords.items():
-            for start in range(len(words)):
-                for end in range(start + 1, min(start + 2, len(words)) + 1):
-                    heard = words[start:end]
-                    likeness = Levenshtein.normalized_similarity("".join(heard), hotword)
-                    if hotword not in heard and not self._hotwords.keys() & set(heard) and likeness >= LEAST_SIMILARITY:
-                        candidates.append(([*words[:start], hotword, *words[end:]], boost))
-        return candidates
+        hotwords = list(self._hotwords)
+        spans = [
+            (start, end)
+            for start in range(len(words))
+            for end in range(start + 1, min(start + 2, len(words)) + 1)
+            if not self._hotwords.keys() & set(words[start:end])
+        ]
+        heard = ["".join(words[start:end]) for start, end in spans]
+        likeness = cdist(heard, hotwords, scorer=Levenshtein.normalized_similarity, score_cutoff=LEAST_SIMILARITY)
+        edges = self._edges(tokens, len(log_probs))
+        for (start, end), row in zip(spans, likeness, strict=True):
+            most_alike = numpy.argsort(-row, kind="stable")[:MOST_TRIED]
+            tried = [hotwords[index] for index in most_alike if row[index]]
+            if not tried:
+                continue
+            first, last = max(0, start - 1), min(len(words), end + 1)
+            texts = [[*words[first:start], *middle, *words[end:last]] for middle in (words[start:end], *zip(tried))]
+            before, *after = self._scores(log_probs[edges[first][0] : edges[last - 1][1]], texts)
+            for hotword, score in zip(tried, after, strict=True):
+                gain = score + self._hotwords[hotword] - before
+                if gain > 0:
+                    yield _Change(start, end, hotword, gain)
+
+    def _edges(self, tokens: GreedyTokens, steps: int) -> list[tuple[int, int]]:
+        """The steps of each word; the first and the last word reach to the edges of the recording."""
+        spans = self._vocabulary.find_words(tokens.token_ids)
+        edges = [(tokens.steps[start], tokens.end_steps[end - 1]) for start, end in spans]
+        if edges:
+            edges[0] = (0, edges[0][1])
+            edges[-1] = (edges[-1][0], steps)
+        return edges
 
     def _scores(self, log_probs: Tensor, texts: Sequence[Sequence[str]]) -> list[float]:
         """The log-probability of each text, all alignments together; (steps, vocabulary) log_probs."""

@@ -78,22 +78,26 @@ def _part(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
             first = index
 
 
-def find_words(tokens: GreedyTokens, model: CTCModel) -> tuple[Word, ...]:
-    """The words that decoded tokens write, from the beginning of the first to the end of the last token of each."""
+def find_words(tokens: GreedyTokens, model: CTCModel, first_step: int = 0) -> tuple[Word, ...]:
+    """The words that decoded tokens write, from the beginning of the first to the end of the last token of each.
+
+    first_step: the recording's steps before the tokens' first one.
+    """
     return tuple(
-        word_at(tokens, start, end, model.vocabulary.decode(tokens.token_ids[start:end]), model)
+        word_at(tokens, start, end, model.vocabulary.decode(tokens.token_ids[start:end]), model, first_step)
         for start, end in model.vocabulary.find_words(tokens.token_ids)
     )
 
 
-def word_at(tokens: GreedyTokens, start: int, end: int, text: str, model: CTCModel) -> Word:
+def word_at(tokens: GreedyTokens, start: int, end: int, text: str, model: CTCModel, first_step: int = 0) -> Word:
     """The tokens from index `start` to before `end` as one word, written `text`.
 
     Step k stands for the samples around k × step_samples, half a step to either side; the last one may reach past the
     end of the recording.
     """
     first, last = (
-        max(0, 2 * step - 1) * model.step_samples for step in (tokens.steps[start], tokens.end_steps[end - 1])
+        max(0, 2 * (first_step + step) - 1) * model.step_samples
+        for step in (tokens.steps[start], tokens.end_steps[end - 1])
     )
     confidence = exp(sum(tokens.log_probs[start:end]) / (end - start))
     return Word(text, first / (2 * model.sample_rate), last / (2 * model.sample_rate), confidence)

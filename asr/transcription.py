@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import AudioFile, AudioSource, open_audio, samples_as_file
-from asr.decoder import Decode, collapse_paths, decode_greedy
+from asr.decoder import Decode, decode_greedy
 from asr.errors import AsrError
-from asr.longform import best_path, stream_log_probs
 from asr.model import CTCModel
 from asr.modelfile import load_model
+from asr.pauses import cut_at_pauses, is_silent
 from asr.transcript import Transcript, Word, find_words
 
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
@@ -36,11 +36,8 @@ POOL_BATCHES = 4
 SHORTEST_SECONDS = 0.05
 """Below it there is less than one analysis window and nothing to hear."""
 
-SILENCE_PEAK = 1e-4
-"""Recordings whose loudest sample is below this (-80 dB) are not sent through the model."""
-
-LONG_SECONDS = 60.0
-"""Longer recordings are computed in windows, shorter ones whole."""
+LONG_SECONDS = 40.0
+"""Longer recordings are cut at their pauses, shorter ones recognised whole."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +114,23 @@ def transcribe_recordings(
     progress: is told how many more seconds of audio were recognised, many times for a long recording.
     """
     recogniser = _Recogniser(model, decode, batch_seconds, progress)
+    parts = (part for recording in recordings for part in _read(model, recording))
+    words: list[Word] = []
+    for part in _recognise(recogniser, parts):
+        words += part.words or ()
+        if part.failure or part.duration_seconds:
+            yield part.failure or Transcript(part.name, tuple(words), part.duration_seconds or 0.0)
+            words = []
+
+
+def _recognise(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[_Part]:
+    """The parts with their words, in their order, each as soon as it and all before it are ready."""
     threads = torch.get_num_threads()
-    executor = ThreadPoolExecutor(threads if model.device.type == "cpu" else 1)
+    executor = ThreadPoolExecutor(threads if recogniser.model.device.type == "cpu" else 1)
     submitted: deque[_Pool] = deque()
     try:
-        for items in _pools(recogniser, recordings):
-            submitted.append(_submit(executor, recogniser, items, threads))
+        for pool in _pools(recogniser, parts):
+            submitted.append(_submit(executor, recogniser, pool, threads))
             while len(submitted) > 1 or (submitted and submitted[0].is_done()):
                 yield from submitted.popleft().results()
         while submitted:
@@ -132,17 +140,17 @@ def transcribe_recordings(
         torch.set_num_threads(threads)  # else threads that start later would have as few as the last batch
 
 
-def _pools(recogniser: _Recogniser, recordings: Iterable[Recording]) -> Iterator[list[_Item]]:
-    """The recordings, read, in lists of some batches each; what needs no batch ends its list."""
-    items: list[_Item] = []
+def _pools(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[list[_Part]]:
+    """The parts in lists of some batches each; what needs no batch ends its list."""
+    pool: list[_Part] = []
     pooled_seconds = 0.0
-    for recording in recordings:
-        items.append(_load(recogniser, recording))
-        pooled_seconds += items[-1].seconds
-        if pooled_seconds >= POOL_BATCHES * recogniser.batch_seconds or items[0].result is not None:
-            yield items
-            items, pooled_seconds = [], 0.0
-    yield items
+    for part in parts:
+        pool.append(part)
+        pooled_seconds += part.seconds
+        if pooled_seconds >= POOL_BATCHES * recogniser.batch_seconds or pool[0].is_done:
+            yield pool
+            pool, pooled_seconds = [], 0.0
+    yield pool
 
 
 @lru_cache(maxsize=1)
@@ -160,123 +168,118 @@ class _Recogniser:
     progress: Callable[[float], None]
 
     @torch.inference_mode()
-    def batch_words(self, samples: Sequence[Tensor], threads: int) -> list[tuple[Word, ...]]:
-        """The words of each of some (samples,) tensors, computed together on so many cores."""
+    def batch_words(self, parts: Sequence[_Part], threads: int) -> list[tuple[Word, ...]]:
+        """The words of each of some parts, computed together on so many cores; it takes their samples."""
         torch.set_num_threads(threads)
-        lengths = torch.tensor([len(utterance) for utterance in samples], device=self.model.device)
-        waveforms = pad_sequence(list(samples), batch_first=True).to(self.model.device)
-        decoded = (self.decode or decode_greedy)(*self.model(waveforms, lengths))
-        return [find_words(tokens, self.model) for tokens in decoded]
-
-    @torch.inference_mode()
-    def long_words(self, audio: AudioFile, recording: Recording) -> tuple[Word, ...]:
-        """The words of a recording of any length; greedily decoded, only its path is held in memory."""
-
-        def blocks() -> Iterator[Tensor]:
-            return audio.blocks(recording.start_seconds, recording.duration_seconds)
-
-        if _is_silent(recording.name, blocks()):
-            return ()
-        # Half: the recurrence holds the gates of all steps, and an hour would take 300 MB more than two minutes.
-        parts = self._counted(stream_log_probs(self.model, blocks, batch_seconds=self.batch_seconds / 2))
-        if self.decode is None:
-            path, highest = best_path(parts)
-            (tokens,) = collapse_paths(path[None], highest[None], torch.tensor([len(path)], device=path.device))
-        else:
-            log_probs = torch.cat(list(parts))
-            (tokens,) = self.decode(log_probs[None], torch.tensor([len(log_probs)]))
-        return find_words(tokens, self.model)
-
-    def _counted(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        lengths = torch.tensor([len(part.samples) for part in parts], device=self.model.device)
+        waveforms = pad_sequence([part.samples for part in parts], batch_first=True).to(self.model.device)
         for part in parts:
-            yield part
-            self.progress(len(part) * self.model.step_samples / self.model.sample_rate)
+            part.samples = torch.empty(0)
+        decoded = (self.decode or decode_greedy)(*self.model(waveforms, lengths))
+        return [find_words(tokens, self.model, part.first_step) for tokens, part in zip(decoded, parts, strict=True)]
 
 
 @dataclass
-class _Item:
-    """A recording on its way: short ones wait with their samples for a batch, all others have a result at once."""
+class _Part:
+    """What is recognised at once: a short recording, or a stretch of a long one."""
 
     name: str
     samples: Tensor
     seconds: float = 0.0
-    result: Transcript | Failure | None = None
+    first_step: int = 0
+    """The recording's steps before it."""
+    duration_seconds: float | None = None
+    """Of the recording; its last part knows it."""
+    words: tuple[Word, ...] | None = None
+    """None while they are not known."""
+    failure: Failure | None = None
+    """Ends the recording."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.words is not None or self.failure is not None
 
 
-def _load(recogniser: _Recogniser, recording: Recording) -> _Item:
-    """Read a recording; a long one is transcribed here, window by window."""
-    name, item, rate = recording.name, _Item(recording.name, torch.empty(0)), recogniser.model.sample_rate
+def _read(model: CTCModel, recording: Recording) -> Iterator[_Part]:
+    """A recording's parts, one after the other; what holds no speech has its words, which are none."""
+    is_heard = False
     try:
-        with open_audio(recording.source, rate) as audio:
-            item.seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
-            if item.seconds > LONG_SECONDS:
-                item.result = Transcript(name, recogniser.long_words(audio, recording), item.seconds)
-                return item
-            item.samples = audio.read(recording.start_seconds, recording.duration_seconds)
-        seconds = len(item.samples) / rate
-        if seconds < SHORTEST_SECONDS:
-            least = f"at least {SHORTEST_SECONDS:g} s is needed"
-            raise AsrError(f"{audio.name}: {seconds:g} s of audio is too short to recognise; {least}")
+        with open_audio(recording.source, model.sample_rate) as audio:
+            for part in _parts(model, audio, recording):
+                is_heard = is_heard or not is_silent(part.samples)
+                yield part
     except AsrError as error:
-        item.result = Failure(name, str(error))
-        return item
-    if _is_silent(name, [item.samples]):
-        item.result = Transcript(name, (), item.seconds)
-    return item
+        yield _Part(recording.name, torch.empty(0), failure=Failure(recording.name, str(error)))
+        return
+    if not is_heard:
+        log.warning("%s: holds nothing but silence", recording.name)
 
 
-def _is_silent(name: str, blocks: Iterable[Tensor]) -> bool:
-    """Whether a recording holds nothing to recognise, which is logged; reads on to the first sound only."""
-    if any(block.abs().max() >= SILENCE_PEAK for block in blocks):
-        return False
-    log.warning("%s: holds nothing but silence", name)
-    return True
+def _parts(model: CTCModel, audio: AudioFile, recording: Recording) -> Iterator[_Part]:
+    name, rate = recording.name, model.sample_rate
+    span = recording.start_seconds, recording.duration_seconds
+    seconds = recording.duration_seconds or audio.duration_seconds - recording.start_seconds
+    if seconds <= LONG_SECONDS:
+        samples = audio.read(*span)
+        if len(samples) < SHORTEST_SECONDS * rate:
+            least = f"at least {SHORTEST_SECONDS:g} s is needed"
+            raise AsrError(f"{audio.name}: {len(samples) / rate:g} s of audio is too short to recognise; {least}")
+        yield _Part(name, samples, seconds, duration_seconds=seconds, words=() if is_silent(samples) else None)
+        return
+    for stretch in cut_at_pauses(audio.blocks(*span), rate, model.step_samples):
+        yield _Part(
+            name,
+            stretch.samples,
+            len(stretch.samples) / rate,
+            stretch.start // model.step_samples,
+            duration_seconds=seconds if stretch.is_last else None,
+            words=None if stretch.may_hold_speech else (),
+        )
 
 
 @dataclass
 class _Pool:
-    """Recordings that are being recognised: each batch's places in `items`, and its words to come."""
+    """Parts that are being recognised: each batch's places in `parts`, and its words to come."""
 
-    items: list[_Item]
+    parts: list[_Part]
     batches: list[tuple[list[int], Future[list[tuple[Word, ...]]]]]
     progress: Callable[[float], None]
 
     def is_done(self) -> bool:
         return all(future.done() for _, future in self.batches)
 
-    def results(self) -> Iterator[Transcript | Failure]:
-        """In the order of `items`, each as soon as it and all before it are ready."""
+    def results(self) -> Iterator[_Part]:
+        """In the order of `parts`, each as soon as it and all before it are ready."""
         done = 0
         for batch, future in self.batches:
             for index, words in zip(batch, future.result(), strict=True):
-                item = self.items[index]
-                item.result = Transcript(item.name, words, item.seconds)
-                self.progress(item.seconds)
-            while done < len(self.items) and (result := self.items[done].result) is not None:
-                yield result
+                self.parts[index].words = words
+                self.progress(self.parts[index].seconds)
+            while done < len(self.parts) and self.parts[done].is_done:
+                yield self.parts[done]
                 done += 1
-        yield from (item.result for item in self.items[done:] if item.result is not None)
+        yield from self.parts[done:]
 
 
-def _submit(executor: Executor, recogniser: _Recogniser, items: list[_Item], threads: int) -> _Pool:
-    """Have a pool's batches recognised side by side, those with the earliest recordings first.
+def _submit(executor: Executor, recogniser: _Recogniser, pool: list[_Part], threads: int) -> _Pool:
+    """Have a pool's batches recognised side by side, those with the earliest parts first.
 
     One batch per core is a third faster than one batch on all cores, where each small product waits for the last core.
     """
-    batches = sorted(_batches(items, recogniser.batch_seconds), key=min)
+    is_long = any(part.duration_seconds is None for part in pool)
+    # An hour would take 300 MB more than two minutes, and takes half of that so.
+    batches = sorted(_batches(pool, recogniser.batch_seconds / (3 if is_long else 1)), key=min)
     share = max(1, threads // max(1, len(batches)))
     futures = []
     for batch in batches:
-        samples = [items[index].samples for index in batch]
-        futures.append((batch, executor.submit(recogniser.batch_words, samples, share)))
-        for index in batch:
-            items[index].samples = torch.empty(0)
-    return _Pool(items, futures, recogniser.progress)
+        parts = [pool[index] for index in batch]
+        futures.append((batch, executor.submit(recogniser.batch_words, parts, share)))
+    return _Pool(pool, futures, recogniser.progress)
 
 
-def _batches(pool: list[_Item], batch_seconds: float) -> list[list[int]]:
-    """Indices of the waiting items, in batches of like length, each with at most `batch_seconds` padded."""
-    waiting = sorted((index for index, item in enumerate(pool) if item.result is None), key=lambda i: pool[i].seconds)
+def _batches(pool: list[_Part], batch_seconds: float) -> list[list[int]]:
+    """Indices of the parts without words, in batches of like length, each with at most `batch_seconds` padded."""
+    waiting = sorted((index for index, part in enumerate(pool) if not part.is_done), key=lambda i: pool[i].seconds)
     batches: list[list[int]] = []
     for index in waiting:  # from short to long, so the newest is the longest
         if not batches or pool[index].seconds * (len(batches[-1]) + 1) > batch_seconds:

@@ -1,6 +1,6 @@
 """What --hotword brings: how many rare names are found, and what it costs the other utterances.
 
-    python benchmarks/hotwords.py MANIFEST KNOWN_TEXT [--model FILE] [--boost 5]
+    python benchmarks/hotwords.py MANIFEST KNOWN_TEXT [--model FILE] [--boost 5] [--lm FILE]
 
 The hotwords are all words of the manifest's references, of six letters or more, that the text never holds. All of them
 are given to all utterances. Aims: more of them found than without; the WER of the utterances that hold none at most 0.2
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from measure import find_model, make_parser, report, start
 
+from asr.beam import PACKAGED_LANGUAGE_MODEL, BeamDecoder
 from asr.decoder import Decode, decode_greedy
 from asr.folders import read_data
 from asr.hotwords import DEFAULT_BOOST, HotwordDecoder
@@ -33,15 +34,20 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("known_text", type=Path, help="text whose words are not rare; plain, .gz or .xz")
     parser.add_argument("--boost", type=float, default=DEFAULT_BOOST, help="nats (default: 5)")
+    parser.add_argument("--lm", help="beam search of 50 hypotheses with this language model, or `packaged`")
     options = start(parser)
     with tempfile.TemporaryDirectory() as folder:
         model = find_model(options.model, Path(folder))
     examples = compute_log_probs(model, read_data(options.manifest)[: 20 if options.quick else None])
     known = {word for sentence in read_sentences([options.known_text]) for word in sentence.split()}
     names = {word for reference, _ in examples for word in reference.split() if len(word) >= SHORTEST_NAME} - known
+    plain: Decode = decode_greedy
+    if options.lm:
+        language_model = PACKAGED_LANGUAGE_MODEL if options.lm == "packaged" else options.lm
+        plain = BeamDecoder(model.vocabulary, language_model, beam_size=50)
     decoders: dict[str, Decode] = {
-        "without": decode_greedy,
-        "with": HotwordDecoder(decode_greedy, model.vocabulary, dict.fromkeys(names, options.boost)),
+        "without": plain,
+        "with": HotwordDecoder(plain, model.vocabulary, dict.fromkeys(names, options.boost)),
     }
     references = [reference for reference, _ in examples]
     others = [index for index, reference in enumerate(references) if not names & set(reference.split())]

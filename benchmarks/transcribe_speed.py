@@ -30,6 +30,7 @@ from measure import (
 )
 
 from asr import transcription
+from asr.audio import AudioFile
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.transcription import Recording, Transcript, transcribe_recordings
@@ -86,11 +87,10 @@ def transcribe_all(model: CTCModel, recordings: list[Recording]) -> None:
 
 def in_memory(model: CTCModel, recordings: list[Recording]) -> Callable[[], None]:
     """A function that transcribes recordings whose files were decoded before."""
-    recogniser = transcription._Recogniser(model, None, transcription.BATCH_SECONDS, lambda seconds: None)
-    loaded = {recording.name: transcription._load(recogniser, recording) for recording in recordings}
+    loaded = {recording.name: list(transcription._read(model, recording)) for recording in recordings}
 
     def transcribe_loaded() -> None:
-        with patch.object(transcription, "_load", lambda _, recording: replace(loaded[recording.name])):
+        with patch.object(transcription, "_read", lambda _, recording: map(replace, loaded[recording.name])):
             transcribe_all(model, recordings)
 
     return transcribe_loaded
@@ -102,7 +102,7 @@ def print_parts(model: CTCModel, recordings: list[Recording], operations: dict[s
     rate = matrix_rate(medians({"product on one core": matrix_product()}, 3)["product on one core"])
     watch = Stopwatch()
     functions = [
-        (transcription, "_load", "decode audio"),
+        (AudioFile, "read", "decode audio"),
         (transcription, "decode_greedy", "decoder"),
         (model.frontend, "log_mel", "frontend"),
         (model.frontend, "forward", "frontend"),

@@ -50,6 +50,13 @@ def speech(sample_paths: list[Path]) -> list[Tensor]:
     return [read_audio(path, 16000) for path in sample_paths]
 
 
+@pytest.fixture(scope="session")
+def talk(speech: list[Tensor]) -> Tensor:
+    """The recordings in samples/ with a second behind each, in a room that is never quite still."""
+    samples = torch.cat([torch.cat([utterance, torch.zeros(16000)]) for utterance in speech])
+    return samples + 1e-3 * torch.randn(len(samples), generator=torch.Generator().manual_seed(0))
+
+
 def make_small_model(cell: str = "gru", dropout: float = 0.0, seed: int = 0) -> CTCModel:
     """A small model with random weights, sure enough of itself that its transcripts are not empty or one letter."""
     encoder = EncoderConfig(num_layers=2, hidden_size=24, conv_channels=4, cell=cell, dropout=dropout)

@@ -1,40 +1,24 @@
-"""What is still coming in is cut at its pauses, and `asr transcribe -` prints it as it goes."""
+"""What is still coming in is read as it comes, and `asr transcribe -` prints it as it goes."""
 
 from __future__ import annotations
 
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy
 import pytest
 import soundfile
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 import asr
 from asr.errors import AsrError
-from asr.live import LONGEST_SECONDS, PAUSE_SECONDS, cut_stream, open_stream
+from asr.live import open_stream
 from asr.metrics import character_errors
 
 RATE = 16000
 COMMAND = [sys.executable, "-m", "asr", "transcribe", "-"]
-
-
-def noise(seconds: float, amplitude: float = 1e-3) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return amplitude * torch.randn(round(seconds * RATE), generator=generator)
-
-
-@pytest.fixture(scope="module")
-def talk(speech: list[Tensor]) -> Tensor:
-    """Six utterances with a second between them, in a room that is never quite still."""
-    samples = torch.cat([torch.cat([utterance, torch.zeros(RATE)]) for utterance in speech])
-    return samples + noise(len(samples) / RATE)[: len(samples)]
 
 
 def as_pcm(samples: Tensor) -> bytes:
@@ -58,66 +42,6 @@ class Pipe(io.BufferedReader):
                 return False
 
         super().__init__(Raw(content))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("block", [160, 1600, 5000])
-def test_every_pause_parts_two_utterances_and_nothing_is_lost(talk: Tensor, block: int) -> None:
-    stretches = list(cut_stream(talk.split(block), RATE))
-    assert len(stretches) >= 6
-    assert torch.equal(torch.cat(stretches), talk[: sum(map(len, stretches))])
-    assert sum(map(len, stretches)) > len(talk) - 2 * block
-
-
-def test_utterances_end_between_what_is_said(speech: list[Tensor], talk: Tensor) -> None:
-    ends = numpy.cumsum([len(stretch) for stretch in cut_stream(talk.split(1600), RATE)]) / RATE
-    begin = 0.0
-    for utterance in speech[:-1]:
-        end = begin + len(utterance) / RATE
-        assert any(end - 0.3 < cut < end + 1.0 for cut in ends), "the second of silence holds a cut"
-        begin = end + 1.0
-
-
-def test_an_utterance_comes_as_soon_as_the_pause_behind_it_is_long_enough(talk: Tensor) -> None:
-    read = 0
-
-    def blocks() -> Iterator[Tensor]:
-        nonlocal read
-        for block in talk.split(1600):
-            read += len(block)
-            yield block
-
-    end = 0
-    for stretch in cut_stream(blocks(), RATE):
-        end += len(stretch)
-        if read < len(talk):
-            assert read - end <= (PAUSE_SECONDS / 2 + 0.2) * RATE
-
-
-@given(seconds=st.floats(0.2, 3.0), places=st.lists(st.floats(0, 1), max_size=8))
-def test_any_blocks_together_hold_all_that_is_loud(talk: Tensor, seconds: float, places: list[float]) -> None:
-    samples = talk[: round(seconds * RATE)]
-    edges = sorted(round(place * len(samples)) for place in places)
-    stretches = list(cut_stream(samples.tensor_split(edges), RATE))
-    assert torch.equal(torch.cat(stretches), samples)
-
-
-def test_speech_without_a_pause_is_cut_all_the_same() -> None:
-    drone = torch.sin(torch.arange(65 * RATE) * 0.1) * 0.1
-    stretches = list(cut_stream(drone.split(1600), RATE))
-    assert torch.equal(torch.cat(stretches), drone)
-    assert max(map(len, stretches)) <= (LONGEST_SECONDS + 0.2) * RATE
-
-
-def test_silence_is_no_utterance(speech: list[Tensor]) -> None:
-    silence = torch.zeros(70 * RATE)
-    assert list(cut_stream(silence.split(1600), RATE)) == []
-    (stretch,) = cut_stream(torch.cat([silence, speech[1], silence]).split(1600), RATE)
-    assert len(speech[1]) <= len(stretch) < len(speech[1]) + (LONGEST_SECONDS + 1) * RATE
-
-
-def test_a_stream_without_a_sample_is_told() -> None:
-    with pytest.raises(AsrError, match="the stream holds no samples"):
-        list(cut_stream([], RATE))
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2), (8000, 8)])

@@ -290,7 +290,7 @@ def test_recordings_are_read_as_results_are_taken(model: CTCModel, sample_paths:
 def test_a_result_that_needs_no_batch_comes_before_the_next_recording_is_read(
     model: CTCModel, mixture: list[Recording], alone: dict[str, Transcript | Failure]
 ) -> None:
-    for ready in ("long.wav", "silence.wav", "text.wav"):
+    for ready in ("silence.wav", "text.wav"):
         first = next(recording for recording in mixture if recording.name == ready)
 
         def one_then_never(first: Recording = first) -> Iterator[Recording]:
@@ -356,38 +356,56 @@ def test_an_error_in_a_batch_reaches_the_caller(
 
 
 @pytest.mark.parametrize("model_name", ["model", "packaged_model"])
-def test_a_recording_that_one_window_holds_has_the_same_text_in_windows_and_whole(
+def test_a_recording_without_a_pause_has_the_same_text_as_a_long_one_and_as_a_short_one(
     request: pytest.FixtureRequest, model_name: str, sample_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = request.getfixturevalue(model_name)
-    whole = [transcribe(path, model=model).text for path in sample_paths]
+    whole = [transcribe(path, model=model) for path in sample_paths]
     monkeypatch.setattr(asr.transcription, "LONG_SECONDS", 0.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(asr.transcription._Recogniser, "batch_words", None)  # what computes batches of whole recordings
-        assert [transcribe(path, model=model).text for path in sample_paths] == whole
+    for path, expected in zip(sample_paths, whole, strict=True):
+        assert_same(transcribe(path, model=model), expected)
 
 
-def test_the_packaged_model_loses_and_doubles_nothing_where_windows_join(
-    packaged_model: CTCModel, long_path: Path, speech: list[Tensor]
+def test_a_long_recording_says_what_its_utterances_say_at_their_times(
+    packaged_model: CTCModel, speech: list[Tensor], talk: Tensor
 ) -> None:
-    whole = text_of(packaged_model, torch.cat(speech * 3))
-    windowed = transcribe(long_path, model=packaged_model).text
-    assert len(whole) > 500
-    assert character_errors(whole, windowed).rate < 0.03
+    result = transcribe(talk.repeat(3), sample_rate=RATE, model=packaged_model)
+    begin, expected = 0, []
+    for samples in speech * 3:
+        alone = talk.repeat(3)[begin : begin + len(samples)]
+        words = transcribe(alone, sample_rate=RATE, model=packaged_model).words
+        expected += [(word.text, begin / RATE + word.start_seconds) for word in words]
+        begin += len(samples) + RATE
+    assert result.duration_seconds == len(talk) * 3 / RATE
+    assert character_errors(" ".join(text for text, _ in expected), result.text).rate < 0.25
+    assert len(result.words) == pytest.approx(len(expected), rel=0.05)
+    assert result.words[-1].start_seconds == pytest.approx(expected[-1][1], abs=0.5)
+    assert all(word.end_seconds <= following.start_seconds for word, following in pairwise(result.words))
 
 
-@pytest.mark.parametrize(("seconds", "is_long"), [(59.99, False), (60.0, False), (60.01, True)])
+@pytest.mark.parametrize(("seconds", "is_long"), [(39.99, False), (40.0, False), (40.01, True)])
 def test_the_text_stays_where_recordings_begin_to_count_as_long(
-    long_path: Path, speech: list[Tensor], seconds: float, is_long: bool
+    packaged_model: CTCModel, long_path: Path, speech: list[Tensor], seconds: float, is_long: bool
 ) -> None:
-    model, whole_batches = asr.load_model(), []
-    expected = text_of(model, torch.cat(speech * 3)[: round(seconds * RATE)])
-    model.register_forward_pre_hook(lambda *_: whole_batches.append(True))
-    (result,) = results_of(model, [Recording(long_path, "a", 0.0, seconds)])
+    expected = text_of(packaged_model, torch.cat(speech * 3)[: round(seconds * RATE)])
+    (result,) = results_of(packaged_model, [Recording(long_path, "a", 0.0, seconds)])
     assert isinstance(result, Transcript)
     assert result.duration_seconds == seconds
-    assert len(whole_batches) == (0 if is_long else 1)
-    assert character_errors(expected, result.text).rate <= (0.05 if is_long else 0.0)
+    assert character_errors(expected, result.text).rate <= (0.15 if is_long else 0.0)
+
+
+def test_a_long_recording_that_is_damaged_at_its_end_has_no_transcript_and_stops_nothing(
+    model: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    flac = write(tmp_path / "a.flac", torch.randn(70 * RATE) * 0.01, subtype="PCM_16")
+    content = flac.read_bytes()
+    flac.write_bytes(content[: len(content) * 2 // 3])
+    recordings = [Recording(path, path.name) for path in (sample_paths[0], flac, sample_paths[1])]
+    first, broken, last = results_of(model, recordings)
+    assert isinstance(broken, Failure)
+    assert "a.flac" in broken.message
+    assert_same(first, results_of(model, [recordings[0]])[0])
+    assert_same(last, results_of(model, [recordings[2]])[0])
 
 
 def test_a_piece_of_a_long_recording_has_the_text_of_a_file_of_its_own(
@@ -412,7 +430,7 @@ def test_no_read_of_a_long_recording_is_longer_than_a_block(
     monkeypatch.setattr(AudioFile, "_read_native", watched)
     transcribe(long_path, model=model)
     assert max(reads) == 30 * RATE
-    assert sum(reads) > 2 * 87 * RATE, "two passes, and a look for sound"
+    assert sum(reads) == soundfile.info(long_path).frames, "each sample once"
 
 
 @pytest.mark.parametrize("seconds", [1, 90])
@@ -430,12 +448,16 @@ def test_silence_has_an_empty_transcript_and_is_told(
 
 @pytest.mark.parametrize("seconds", [1, 90])
 def test_what_is_quiet_and_not_silent_is_computed(
-    make_model: Callable[..., CTCModel], tmp_path: Path, caplog: pytest.LogCaptureFixture, seconds: int
+    make_model: Callable[..., CTCModel],
+    speech: list[Tensor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    seconds: int,
 ) -> None:
     model, computed = make_model(), []
     model.encoder.register_forward_pre_hook(lambda *_: computed.append(True))
-    samples = torch.zeros(seconds * RATE)
-    samples[-1] = -1.01e-4
+    quiet = speech[1] / speech[1].abs().max() * 1.01e-4
+    samples = torch.cat([torch.zeros(seconds * RATE), quiet])
     transcribe(write(tmp_path / "quiet.wav", samples), model=model)
     assert computed
     assert not caplog.messages

@@ -1,0 +1,97 @@
+"""Sound of any length is cut at its pauses: nothing is lost, and where it is cut does not depend on how it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from asr.pauses import LONGEST_SECONDS, PAUSE_SECONDS, SHORT_PAUSE_SECONDS, Stretch, cut_at_pauses, is_silent
+
+RATE, STEP = 16000, 640
+
+
+def cut(blocks: Iterable[Tensor]) -> Iterator[Stretch]:
+    return cut_at_pauses(blocks, RATE, STEP)
+
+
+def noise(seconds: float, amplitude: float = 1e-3) -> Tensor:
+    return amplitude * torch.randn(round(seconds * RATE), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("block", [160, 1600, 5000])
+def test_a_second_of_quiet_parts_two_utterances(speech: list[Tensor], talk: Tensor, block: int) -> None:
+    ends = [(stretch.start + len(stretch.samples)) / RATE for stretch in cut(talk.split(block))]
+    assert len(ends) >= len(speech)
+    begin = 0.0
+    for utterance in speech[:-1]:
+        end = begin + len(utterance) / RATE
+        assert any(end - 0.3 < place < end + 1.0 for place in ends), "the second of quiet holds a cut"
+        begin = end + 1.0
+
+
+@given(seconds=st.floats(0.0, 30.0), places=st.lists(st.floats(0, 1), max_size=8))
+def test_any_blocks_give_the_same_stretches_and_nothing_is_lost(
+    talk: Tensor, seconds: float, places: list[float]
+) -> None:
+    samples = talk[: round(seconds * RATE)]
+    stretches = list(cut(samples.tensor_split(sorted(round(place * len(samples)) for place in places))))
+    assert torch.equal(torch.cat([stretch.samples for stretch in stretches]), samples)
+    assert [stretch.start for stretch in stretches] == [stretch.start for stretch in cut([samples])]
+    assert [stretch.is_last for stretch in stretches] == [*[False] * (len(stretches) - 1), True]
+    assert all(stretch.start % STEP == 0 for stretch in stretches)
+
+
+def test_an_utterance_comes_as_soon_as_the_pause_behind_it_is_long_enough(talk: Tensor) -> None:
+    read = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal read
+        for block in talk.split(1600):
+            read += len(block)
+            yield block
+
+    for stretch in cut(blocks()):
+        if not stretch.is_last:
+            assert read - stretch.start - len(stretch.samples) <= (SHORT_PAUSE_SECONDS / 2 + 0.3) * RATE
+    assert PAUSE_SECONDS < SHORT_PAUSE_SECONDS
+
+
+def test_speech_without_a_pause_is_cut_all_the_same() -> None:
+    drone = torch.sin(torch.arange(65 * RATE) * 0.1) * 0.1 + noise(65, 0.03)
+    stretches = list(cut(drone.split(1600)))
+    assert torch.equal(torch.cat([stretch.samples for stretch in stretches]), drone)
+    assert LONGEST_SECONDS / 2 < max(len(stretch.samples) for stretch in stretches) / RATE <= LONGEST_SECONDS + 0.2
+
+
+@pytest.mark.parametrize(
+    "still", [torch.zeros(70 * RATE), noise(70, 1e-5), noise(70, 0.01)], ids=["zero", "dim", "hiss"]
+)
+def test_silence_and_hiss_hold_no_speech_but_what_stands_among_them_does(speech: list[Tensor], still: Tensor) -> None:
+    assert not any(stretch.may_hold_speech for stretch in cut(still.split(1600)))
+    stretches = list(cut([still, speech[1], still]))
+    heard = [stretch for stretch in stretches if stretch.may_hold_speech]
+    assert 1 <= len(heard) <= 2
+    assert heard[0].start <= len(still) + 0.3 * RATE, "it begins no louder than the hiss"
+    assert heard[-1].start + len(heard[-1].samples) >= len(still) + len(speech[1])
+
+
+def test_short_speech_counts_whatever_its_range() -> None:
+    (click,) = cut([torch.full((800,), 0.1)])
+    assert click.may_hold_speech
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(0.0, True), (9e-5, True), (1.1e-4, False), (1.0, False)])
+def test_silence_is_what_nothing_is_loud_in(peak: float, expected: bool) -> None:
+    samples = torch.zeros(1000)
+    samples[500] = -peak
+    assert is_silent(samples) is expected
+
+
+def test_a_recording_without_a_sample_is_one_empty_stretch_of_silence() -> None:
+    (stretch,) = cut([])
+    assert (len(stretch.samples), stretch.is_last, stretch.may_hold_speech) == (0, True, False)
