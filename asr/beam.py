@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isfinite, log
 from pathlib import Path
 from threading import Lock
@@ -103,19 +104,28 @@ class BeamDecoder:
         return [self._decode(row[:length]) for row, length in zip(rows, lengths.tolist(), strict=True)]
 
     def _decode(self, log_probs: Tensor) -> GreedyTokens:
-        words = self.search(log_probs)
-        return align_tokens(log_probs, self.vocabulary.encode(" ".join(words)), len(log_probs))
+        words, lm_log_prob = self.search(log_probs)
+        tokens = align_tokens(log_probs, self.vocabulary.encode(" ".join(words)), len(log_probs))
+        return replace(tokens, lm_log_prob=lm_log_prob)
 
-    def search(self, log_probs: Tensor) -> list[str]:
-        """The most probable words; log_probs: (steps, vocabulary) on the CPU."""
+    def search(self, log_probs: Tensor) -> tuple[list[str], float]:
+        """The most probable words, and the language model's natural log-probability of them and the sentence's end.
+
+        log_probs: (steps, vocabulary) on the CPU.
+        """
         emissions = log_probs
         if SPACE in self._tokens:  # a word counts once the space behind it is there
             space = torch.full_like(log_probs[:1], IMPOSSIBLE)
             space[:, self._tokens.index(SPACE)] = 0.0
             emissions = torch.cat([log_probs, space])
-        with self._turn:
-            (hypotheses,) = self._decoder(emissions[None].contiguous())
-        return list(hypotheses[0].words) if hypotheses else []
+        emissions = emissions.contiguous()
+        with self._turn:  # by its inner decoder, because torchaudio's keeps the language model's score to itself
+            hypotheses = self._decoder.decoder.decode(emissions.data_ptr(), *emissions.shape)
+        if not hypotheses:
+            return [], 0.0
+        best = hypotheses[0]
+        words = [self._decoder.word_dict.get_entry(index) for index in best.words if index >= 0]
+        return words, best.lmScore * log(10)
 
 
 def read_arpa_words(path: str | Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ __all__ = ["Decode", "GreedyTokens", "collapse_paths", "decode_greedy"]
 
 @dataclass(frozen=True)
 class GreedyTokens:
-    """One utterance, decoded: four lists of the same length, without blanks and merged repeats."""
+    """One utterance, decoded: lists of the same length, without blanks and merged repeats."""
 
     token_ids: list[int]
     steps: list[int]
@@ -26,6 +26,8 @@ class GreedyTokens:
     """The step behind its last one."""
     log_probs: list[float]
     """Its log-probability where that is highest."""
+    lm_log_prob: float | None = None
+    """Natural log-probability of the words under the language model that was searched with; None without one."""
 
 
 Decode = Callable[[Tensor, Tensor], list[GreedyTokens]]

@@ -29,11 +29,16 @@ def format_transcript(transcript: Transcript, name: str) -> str:
 
 
 def as_dict(transcript: Transcript) -> dict[str, Any]:
-    """What the JSON output holds: times in seconds, rounded to milliseconds, confidence to four digits."""
+    """What the JSON output holds: times in seconds, rounded to milliseconds, confidence to four digits.
+
+    `lm_log_prob` is there where a language model was used.
+    """
+    score = transcript.lm_log_prob
     return {
         "path": transcript.name,
         "text": transcript.text,
         "duration_seconds": round(transcript.duration_seconds, 3),
+        **({} if score is None else {"lm_log_prob": round(score, 3)}),
         "segments": [
             {
                 "text": segment.text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import eq
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,13 @@ from asr.config import ModelConfig
 from asr.encoder import BiGRUEncoder
 from asr.features import Lengths, LogMelFrontend
 from asr.text import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy
+
+    from asr.audio import AudioSource
+    from asr.decoder import Decode
+    from asr.transcript import Transcript
 
 __all__ = ["CTCModel", "steps_needed", "with_dropout", "with_vocabulary"]
 
@@ -57,6 +65,18 @@ class CTCModel(nn.Module):
         """As `forward`, from (batch, frames, num_mels) normalized features."""
         encodings, encoding_lengths = self.encoder(features, feature_lengths)
         return self.head(encodings).float().log_softmax(dim=2), encoding_lengths
+
+    def transcribe(
+        self,
+        source: AudioSource | Tensor | numpy.ndarray,
+        *,
+        sample_rate: int | None = None,
+        decode: Decode | None = None,
+    ) -> Transcript:
+        """`asr.transcribe` with this model."""
+        from asr.transcription import transcribe  # the one import from below: people look for it on a model
+
+        return transcribe(source, sample_rate=sample_rate, model=self, decode=decode)
 
 
 def steps_needed(token_ids: list[int]) -> int:

@@ -54,6 +54,8 @@ class Transcript:
     name: str
     words: tuple[Word, ...]
     duration_seconds: float
+    lm_log_prob: float | None = None
+    """Natural log-probability of the words under the language model that was used; None without one."""
 
     def __str__(self) -> str:
         return self.text

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import AudioFile, AudioSource, open_audio, samples_as_file
-from asr.decoder import Decode, decode_greedy
+from asr.decoder import Decode, GreedyTokens, decode_greedy
 from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -115,12 +115,19 @@ def transcribe_recordings(
     """
     recogniser = _Recogniser(model, decode, batch_seconds, progress)
     parts = (part for recording in recordings for part in _read(model, recording))
-    words: list[Word] = []
+    begun: list[_Part] = []
     for part in _recognise(recogniser, parts):
-        words += part.words or ()
+        begun.append(part)
         if part.failure or part.duration_seconds:
-            yield part.failure or Transcript(part.name, tuple(words), part.duration_seconds or 0.0)
-            words = []
+            yield part.failure or _join(begun)
+            begun = []
+
+
+def _join(parts: Sequence[_Part]) -> Transcript:
+    """The transcript of a recording's parts, in their order."""
+    words = tuple(word for part in parts for word in part.words or ())
+    scores = [part.lm_log_prob for part in parts if part.lm_log_prob is not None]
+    return Transcript(parts[-1].name, words, parts[-1].duration_seconds or 0.0, sum(scores) if scores else None)
 
 
 def _recognise(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[_Part]:
@@ -168,15 +175,14 @@ class _Recogniser:
     progress: Callable[[float], None]
 
     @torch.inference_mode()
-    def batch_words(self, parts: Sequence[_Part], threads: int) -> list[tuple[Word, ...]]:
-        """The words of each of some parts, computed together on so many cores; it takes their samples."""
+    def decode_batch(self, parts: Sequence[_Part], threads: int) -> list[GreedyTokens]:
+        """The tokens of each of some parts, computed together on so many cores; it takes their samples."""
         torch.set_num_threads(threads)
         lengths = torch.tensor([len(part.samples) for part in parts], device=self.model.device)
         waveforms = pad_sequence([part.samples for part in parts], batch_first=True).to(self.model.device)
         for part in parts:
             part.samples = torch.empty(0)
-        decoded = (self.decode or decode_greedy)(*self.model(waveforms, lengths))
-        return [find_words(tokens, self.model, part.first_step) for tokens, part in zip(decoded, parts, strict=True)]
+        return (self.decode or decode_greedy)(*self.model(waveforms, lengths))
 
 
 @dataclass
@@ -192,6 +198,7 @@ class _Part:
     """Of the recording; its last part knows it."""
     words: tuple[Word, ...] | None = None
     """None while they are not known."""
+    lm_log_prob: float | None = None
     failure: Failure | None = None
     """Ends the recording."""
 
@@ -239,11 +246,11 @@ def _parts(model: CTCModel, audio: AudioFile, recording: Recording) -> Iterator[
 
 @dataclass
 class _Pool:
-    """Parts that are being recognised: each batch's places in `parts`, and its words to come."""
+    """Parts that are being recognised: each batch's places in `parts`, and its tokens to come."""
 
     parts: list[_Part]
-    batches: list[tuple[list[int], Future[list[tuple[Word, ...]]]]]
-    progress: Callable[[float], None]
+    batches: list[tuple[list[int], Future[list[GreedyTokens]]]]
+    recogniser: _Recogniser
 
     def is_done(self) -> bool:
         return all(future.done() for _, future in self.batches)
@@ -252,9 +259,11 @@ class _Pool:
         """In the order of `parts`, each as soon as it and all before it are ready."""
         done = 0
         for batch, future in self.batches:
-            for index, words in zip(batch, future.result(), strict=True):
-                self.parts[index].words = words
-                self.progress(self.parts[index].seconds)
+            for index, tokens in zip(batch, future.result(), strict=True):
+                part = self.parts[index]
+                part.words = find_words(tokens, self.recogniser.model, part.first_step)
+                part.lm_log_prob = tokens.lm_log_prob
+                self.recogniser.progress(part.seconds)
             while done < len(self.parts) and self.parts[done].is_done:
                 yield self.parts[done]
                 done += 1
@@ -273,8 +282,8 @@ def _submit(executor: Executor, recogniser: _Recogniser, pool: list[_Part], thre
     futures = []
     for batch in batches:
         parts = [pool[index] for index in batch]
-        futures.append((batch, executor.submit(recogniser.batch_words, parts, share)))
-    return _Pool(pool, futures, recogniser.progress)
+        futures.append((batch, executor.submit(recogniser.decode_batch, parts, share)))
+    return _Pool(pool, futures, recogniser)
 
 
 def _batches(pool: list[_Part], batch_seconds: float) -> list[list[int]]:

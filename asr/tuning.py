@@ -107,5 +107,5 @@ def _score(weights: tuple[float, float]) -> Point:
     lm_weight, word_score = weights
     vocabulary = vocabulary_from_dict(vocabulary_dict)
     decoder = BeamDecoder(vocabulary, language_model, lm_weight=lm_weight, word_score=word_score, **settings)
-    counts = [word_errors(reference, " ".join(decoder.search(log_probs))) for reference, log_probs in examples]
+    counts = [word_errors(reference, " ".join(decoder.search(log_probs)[0])) for reference, log_probs in examples]
     return Point(lm_weight, word_score, pool(counts))

@@ -96,6 +96,19 @@ def test_the_weight_is_of_natural_logarithms(tmp_path: Path, weight: float, shar
     assert text_of(BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=weight), unclear) == written
 
 
+@pytest.mark.parametrize("text", ["THE CAT SAT", "A CAT AND A DOG", ""])
+def test_the_score_is_the_language_models_own(tmp_path: Path, text: str) -> None:
+    model = build_ngrams([*TEXT, "A CAT AND A DOG"], 2)
+    write_arpa(model, tmp_path / "lm.arpa")
+    log_probs = (
+        log_probs_of(text) if text else torch.full((1, 9, len(VOCABULARY)), -20.0).index_fill(2, torch.tensor(0), 0)
+    )
+    (tokens,) = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")(log_probs, torch.tensor([log_probs.shape[1]]))
+    assert VOCABULARY.decode(tokens.token_ids) == text
+    if text:
+        assert tokens.lm_log_prob == pytest.approx(log_probability(model, text), abs=1e-3)
+
+
 def test_only_words_of_the_lexicon_are_written(arpa: Path) -> None:
     spoken = log_probs_of("THE KAT SAT")
     assert text_of(BeamDecoder(VOCABULARY, arpa), spoken) in ("THE CAT SAT", "THE BAT SAT", "THE SAT", "THE MAT SAT")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import asr.formats
 from asr.errors import AsrError
-from asr.formats import CUE_SECONDS, FORMATS, LINE_CHARACTERS, format_transcript, write_transcript
+from asr.formats import CUE_SECONDS, FORMATS, LINE_CHARACTERS, as_dict, format_transcript, write_transcript
 from asr.transcript import Transcript, Word
 
 
@@ -104,6 +105,12 @@ def test_a_tsv_has_a_row_of_milliseconds_per_segment(transcript: Transcript) -> 
         [str(round(1000 * item.start_seconds)), str(round(1000 * item.end_seconds)), item.text]
         for item in transcript.segments
     ]
+
+
+@given(transcripts())
+def test_json_holds_the_language_models_score_where_there_is_one(transcript: Transcript) -> None:
+    assert "lm_log_prob" not in as_dict(transcript)
+    assert as_dict(replace(transcript, lm_log_prob=-12.34567))["lm_log_prob"] == -12.346
 
 
 @given(transcripts())

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor
 import asr
 import asr.transcription
 from asr.audio import AudioFile
-from asr.decoder import decode_greedy
+from asr.decoder import GreedyTokens, decode_greedy
 from asr.errors import AsrError
 from asr.metrics import character_errors
 from asr.model import CTCModel
@@ -167,6 +168,11 @@ def test_a_path_a_file_and_samples_have_the_same_text(
         assert transcribe(given_samples, sample_rate=RATE, model=model).text == expected
     big_endian = samples.numpy().astype(">f4")
     assert transcribe(big_endian, sample_rate=RATE, model=model).text == expected
+
+
+def test_a_model_transcribes_by_itself_too(model: CTCModel, sample_paths: list[Path], speech: list[Tensor]) -> None:
+    assert model.transcribe(sample_paths[0]) == transcribe(sample_paths[0], model=model)
+    assert model.transcribe(speech[0], sample_rate=RATE).text == transcribe(sample_paths[0], model=model).text
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
@@ -342,6 +348,21 @@ def test_the_number_of_threads_is_afterwards_as_before_even_if_results_are_left(
     results.close()  # type: ignore[attr-defined]
     with ThreadPoolExecutor(1) as executor:
         assert (torch.get_num_threads(), executor.submit(torch.get_num_threads).result()) == (3, 3)
+
+
+def test_the_language_models_scores_of_a_long_recording_are_added(
+    packaged_model: CTCModel, talk: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = count(1)
+
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+        return [replace(tokens, lm_log_prob=-float(next(scores))) for tokens in decode_greedy(log_probs, lengths)]
+
+    result = transcribe(talk.repeat(2), sample_rate=RATE, model=packaged_model, decode=decode)
+    parts = next(scores) - 1
+    assert parts > 5
+    assert result.lm_log_prob == -parts * (parts + 1) / 2
+    assert transcribe(talk, sample_rate=RATE, model=packaged_model).lm_log_prob is None
 
 
 def test_an_error_in_a_batch_reaches_the_caller(

@@ -1,0 +1,33 @@
+"""So many minutes of a manifest, drawn at random; more minutes hold the same utterances and others.
+
+python recipes/finetune/take_minutes.py MANIFEST MINUTES PART.jsonl
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from asr.manifest import Utterance, read_manifest, write_manifest
+
+
+def take(utterances: Sequence[Utterance], minutes: float) -> Iterator[Utterance]:
+    """Utterances in an order of their own, until there are so many minutes."""
+    seconds = 0.0
+    for utterance in random.Random(0).sample(utterances, len(utterances)):
+        if seconds >= 60 * minutes:
+            return
+        seconds += utterance.duration_seconds
+        yield utterance
+
+
+def main() -> None:
+    """Take what the command line names."""
+    source, minutes, target = sys.argv[1:]
+    write_manifest(take(list(read_manifest(source)), float(minutes)), Path(target))
+
+
+if __name__ == "__main__":
+    main()
