@@ -7,22 +7,20 @@ the interpolated form of KenLM's `lmplz` (K. Heafield et al., ACL 2013).
 from __future__ import annotations
 
 import gzip
-import io
 import logging
 import lzma
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy
 from numpy.typing import NDArray
 
 from asr.errors import AsrError
 from asr.text import normalize_transcript
+from asr.textfiles import new_text_file
 
 __all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_sentences", "write_arpa"]
 
@@ -227,19 +225,9 @@ def _spell(orders: list[_Order]) -> Iterator[Ids]:
 
 
 def write_arpa(model: NgramModel, path: str | Path) -> None:
-    """Write the ARPA file, to a temporary name first; compressed where its name ends in .gz."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with ExitStack() as stack:
-            stream: Any = stack.enter_context(open(temporary, "wb"))
-            if path.suffix == ".gz":  # without a name and a time: the same model makes the same bytes
-                stream = stack.enter_context(gzip.GzipFile("", "wb", fileobj=stream, mtime=0))
-            _write_tables(model, stack.enter_context(io.TextIOWrapper(stream, encoding="utf-8", newline="\n")))
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise AsrError(f"{path}: the language model cannot be written: {error.strerror}") from error
+    """Write the ARPA file, compressed where its name ends in .gz."""
+    with new_text_file(Path(path)) as file:
+        _write_tables(model, file)
 
 
 def _write_tables(model: NgramModel, file: TextIO) -> None:

@@ -1,11 +1,9 @@
 """LibriSpeech and Mini LibriSpeech: download the subsets, turn their folders into manifests of lhotse cuts."""
 
-import gzip
-import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +14,7 @@ from asr.corpora.archive import unpack
 from asr.corpora.chapters import Header, TranscriptLine, read_chapter, with_headers
 from asr.corpora.download import fetch
 from asr.errors import AsrError
+from asr.textfiles import new_text_file
 
 __all__ = [
     "SUBSETS",
@@ -233,24 +232,7 @@ def _cut(utterance: TranscriptLine, header: Header) -> dict[str, Any]:
 
 @contextmanager
 def _new_manifest(path: Path) -> Iterator[TextIO]:
-    """Give a text file that gets the name `path` when the block ends without an error, and is removed otherwise."""
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise AsrError(f"{path}: the name of a manifest must end in .jsonl or .jsonl.gz")
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            yield _open_text(temporary, path.suffix == ".gz", stack)
-        temporary.replace(path)
-    except OSError as error:
-        raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _open_text(path: Path, compressed: bool, stack: ExitStack) -> TextIO:
-    file: Any = stack.enter_context(path.open("wb"))
-    if compressed:
-        # Neither name nor time in the gzip header: the same cuts make the same bytes.
-        file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
-    return stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
+    with new_text_file(path) as file:
+        yield file

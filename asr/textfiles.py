@@ -1,0 +1,35 @@
+"""Text files that are either whole or not there, and the same for the same text; compressed by their name."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from asr.errors import AsrError
+
+__all__ = ["new_text_file"]
+
+
+@contextmanager
+def new_text_file(path: Path) -> Iterator[TextIO]:
+    """A text file that gets the name `path` when the block ends without an error, and is removed otherwise.
+
+    path: compressed where it ends in .gz. Raises AsrError for a full disk and a folder that cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            file: Any = stack.enter_context(temporary.open("wb"))
+            if path.suffix == ".gz":  # neither name nor time in its header: the same text makes the same bytes
+                file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
+            yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
+        temporary.replace(path)
+    except OSError as error:
+        raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
