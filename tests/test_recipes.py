@@ -79,8 +79,9 @@ def test_the_mini_recipe_goes_from_download_to_wer(
     assert len(Path("hypotheses.jsonl").read_text(encoding="utf-8").splitlines()) == 6
 
 
-def run_script(name: str, *arguments: str | Path) -> None:
-    subprocess.run([sys.executable, ROOT / "recipes" / "base" / name, *arguments], check=True, timeout=300)
+def run_script(name: str, *arguments: str | Path | float, folder: str = "base") -> None:
+    command = [sys.executable, ROOT / "recipes" / folder / name, *map(str, arguments)]
+    subprocess.run(command, check=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,19 @@ def test_an_mp3_copy_says_what_its_original_says(tmp_path: Path) -> None:
             numpy.corrcoef(energies[0][: shortest - 5], energies[1][shift:][: shortest - 5])[0, 1] for shift in range(5)
         )
         assert best > 0.95
+
+
+def test_more_minutes_hold_the_utterances_of_fewer(tmp_path: Path) -> None:
+    parts = []
+    for minutes in (0.1, 0.3, 60):
+        run_script("take_minutes.py", SAMPLES / "manifest.jsonl", minutes, tmp_path / "part.jsonl", folder="finetune")
+        parts.append(read_manifest(tmp_path / "part.jsonl"))
+    seconds = [sum(utterance.duration_seconds for utterance in part) for part in parts]
+    ids = [{utterance.id for utterance in part} for part in parts]
+    assert 6 <= seconds[0] < 18 <= seconds[1] < seconds[2]
+    assert ids[0] < ids[1] < ids[2] == {utterance.id for utterance in read_manifest(SAMPLES / "manifest.jsonl")}
+
+
+def test_the_curve_of_the_docs_is_drawn_from_its_results(tmp_path: Path) -> None:
+    run_script("plot.py", tmp_path / "curve.svg", folder="finetune")
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
