@@ -31,7 +31,7 @@ def main() -> None:
         (line,) = axes.plot(*zip(*points), marker="o", label=label)
         for row in mixed:
             axes.plot(float(row["minutes"]), float(row[column]), "x", color=line.get_color(), markersize=9)
-    axes.set(xlabel="minutes of new recordings (x: as many of LibriSpeech mixed in)", ylabel="WER, %")
+    axes.set(xlabel="minutes of new recordings (crosses: as many of LibriSpeech mixed in)", ylabel="WER, %")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
