@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr.errors import AsrError
+from asr.textfiles import new_text_file
 from asr.transcript import Transcript, Word
 
 __all__ = ["FORMATS", "as_dict", "format_transcript", "write_transcript"]
@@ -202,13 +201,7 @@ def _wrap(words: Cue) -> list[str]:
 
 
 def write_transcript(transcript: Transcript, paths: Sequence[Path]) -> None:
-    """Write each of `paths` in the format of its extension, to a temporary name first: it is whole or not there."""
+    """Write each of `paths` in the format of its extension: it is whole or not there."""
     for path in paths:
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(format_transcript(transcript, path.suffix[1:]), encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise AsrError(f"{path}: the transcript cannot be written: {error.strerror}") from error
+        with new_text_file(path) as file:
+            file.write(format_transcript(transcript, path.suffix[1:]))

@@ -23,6 +23,7 @@ import orjson
 from asr.audio import open_audio
 from asr.errors import AsrError, DamagedError
 from asr.tarfiles import split_path
+from asr.textfiles import new_text_file
 
 __all__ = ["Utterance", "read_manifest", "write_manifest"]
 
@@ -208,15 +209,12 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
     Raises AsrError where it cannot be written.
     """
     folder = os.path.realpath(Path(path).parent)
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            for utterance in utterances:
-                audio = _relative(utterance.audio_path, folder)
-                span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
-                identity = {"id": utterance.id, "speaker": utterance.speaker}
-                file.write(json.dumps({**identity, "audio": audio, **span, "text": utterance.text}) + "\n")
-    except OSError as error:
-        raise AsrError(f"{path}: the manifest cannot be written: {error.strerror}") from error
+    with new_text_file(Path(path)) as file:
+        for utterance in utterances:
+            audio = _relative(utterance.audio_path, folder)
+            span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
+            identity = {"id": utterance.id, "speaker": utterance.speaker}
+            file.write(json.dumps({**identity, "audio": audio, **span, "text": utterance.text}) + "\n")
 
 
 def _relative(audio_path: str, folder: str) -> str:

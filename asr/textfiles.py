@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,4 +32,5 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where there is no folder there is no file
+            temporary.unlink()

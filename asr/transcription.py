@@ -113,10 +113,11 @@ def transcribe_recordings(
     decode: a BeamDecoder or HotwordDecoder; None decodes greedily.
     progress: is told how many more seconds of audio were recognised, many times for a long recording.
     """
-    recogniser = _Recogniser(model, decode, batch_seconds, progress)
+    recogniser = _Recogniser(model, decode, batch_seconds)
     parts = (part for recording in recordings for part in _read(model, recording))
     begun: list[_Part] = []
     for part in _recognise(recogniser, parts):
+        progress(part.seconds)
         begun.append(part)
         if part.failure or part.duration_seconds:
             yield part.failure or _join(begun)
@@ -172,7 +173,6 @@ class _Recogniser:
     model: CTCModel
     decode: Decode | None
     batch_seconds: float
-    progress: Callable[[float], None]
 
     @torch.inference_mode()
     def decode_batch(self, parts: Sequence[_Part], threads: int) -> list[GreedyTokens]:
@@ -213,7 +213,7 @@ def _read(model: CTCModel, recording: Recording) -> Iterator[_Part]:
     try:
         with open_audio(recording.source, model.sample_rate) as audio:
             for part in _parts(model, audio, recording):
-                is_heard = is_heard or not is_silent(part.samples)
+                is_heard = is_heard or not part.is_done
                 yield part
     except AsrError as error:
         yield _Part(recording.name, torch.empty(0), failure=Failure(recording.name, str(error)))
@@ -236,7 +236,7 @@ def _parts(model: CTCModel, audio: AudioFile, recording: Recording) -> Iterator[
     for stretch in cut_at_pauses(audio.blocks(*span), rate, model.step_samples):
         yield _Part(
             name,
-            stretch.samples,
+            stretch.samples if stretch.may_hold_speech else torch.empty(0),  # a day of silence must not be held
             len(stretch.samples) / rate,
             stretch.start // model.step_samples,
             duration_seconds=seconds if stretch.is_last else None,
@@ -250,7 +250,7 @@ class _Pool:
 
     parts: list[_Part]
     batches: list[tuple[list[int], Future[list[GreedyTokens]]]]
-    recogniser: _Recogniser
+    model: CTCModel
 
     def is_done(self) -> bool:
         return all(future.done() for _, future in self.batches)
@@ -261,9 +261,8 @@ class _Pool:
         for batch, future in self.batches:
             for index, tokens in zip(batch, future.result(), strict=True):
                 part = self.parts[index]
-                part.words = find_words(tokens, self.recogniser.model, part.first_step)
+                part.words = find_words(tokens, self.model, part.first_step)
                 part.lm_log_prob = tokens.lm_log_prob
-                self.recogniser.progress(part.seconds)
             while done < len(self.parts) and self.parts[done].is_done:
                 yield self.parts[done]
                 done += 1
@@ -283,7 +282,7 @@ def _submit(executor: Executor, recogniser: _Recogniser, pool: list[_Part], thre
     for batch in batches:
         parts = [pool[index] for index in batch]
         futures.append((batch, executor.submit(recogniser.decode_batch, parts, share)))
-    return _Pool(pool, futures, recogniser)
+    return _Pool(pool, futures, recogniser.model)
 
 
 def _batches(pool: list[_Part], batch_seconds: float) -> list[list[int]]:

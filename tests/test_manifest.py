@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,34 @@ def test_what_is_written_through_a_link_is_found_again(tmp_path: Path) -> None:
         assert Path(again.audio_path).samefile(RECORDING)
 
 
+WRITTEN = [
+    Utterance(f"u{number}", RECORDING, text, number, 1.0, "", "", number)
+    for number, text in enumerate(("ONE", "TWO"), start=1)
+]
+
+
 def test_a_manifest_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(AsrError, match="the manifest cannot be written: No such file or directory"):
-        write_manifest([], tmp_path / "missing" / "manifest.jsonl")
+    (tmp_path / "file").touch()
+    with pytest.raises(AsrError, match=r"manifest\.jsonl: cannot be written \(.+\); make room or"):
+        write_manifest([], tmp_path / "file" / "manifest.jsonl")
+
+
+def test_a_manifest_is_compressed_by_its_name_and_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "manifest.jsonl.gz"
+    write_manifest(WRITTEN, path)
+    assert gzip.decompress(path.read_bytes()).count(b"\n") == len(WRITTEN)
+    assert [utterance.text for utterance in read_manifest(path)] == ["ONE", "TWO"]
+
+
+def test_an_error_while_a_manifest_is_written_leaves_the_one_before(tmp_path: Path) -> None:
+    def broken() -> Iterator[Utterance]:
+        yield WRITTEN[1]
+        raise AsrError("no more")
+
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(WRITTEN[:1], path)
+    before = path.read_bytes()
+    with pytest.raises(AsrError, match="no more"):
+        write_manifest(broken(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -574,3 +575,25 @@ def test_progress_adds_up_to_the_audio_and_comes_often_in_a_long_recording(
     list(transcribe_recordings(model, recordings, progress=seconds.append))
     assert len(seconds) > 4
     assert sum(seconds) == pytest.approx((len(long) + len(speech[0])) / 16000, abs=0.1)
+
+
+def test_progress_counts_silence_too_which_is_not_kept_in_memory(
+    model: CTCModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[asr.transcription._Part] = []
+    read = asr.transcription._read
+
+    def watched(*arguments: Any) -> Iterator[asr.transcription._Part]:
+        for part in read(*arguments):
+            parts.append(part)
+            yield part
+
+    monkeypatch.setattr(asr.transcription, "_read", watched)
+    path = write(tmp_path / "night.wav", torch.zeros(200 * RATE))
+    seconds: list[float] = []
+    (night,) = transcribe_recordings(model, [Recording(path, "night")], progress=seconds.append)
+    assert isinstance(night, Transcript)
+    assert night.text == ""
+    assert sum(seconds) == pytest.approx(200)
+    assert len(parts) > 2
+    assert sum(len(part.samples) for part in parts) == 0
