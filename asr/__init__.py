@@ -31,6 +31,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers
+    splitting      a batch that is too large → its log_probs, in parts
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk
     guards         what may go wrong in a training without ending it
@@ -43,6 +44,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     tuning         a valid set               → the weights of a language model
     formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
     evaluation     model, manifest           → error rates
+    batchsize      a recipe                  → how fast batches of each size are, and which fit
     overfitting    a recipe, few utterances  → whether it can learn
     finetuning     a model file, recordings  → a model file
     verification   the packaged model        → the texts it was published with, or others

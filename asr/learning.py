@@ -7,7 +7,9 @@ would have drawn.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy
@@ -24,6 +26,7 @@ from asr.features import valid_positions
 from asr.metrics import ErrorCounts, character_errors, word_errors
 from asr.model import CTCModel
 from asr.muon import Muon
+from asr.splitting import MemoryLimit
 from asr.text import BLANK_ID
 
 __all__ = ["CTCTrainingModule", "disagreement", "make_optimizer"]
@@ -36,6 +39,7 @@ class CTCTrainingModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
+        self.memory = MemoryLimit()
         self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
         """Some references and hypotheses of the last validation."""
@@ -52,7 +56,7 @@ class CTCTrainingModule(lightning.LightningModule):
         size, weight = len(batch.ids), self.config.augment.consistency_weight
         if weight > 0:
             batch = _twice(batch)
-        log_probs, lengths = self.model.log_probs(*self.augmented_features(batch))
+        log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
         tokens = self._tokens(batch)
         loss, impossible = self._loss(log_probs, lengths, batch, tokens)
         impossible = impossible * size / len(lengths)
@@ -122,6 +126,20 @@ class CTCTrainingModule(lightning.LightningModule):
         sums = torch.tensor([counts.errors, counts.reference_length], device=self.device)
         errors, length = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         return float(errors / max(1, length))
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Lightning's, with a batch that the memory does not hold computed in parts."""
+        assert optimizer_closure is not None
+        alone = self.trainer.world_size == 1
+        frame_seconds = self.model.config.frontend.hop_ms / 1000
+        compute = partial(self.memory.fit, optimizer_closure, frame_seconds, may_split=alone)
+        super().optimizer_step(epoch, batch_idx, optimizer, compute)
 
     def configure_optimizers(self) -> Any:
         total_steps = int(self.trainer.estimated_stepping_batches)

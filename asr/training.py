@@ -33,7 +33,14 @@ from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonito
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
-__all__ = ["check_output_dir", "is_first_process", "train"]
+__all__ = [
+    "check_output_dir",
+    "choose_precision",
+    "is_first_process",
+    "prepare_training",
+    "quiet_lightning",
+    "train",
+]
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +50,7 @@ FALSE_ALARMS = (
     "The '(train|val)_dataloader' does not have many workers",  # one reads faster than a model trains
     "The number of training batches",  # fewer than log_every_steps: the next epoch's count on
     "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
+    "You defined a `validation_step` but have no `val_dataloader`",  # a trial of batch sizes needs none
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own call
 )
 """Beginnings of Lightning's warnings that do not hold here."""
@@ -67,7 +75,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         _write_reports(output_dir, config, train_corpus, valid_corpus)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = make_trainer(config, model.sample_rate, len(train_corpus.examples))
         trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     return output_dir / MODEL_NAME
@@ -140,7 +148,7 @@ def make_vocabulary(config: TrainConfig, references: Iterable[str]) -> Vocabular
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Lightning without its tips and false alarms, its progress bar on stderr, and Ctrl-C afterwards as it was."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
     levels, handler = [logger.level for logger in loggers], signal.getsignal(signal.SIGINT)

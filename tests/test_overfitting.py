@@ -52,7 +52,10 @@ def test_the_recipe_keeps_its_model_and_optimizer_and_loses_its_augmentation(rec
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["--overfit", "0"], "--overfit must be at least 1"), (["--overfit", "2", "--resume"], "--overfit starts anew")],
+    [
+        (["--overfit", "0"], "--overfit must be at least 1"),
+        (["--overfit", "2", "--resume"], "--overfit and --resume do not go together"),
+    ],
 )
 def test_what_cannot_be_meant_is_told(
     recipe: str, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]

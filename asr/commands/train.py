@@ -69,12 +69,16 @@ def add_train(commands: Commands) -> None:
     parser.add_argument(
         "--overfit", type=int, metavar="N", help="learn the first N utterances by heart, to see that all fits together"
     )
+    parser.add_argument(
+        "--find-batch", action="store_true", help="try sizes of batches on this machine, longest utterances first"
+    )
     parser.set_defaults(run=_run_train, find_conflict=_find_train_conflict)
 
 
 def _find_train_conflict(options: argparse.Namespace) -> str | None:
-    if options.overfit is not None and options.resume:
-        return "--overfit starts anew; leave out --resume"
+    modes = {"--overfit": options.overfit is not None, "--find-batch": options.find_batch, "--resume": options.resume}
+    if sum(modes.values()) > 1:
+        return " and ".join(name for name, given in modes.items() if given) + " do not go together"
     return "--overfit must be at least 1" if options.overfit is not None and options.overfit < 1 else None
 
 
@@ -89,6 +93,11 @@ def _run_train(options: argparse.Namespace) -> int:
         evaluation = overfit(config, options.overfit)
         print(evaluation.summary())
         return 0 if evaluation.words.rate <= LEARNED_WER else 1
+    if options.find_batch:
+        from asr.batchsize import find_batch
+
+        print(find_batch(config).summary())
+        return 0
     from asr.training import is_first_process, train
 
     if not is_first_process():
