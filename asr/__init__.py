@@ -34,6 +34,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     splitting      a batch that is too large → its log_probs, in parts
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk
+    ranks          the processes that share a training
     guards         what may go wrong in a training without ending it
     training       a recipe                  → a model file
     longform       a recording of any length → log_probs

@@ -30,13 +30,13 @@ from asr.learning import CTCTrainingModule
 from asr.model import CTCModel, with_dropout, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor
+from asr.ranks import is_first_process, process_arguments
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
 __all__ = [
     "check_output_dir",
     "choose_precision",
-    "is_first_process",
     "prepare_training",
     "quiet_lightning",
     "train",
@@ -79,11 +79,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         trainer = make_trainer(config, model.sample_rate, len(train_corpus.examples))
         trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     return output_dir / MODEL_NAME
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks for the others: of several, Lightning and torchrun number all but the first."""
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, CheckedCorpus]:
@@ -185,7 +180,7 @@ def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightn
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
     return lightning.Trainer(
         accelerator=settings.accelerator,
-        devices=settings.devices if settings.devices == "auto" else int(settings.devices),
+        **process_arguments(settings),
         precision=choose_precision(settings),
         max_epochs=settings.epochs,
         check_val_every_n_epoch=settings.valid_every_epochs,

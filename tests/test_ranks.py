@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from asr.cli import main
+from asr.config import TrainerConfig
 from asr.modelfile import load_model
 from asr.plotting import read_curves
+from asr.ranks import is_first_process, process_arguments
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples"
@@ -63,3 +65,42 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(
     weights = [load_model(folder / "model.safetensors").state_dict() for folder in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=2e-3)  # the files hold half precision
+
+
+ALONE = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID")
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "devices", "nodes"),
+    [
+        ({}, {"accelerator": "cpu"}, "auto", 1),
+        ({}, {"devices": "2"}, 2, 1),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, {}, 8, 2),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, {"devices": "1"}, 1, 2),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}, {}, 4, 2),
+    ],
+)
+def test_a_launcher_tells_the_number_of_processes_and_machines(
+    environment: dict[str, str],
+    overrides: dict[str, str],
+    devices: str | int,
+    nodes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    arguments = process_arguments(TrainerConfig(**overrides))
+    assert (arguments["devices"], arguments["num_nodes"]) == (devices, nodes)
+    assert (arguments["strategy"] == "auto") == (nodes == 1 and devices == "auto")
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_one_process_speaks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in ALONE:
+        monkeypatch.delenv(each, raising=False)
+    assert is_first_process()
+    for rank, speaks in (("0", True), ("1", False)):
+        monkeypatch.setenv(name, rank)
+        assert is_first_process() == speaks

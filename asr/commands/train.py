@@ -98,7 +98,8 @@ def _run_train(options: argparse.Namespace) -> int:
 
         print(find_batch(config).summary())
         return 0
-    from asr.training import is_first_process, train
+    from asr.ranks import is_first_process
+    from asr.training import train
 
     if not is_first_process():
         logging.getLogger("asr").setLevel(logging.ERROR)

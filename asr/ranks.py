@@ -1,0 +1,46 @@
+"""The processes that share a training: how many there are, which of them speaks, how long they wait for each other."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+
+from asr.config import TrainerConfig
+
+__all__ = ["is_first_process", "process_arguments"]
+
+PATIENCE = timedelta(minutes=10)
+"""A process ends that has waited so long for the others; torchrun then starts all of them again."""
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for the others: Lightning, torchrun and SLURM number all but the first."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((rank for rank in ranks if rank), 0)) == 0
+
+
+def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
+    """Lightning's `devices`, `num_nodes` and `strategy`.
+
+    A launcher's word goes over trainer.devices=auto, and it alone knows how many machines take part.
+    """
+    devices: str | int = settings.devices if settings.devices == "auto" else int(settings.devices)
+    nodes = 1
+    if TorchElasticEnvironment.detect():
+        on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // on_this_machine
+        devices = on_this_machine if devices == "auto" else devices
+    elif SLURMEnvironment.detect():
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        on_this_machine = int(os.environ.get("SLURM_NTASKS", nodes)) // nodes
+        devices = on_this_machine if devices == "auto" else devices
+    gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 1
+    is_alone = nodes == 1 and (gpus if devices == "auto" else int(devices)) <= 1
+    strategy = "auto" if is_alone else DDPStrategy(timeout=PATIENCE)
+    return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
