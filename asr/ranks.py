@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,12 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from asr.config import TrainerConfig
 
-__all__ = ["is_first_process", "process_arguments"]
+__all__ = ["is_first_process", "is_started_again", "process_arguments"]
+
+log = logging.getLogger(__name__)
+
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Set to 1, it gives each restart a place of its own to exchange addresses (torch 2.11)."""
 
 PATIENCE = timedelta(minutes=10)
 """A process ends that has waited so long for the others; torchrun then starts all of them again."""
@@ -25,6 +31,11 @@ def is_first_process() -> bool:
     return int(next((rank for rank in ranks if rank), 0)) == 0
 
 
+def is_started_again() -> bool:
+    """Whether a launcher may repeat the command that it was given."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_JOB_ID" in os.environ
+
+
 def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
     """Lightning's `devices`, `num_nodes` and `strategy`.
 
@@ -33,6 +44,7 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
     devices: str | int = settings.devices if settings.devices == "auto" else int(settings.devices)
     nodes = 1
     if TorchElasticEnvironment.detect():
+        _warn_of_stale_addresses()
         on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // on_this_machine
         devices = on_this_machine if devices == "auto" else devices
@@ -44,3 +56,12 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
     is_alone = nodes == 1 and (gpus if devices == "auto" else int(devices)) <= 1
     strategy = "auto" if is_alone else DDPStrategy(timeout=PATIENCE)
     return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
+
+
+def _warn_of_stale_addresses() -> None:
+    """torchrun keeps the addresses of the processes before a restart, and the new ones may wait for those."""
+    may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    if may_restart and os.environ.get(NEW_STORE) != "1" and is_first_process():
+        log.warning(
+            "a restart by torchrun may wait for processes that are gone; start it as %s=1 torchrun ...", NEW_STORE
+        )

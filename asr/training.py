@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -30,7 +29,7 @@ from asr.learning import CTCTrainingModule
 from asr.model import CTCModel, with_dropout, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor
-from asr.ranks import is_first_process, process_arguments
+from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
@@ -59,8 +58,8 @@ FALSE_ALARMS = (
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """Train a model by a recipe; returns the path of its model file, the best by valid WER.
 
-    resume: continue the run in `config.output_dir` where it stopped; under torchrun, whose restarts repeat the first
-    command, begin it where there is none.
+    resume: continue the run in `config.output_dir` where it stopped; under torchrun and SLURM, whose restarts repeat
+    the first command, begin it where there is none.
     Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
     """
     output_dir = Path(config.output_dir)
@@ -213,7 +212,7 @@ def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
             raise AsrError(f"{config.output_dir} holds a run; continue it with --resume, or set another output_dir=")
         return None
     if checkpoint is None:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if is_started_again():
             return None
         missing = Path(config.output_dir) / LAST_CHECKPOINT
         raise AsrError(f"{missing} not found: there is nothing to resume; start without --resume")

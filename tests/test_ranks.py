@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from asr.cli import main
 from asr.config import TrainerConfig
 from asr.modelfile import load_model
 from asr.plotting import read_curves
-from asr.ranks import is_first_process, process_arguments
+from asr.ranks import NEW_STORE, is_first_process, process_arguments
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples"
@@ -96,6 +98,23 @@ def test_a_launcher_tells_the_number_of_processes_and_machines(
     assert (arguments["strategy"] == "auto") == (nodes == 1 and devices == "auto")
 
 
+@pytest.mark.parametrize(
+    ("restarts", "new_store", "warns"), [("0", None, False), ("3", None, True), ("3", "0", True), ("3", "1", False)]
+)
+def test_a_restart_that_may_wait_for_the_dead_is_warned_of(
+    restarts: str, new_store: str | None, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.delenv(NEW_STORE, raising=False)
+    if new_store is not None:
+        monkeypatch.setenv(NEW_STORE, new_store)
+    process_arguments(TrainerConfig(accelerator="cpu"))
+    assert (f"start it as {NEW_STORE}=1 torchrun" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
 def test_one_process_speaks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in ALONE:
@@ -104,3 +123,38 @@ def test_one_process_speaks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for rank, speaks in (("0", True), ("1", False)):
         monkeypatch.setenv(name, rank)
         assert is_first_process() == speaks
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_goes_on_by_itself_and_ends_with_the_same_weights(
+    recipe: str, tmp_path: Path
+) -> None:
+    settings = ["data.batch_seconds=3.5", "trainer.epochs=60", "trainer.valid_every_epochs=30"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", NEW_STORE: "1"}
+    for name in ("whole", "killed"):
+        output_dir = tmp_path / name
+        training = ["-m", "asr", "train", recipe, f"output_dir={output_dir}", *settings, "trainer.checkpoint_minutes=0"]
+        talk = tmp_path / f"{name}.txt"
+        with talk.open("w") as stderr:
+            process = subprocess.Popen([*TORCHRUN, *training, "--resume"], cwd=ROOT, env=environment, stderr=stderr)
+        if name == "killed":
+            wait_for(output_dir / "previous.ckpt")
+            kill_one_of_two(process.pid)
+        assert process.wait(timeout=300) == 0, talk.read_text()
+    assert "going on from" in talk.read_text(), "it was killed in the middle"
+    states = [load_model(tmp_path / name / "model.safetensors").state_dict() for name in ("whole", "killed")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def kill_one_of_two(launcher: int) -> None:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)

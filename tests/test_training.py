@@ -698,11 +698,11 @@ def test_no_damage_to_a_checkpoints_directory_raises(finished_run: Path, tmp_pat
     assert find_checkpoint(tmp_path) in (tmp_path / "last.ckpt", tmp_path / "previous.ckpt")
 
 
-def test_torchruns_resume_begins_where_there_is_nothing_yet_and_leaves_another_run_alone(
-    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"])
+def test_a_launchers_resume_begins_where_there_is_nothing_yet_and_leaves_another_run_alone(
+    launcher: str, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv(launcher, "1")
     assert check_output_dir(make_config(tmp_path / "new"), resume=True) is None
     assert check_output_dir(make_config(finished_run), resume=True) == finished_run / "last.ckpt"
     with pytest.raises(AsrError, match="holds a run"):
