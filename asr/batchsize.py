@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from asr.check import Example
 from asr.config import TrainConfig
-from asr.data import SpeechDataset
+from asr.data import Batch, SpeechDataset
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
@@ -165,12 +165,14 @@ class _Watch(lightning.Callback):
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *others: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         if self.on_gpu:
             torch.cuda.synchronize()
         self.fits = math.isinf(module.memory.most_frames)
         trainer.should_stop = not self.fits
-        if trainer.global_step == WARMUP_STEPS:
+        if batch_idx + 1 == WARMUP_STEPS:
             self._since = time.perf_counter()
         elif self.fits:
             self.seconds = time.perf_counter() - self._since
