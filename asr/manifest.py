@@ -8,11 +8,13 @@ header. The names of NeMo, Hugging Face and Common Voice will do too. A relative
 from __future__ import annotations
 
 import csv
+import gc
 import gzip
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -71,7 +73,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     utterances, problems, manifest, folder = [], [], str(path), str(path.parent)
     shard = path.name.replace("cuts", "recording", 1).removesuffix(".gz").removesuffix(".jsonl") + ".tar"
     try:
-        with _open_text(path) as file:
+        with _open_text(path) as file, _garbage_left_alone():
             for line, row in _rows(path, file):
                 try:
                     utterances.append(_utterance(_fields(row, shard), manifest, line, folder))
@@ -86,6 +88,18 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     if not utterances:
         raise DamagedError(f"{path}: the manifest holds no utterance")
     return utterances
+
+
+@contextmanager
+def _garbage_left_alone() -> Iterator[None]:
+    """Without the search for cycles, of which utterances have none: among a million it took a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _open_text(path: Path) -> TextIO:
