@@ -138,7 +138,12 @@ class Checkpoints(lightning.Callback):
     def _save(self, trainer: lightning.Trainer, path: Path) -> None:
         """Write to a temporary name first, so that `path` is whole or as it was; keep the one before the last."""
         temporary = path.with_name(path.name + ".tmp")
-        trainer.save_checkpoint(temporary)
+        try:
+            trainer.save_checkpoint(temporary)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            reason = f"the checkpoint cannot be written ({error.strerror})"
+            raise AsrError(f"{path}: {reason}; make room, and --resume goes on from the one before") from error
         self._saved_at = time.monotonic()
         if not trainer.is_global_zero:
             return

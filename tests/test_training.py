@@ -607,12 +607,15 @@ def test_a_broken_write_leaves_the_last_checkpoint_whole(
 
     def fill_the_disk(trainer: lightning.Trainer, path: Path, *_: Any) -> None:
         path.write_bytes(before[: len(before) // 2])
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(lightning.Trainer, "save_checkpoint", fill_the_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(
+        AsrError, match=r"last\.ckpt: the checkpoint cannot be written \(No space left on device\); make"
+    ):
         train(make_config(tmp_path / "run", "trainer.epochs=4"), resume=True)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    assert list((tmp_path / "run").glob("*.tmp")) == [], "it would fill the disk"
 
 
 def start_process(config: TrainConfig, folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
