@@ -16,7 +16,6 @@ import pytorch_lightning as lightning
 import torch
 from torch.utils.data import DataLoader
 
-from asr.check import Example
 from asr.config import TrainConfig
 from asr.data import Batch, SpeechDataset
 from asr.errors import AsrError
@@ -94,13 +93,14 @@ def find_batch(config: TrainConfig) -> Sizes:
     """
     model, corpus, _ = prepare_training(config)
     examples = sorted(corpus.examples, key=lambda example: -example.utterance.duration_seconds)
+    dataset = SpeechDataset(examples, model.vocabulary, model.sample_rate, LARGEST_BATCH_SECONDS / 3600)
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     trials: list[Trial] = []
     log.info("%s", TITLE)
 
     def fits(batch_seconds: float) -> bool:
         model.load_state_dict(initial)
-        trials.append(_try_size(config, model, examples, batch_seconds))
+        trials.append(_try_size(config, model, dataset, batch_seconds))
         log.info("%s", trials[-1].line())
         return trials[-1].fits
 
@@ -127,10 +127,10 @@ def _is_enough(trials: Sequence[Trial]) -> bool:
     return is_slower or 2 * last.memory_bytes > physical / 2
 
 
-def _try_size(config: TrainConfig, model: CTCModel, examples: Sequence[Example], batch_seconds: float) -> Trial:
-    """Training steps with the first of `examples`, as many as a batch takes that is as long as they are."""
-    count = max(1, int(batch_seconds / examples[0].utterance.duration_seconds))
-    batch = SpeechDataset(examples, model.vocabulary, model.sample_rate)[list(range(min(count, len(examples))))]
+def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batch_seconds: float) -> Trial:
+    """Training steps with the first utterances of `dataset`, as many as a batch takes that are as long as the first."""
+    count = max(1, int(batch_seconds / dataset.examples[0].utterance.duration_seconds))
+    batch = dataset[list(range(min(count, len(dataset))))]
     steps = WARMUP_STEPS + TIMED_STEPS
     loader: Any = DataLoader([batch], sampler=[0] * steps, batch_size=None)  # type: ignore[arg-type]
     watch = _Watch()
