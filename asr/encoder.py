@@ -119,8 +119,7 @@ class BidirectionalLayer(nn.Module):
 
     def _recur(self, inputs: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
         """Both directions; on the CPU our own GRU pair, which is faster there and computes the same."""
-        on_cpu = inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if on_cpu and isinstance(self.forward_cell, nn.GRU):
+        if inputs.device.type == "cpu" and isinstance(self.forward_cell, nn.GRU):
             return bidirectional_gru(inputs, flipped, self.forward_cell, self.backward_cell)
         return self.forward_cell(inputs)[0], self.backward_cell(flipped)[0]
 

@@ -143,7 +143,8 @@ class CTCTrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         total_steps = int(self.trainer.estimated_stepping_batches)
-        return make_optimizer(self.model, self.config.optimizer, total_steps)
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+        return make_optimizer(self.model, self.config.optimizer, total_steps, dtype)
 
 
 def _twice(batch: Batch) -> Batch:
@@ -166,8 +167,13 @@ def disagreement(log_probs: Tensor, lengths: Tensor) -> Tensor:
     return divergences[valid_positions(lengths, log_probs.shape[1])].sum()
 
 
-def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -> dict[str, Any]:
-    """AdamW, or Muon for the recurrent layers and AdamW for the rest, and the schedule, as Lightning wants them."""
+def make_optimizer(
+    model: CTCModel, config: OptimizerConfig, total_steps: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """AdamW, or Muon for the recurrent layers and AdamW for the rest, and the schedule, as Lightning wants them.
+
+    dtype: of the products inside Muon.
+    """
     cells: list[Tensor] = []
     matrices: list[Tensor] = []
     vectors: list[Tensor] = []
@@ -179,7 +185,8 @@ def make_optimizer(model: CTCModel, config: OptimizerConfig, total_steps: int) -
     optimizer: torch.optim.Optimizer
     if config.name == "muon" and cells:  # none where every layer is frozen
         gates = cells[0].shape[0] // model.config.encoder.hidden_size
-        optimizer = Muon([{"params": cells, "blocks": gates}, *groups], lr=rate, betas=betas, weight_decay=decay)
+        groups = [{"params": cells, "blocks": gates}, *groups]
+        optimizer = Muon(groups, lr=rate, betas=betas, weight_decay=decay, dtype=dtype)
     else:
         groups[0]["params"] += cells
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay)

@@ -7,18 +7,20 @@ header. The names of NeMo, Hugging Face and Common Voice will do too. A relative
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gc
 import gzip
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import orjson
 
@@ -36,6 +38,9 @@ ALIASES = {
     "speaker": ("speaker_id", "client_id"),
 }
 """Names that NeMo, Hugging Face and Common Voice use for ours."""
+NOT_UTF8 = " is not UTF-8; save the manifest as UTF-8"
+
+BinaryFile = gzip.GzipFile | io.BufferedReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,8 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     utterances, problems, manifest, folder = [], [], str(path), str(path.parent)
     shard = path.name.replace("cuts", "recording", 1).removesuffix(".gz").removesuffix(".jsonl") + ".tar"
     try:
-        with _open_text(path) as file, _garbage_left_alone():
-            for line, row in _rows(path, file):
+        with _garbage_left_alone():
+            for line, row in _rows(path):
                 try:
                     utterances.append(_utterance(_fields(row, shard), manifest, line, folder))
                 except (_LineError, AsrError) as error:
@@ -102,44 +107,49 @@ def _garbage_left_alone() -> Iterator[None]:
             gc.enable()
 
 
-def _open_text(path: Path) -> TextIO:
-    """The manifest's text; a byte order mark, as spreadsheets write it, is skipped, and `_lines` tells bad bytes."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    """Line number and content: a JSON text, or the columns of a CSV or TSV line."""
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        if kind in (".csv", ".tsv"):
+            yield from _columns(path, file, "\t" if kind == ".tsv" else ",")
+        else:
+            for number, line in enumerate(file, start=1):
+                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # as spreadsheets write it
+                if text and not text.isspace():
+                    yield number, text
 
 
-def _lines(path: Path, file: TextIO) -> Iterator[str]:
-    """The lines of a text that was opened with surrogateescape; raises AsrError at the first that is not UTF-8."""
-    for number, line in enumerate(file, start=1):
+def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and columns of each line of a table."""
+    text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    table = csv.DictReader(_checked(path, text), delimiter=delimiter, strict=True)
+    try:
+        yield from ((table.line_num, row) for row in table)
+    except csv.Error as error:
+        line = table.reader.line_num  # table.line_num is that of the last good line
+        raise AsrError(f"{path}:{line}: {error}; double the quotes in a text, and quote it") from error
+
+
+def _checked(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    """Lines that were read with surrogateescape; raises AsrError at the first that is not UTF-8."""
+    for number, line in enumerate(lines, start=1):
         try:
             line.encode()
         except UnicodeEncodeError as error:
             byte = ord(line[error.start]) & 0xFF
-            raise AsrError(f"{path}:{number}: byte 0x{byte:02x} is not UTF-8; save the manifest as UTF-8") from error
+            raise AsrError(f"{path}:{number}: byte 0x{byte:02x}{NOT_UTF8}") from error
         yield line
 
 
-def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, str | dict[str, Any]]]:
-    """Line number and content: a JSON text, or the columns of a CSV or TSV line."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    if kind in (".csv", ".tsv"):
-        table = csv.DictReader(_lines(path, file), delimiter="\t" if kind == ".tsv" else ",", strict=True)
-        try:
-            yield from ((table.line_num, row) for row in table)
-        except csv.Error as error:
-            line = table.reader.line_num  # table.line_num is that of the last good line
-            raise AsrError(f"{path}:{line}: {error}; double the quotes in a text, and quote it") from error
-    else:
-        yield from ((number, line) for number, line in enumerate(_lines(path, file), start=1) if line.strip())
-
-
-def _fields(row: str | dict[str, Any], shard: str) -> dict[str, Any]:
+def _fields(row: bytes | dict[str, Any], shard: str) -> dict[str, Any]:
     """The named values of a row, lhotse's cuts flattened to our names; shard: the tar file of a shard's cuts."""
     if isinstance(row, dict):
         return _with_our_names(row)
     try:
         fields = _parsed(row)
+    except UnicodeDecodeError as error:
+        raise _LineError(f"byte 0x{row[error.start]:02x}{NOT_UTF8}") from error
     except (ValueError, RecursionError) as error:
         raise _LineError(f"not a line of JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(fields, dict):
@@ -147,12 +157,12 @@ def _fields(row: str | dict[str, Any], shard: str) -> dict[str, Any]:
     return _from_cut(fields, shard) if "recording" in fields else _with_our_names(fields)
 
 
-def _parsed(row: str) -> Any:
+def _parsed(row: bytes) -> Any:
     """The value of a JSON text, by orjson, which is quick; what it refuses or rounds (NaN, long numbers), by json."""
     try:
         value = orjson.loads(row)
     except orjson.JSONDecodeError:
-        return json.loads(row)
+        return json.loads(row.decode())
     return json.loads(row) if isinstance(value, dict) and isinstance(value.get("id"), float) else value
 
 
@@ -206,6 +216,8 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
 
 def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float | None:
     value = fields.get(name)
+    if type(value) is float and 0 <= value < inf:
+        return value
     if value in (None, ""):
         return default
     try:

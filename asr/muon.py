@@ -28,12 +28,15 @@ STEP_SIZE = 0.2
 """Root mean square of the entries of an AdamW step, learning rate 1."""
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """(matrices, rows, columns), the larger singular values of each brought near 1, by Newton-Schulz iterations."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(matrices, rows, columns), the larger singular values of each brought near 1, by Newton-Schulz iterations.
+
+    dtype: of the products and the result; bfloat16 is as good a direction for a step (Jordan et al.).
+    """
     if matrices.shape[1] > matrices.shape[2]:
-        upright: Tensor = orthogonalize(matrices.mT).mT
+        upright: Tensor = orthogonalize(matrices.mT, dtype).mT
         return upright
-    x: Tensor = matrices / (1.01 * matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = (matrices / (1.01 * matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
     for a, b, c in NEWTON_SCHULZ:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
@@ -45,6 +48,7 @@ class Muon(Optimizer):
 
     blocks: matrices that stand one above the other in each parameter of the group (a GRU's gates: 3), each
     orthogonalized by itself.
+    dtype: of the orthogonalization's products.
     """
 
     def __init__(
@@ -55,9 +59,11 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "blocks": 0}
         super().__init__(groups, defaults)
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -82,7 +88,7 @@ class Muon(Optimizer):
             blocks = ahead.view(group["blocks"], -1, parameter.shape[1])
             by_shape[blocks.shape].append((parameter, blocks))
         for (_, rows, columns), members in by_shape.items():
-            updates = orthogonalize(torch.cat([blocks for _, blocks in members]))
+            updates = orthogonalize(torch.cat([blocks for _, blocks in members]), self.dtype)
             scale = -group["lr"] * STEP_SIZE * max(rows, columns) ** 0.5
             for (parameter, _), update in zip(members, updates.split(group["blocks"]), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])

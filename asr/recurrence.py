@@ -25,11 +25,14 @@ def bidirectional_gru(
 
     inputs_forward, inputs_backward: (steps, batch, input_size), the second already reversed in time.
     forward_cell, backward_cell: one layer, one direction, with biases, both of the same sizes.
-    returns: two tensors (steps, batch, hidden_size), in the order of their inputs.
+    returns: two tensors (steps, batch, hidden_size), in the order of their inputs; under autocast in its type.
     """
-    inputs = inputs_forward.contiguous(), inputs_backward.contiguous()
     parameters = [getattr(cell, name) for name in PARAMETERS for cell in (forward_cell, backward_cell)]
-    pair: Pair = _GRUPair.apply(*inputs, *parameters)  # type: ignore[no-untyped-call]
+    arguments = [inputs_forward.contiguous(), inputs_backward.contiguous(), *parameters]
+    if torch.is_autocast_enabled("cpu"):
+        arguments = [argument.to(torch.get_autocast_dtype("cpu")) for argument in arguments]
+    with torch.autocast("cpu", enabled=False):
+        pair: Pair = _GRUPair.apply(*arguments)  # type: ignore[no-untyped-call]
     return pair
 
 

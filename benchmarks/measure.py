@@ -110,9 +110,9 @@ def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     return {name: median(turns) for name, turns in counted.items()}
 
 
-def matrix_product() -> Callable[[], Any]:
+def matrix_product(dtype: torch.dtype = torch.float32) -> Callable[[], Any]:
     """A function that computes the product whose speed is the bound; see `matrix_rate`."""
-    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE)
+    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype)
     return lambda: matrix @ matrix
 
 

@@ -103,3 +103,17 @@ def test_its_state_can_be_saved_and_loaded_between_steps() -> None:
         gradients_of(members, 1)
         optimizer.step()
     torch.testing.assert_close(parameters, resumed, rtol=0, atol=0)
+
+
+def test_half_precision_gives_nearly_the_same_step() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 32, 48)
+    exact, rough = orthogonalize(matrices), orthogonalize(matrices, torch.bfloat16)
+    assert rough.dtype == torch.bfloat16
+    assert torch.cosine_similarity(rough.float().flatten(), exact.flatten(), dim=0) > 0.999
+    parameters = [nn.Parameter(torch.zeros(32, 48)) for _ in range(2)]
+    for parameter, dtype in zip(parameters, (torch.float32, torch.bfloat16), strict=True):
+        parameter.grad = matrices[0].clone()
+        Muon([{"params": [parameter], "blocks": 1}], lr=0.01, dtype=dtype).step()
+    assert parameters[1].dtype == torch.float32
+    torch.testing.assert_close(*parameters, atol=1e-4, rtol=0)

@@ -64,3 +64,16 @@ def test_a_second_backward_pass_through_a_kept_graph_gives_the_same_gradients() 
     (first,) = torch.autograd.grad(loss, inputs, retain_graph=True)
     (second,) = torch.autograd.grad(loss, inputs)
     assert torch.equal(first, second)
+
+
+def test_under_autocast_it_computes_in_half_precision_and_its_gradients_keep_their_direction() -> None:
+    cells = make_pair(24, 16, torch.float32)
+    inputs = torch.randn(2, 40, 5, 24).unbind()
+    leaves = tuple(part.requires_grad_() for part in inputs)
+    exact = outputs_and_gradients(True, cells, leaves)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = outputs_and_gradients(True, cells, leaves)
+    assert [part.dtype for part in rough] == 2 * [torch.bfloat16] + 10 * [torch.float32]
+    for left, right in zip(rough, exact, strict=True):
+        assert torch.cosine_similarity(left.float().flatten(), right.flatten(), dim=0) > 0.995
+        assert not torch.equal(left.float(), right)
