@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from asr.config import model_config_from_dict
 from asr.errors import AsrError
@@ -33,6 +34,7 @@ def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.
     """Write a model file, to a temporary name first, so that `path` is whole or as it was.
 
     dtype: of the weights in the file; half precision halves its size, and moved no word of the valid set.
+    Raises AsrError where it cannot be written.
     """
     metadata = {
         "format": str(FORMAT_NUMBER),
@@ -40,11 +42,16 @@ def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.
         "vocabulary": json.dumps(model.vocabulary.to_dict()),
     }
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(weights, temporary, metadata)
-    os.replace(temporary, path)
+    content = save(weights, metadata)
+    temporary = Path(f"{path}.tmp")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)  # safetensors' own save_file hides the file from other users
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):  # where there is no folder there is no file
+            temporary.unlink()
+        raise AsrError(f"{path}: the model file cannot be written ({error.strerror})") from error
 
 
 def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> CTCModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -16,7 +17,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import asr.modelfile
 from asr.config import EncoderConfig, FrontendConfig, ModelConfig
 from asr.errors import AsrError
 from asr.model import CTCModel
@@ -55,6 +55,29 @@ def test_float32_weights_give_exactly_the_same_log_probs(model: CTCModel, tmp_pa
     save_model(model, tmp_path / "new folder" / "m.safetensors", dtype=torch.float32)
     again = load_model(str(tmp_path / "new folder" / "m.safetensors"))
     assert torch.equal(log_probs(again, speech[1]), log_probs(model, speech[1]))
+
+
+def test_others_may_read_it_as_any_new_file(model: CTCModel, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "m.safetensors")
+    (tmp_path / "new").write_bytes(b"")
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_one_sentence(
+    path: Path, model: CTCModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, write = path.read_bytes(), Path.write_bytes
+
+    def fill(target: Path, content: bytes) -> None:
+        write(target, content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fill)
+        with pytest.raises(AsrError, match=r"the model file cannot be written \(No space left on device\)$"):
+            save_model(model, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_float16_weights_give_nearly_the_same_log_probs(model: CTCModel, path: Path, speech: list[Tensor]) -> None:
@@ -216,15 +239,17 @@ def test_a_kill_while_saving_leaves_the_old_file(
 ) -> None:
     before = path.read_bytes()
 
-    def killed(weights: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
+    write = Path.write_bytes
+
+    def killed(target: Path, content: bytes) -> None:
         if stage == "half written":
-            Path(target).write_bytes(b"half")
+            write(target, content[:100])
         elif stage == "before renaming":
-            save_file(weights, target, metadata)
+            write(target, content)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(asr.modelfile, "save_file", killed)
+        patch.setattr(Path, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
             save_model(make_model(seed=1), path)
     assert path.read_bytes() == before
