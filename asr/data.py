@@ -200,7 +200,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         if "train" not in self._loaders:
             sampler = self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
-            self._loaders["train"] = self._loader(self.train_corpus, sampler)
+            self._loaders["train"] = self._loader(self.train_corpus, sampler, stays=True)
         sampler = cast(DurationBatchSampler, self._loaders["train"].sampler)
         sampler.batches_done = self._batches_done
         # Lightning reads ahead before it tells the sampler its epoch, and before it knows the epoch of a resumed run.
@@ -211,7 +211,9 @@ class SpeechDataModule(lightning.LightningDataModule):
         if "valid" not in self._loaders:
             longest = max(example.utterance.duration_seconds for example in self.valid_corpus.examples)
             sampler = self._sampler(self.valid_corpus, max(self.config.batch_seconds, longest), shortest_first=True)
-            self._loaders["valid"] = self._loader(self.valid_corpus, list(sampler))  # the same batches every time
+            batches = list(sampler)  # the same every time
+            # Its workers must end: each is a copy of a process with a training in it, and would keep what that had.
+            self._loaders["valid"] = self._loader(self.valid_corpus, batches, stays=False)
         return self._loaders["valid"]
 
     def _sampler(self, corpus: CheckedCorpus, batch_seconds: float, shortest_first: bool) -> DurationBatchSampler:
@@ -226,15 +228,17 @@ class SpeechDataModule(lightning.LightningDataModule):
             world_size=self.trainer.world_size,
         )
 
-    def _loader(self, corpus: CheckedCorpus, sampler: Iterable[list[int]]) -> DataLoader[Batch]:
+    def _loader(self, corpus: CheckedCorpus, sampler: Iterable[list[int]], stays: bool) -> DataLoader[Batch]:
+        """stays: whether its workers, and the audio that they keep, live on from one epoch to the next."""
         workers = self.config.num_workers
+        cache_hours = self.config.cache_hours if stays else 0.0
         return DataLoader(
-            SpeechDataset(corpus.examples, self.model.vocabulary, self.model.sample_rate, self.config.cache_hours),
+            SpeechDataset(corpus.examples, self.model.vocabulary, self.model.sample_rate, cache_hours),
             sampler=sampler,
             batch_size=None,
             collate_fn=_as_is,
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=stays and workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,3 +276,14 @@ def test_valid_batches_hold_every_utterance_however_long(model: CTCModel) -> Non
     assert sorted(name for batch in batches for name in batch.ids) == sorted(e.utterance.id for e in corpus.examples)
     longest = max(example.utterance.duration_seconds for example in corpus.examples)
     assert all(batch.waveforms.numel() <= math.ceil(longest * 16000) for batch in batches)
+
+
+def test_only_the_training_keeps_its_workers(model: CTCModel) -> None:
+    corpus = CheckedCorpus(examples=sample_examples())
+    data = SpeechDataModule(corpus, corpus, DataConfig(num_workers=1), model, seed=1)
+    data.trainer = StandInTrainer()  # type: ignore[assignment]
+    before = set(multiprocessing.active_children())
+    list(data.train_dataloader())
+    (worker,) = set(multiprocessing.active_children()) - before
+    list(data.val_dataloader())
+    assert set(multiprocessing.active_children()) - before == {worker}
