@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,9 +91,10 @@ def write(path: Path, samples: Tensor, rate: int = RATE, subtype: str = "FLOAT")
 
 
 def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """The `asr` command as a process of its own."""
+    """The `asr` command as a process of its own, which hears Ctrl-C even where the tests run in the background."""
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, **options)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, preexec_fn=listen, **options)
 
 
 @pytest.mark.parametrize("to_files", [True, False])
