@@ -75,5 +75,5 @@ def make_model() -> Callable[..., CTCModel]:
 
 @pytest.fixture(scope="session")
 def model() -> CTCModel:
-    """Shared, so a test must not change it."""
-    return make_small_model()
+    """Shared, so a test must not change it, and none can leave gradients in it for another's optimizer."""
+    return make_small_model().requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def run(output_dir: Path, *overrides: str) -> CTCModel:
     return load_model(train(load_config(None, [f"output_dir={output_dir}", *SETTINGS, *overrides])))
 
 
-def test_parts_of_a_batch_have_its_outputs_and_gradients(model: CTCModel) -> None:
+def test_parts_of_a_batch_have_its_outputs_and_gradients(make_model: Callable[[], CTCModel]) -> None:
+    model = make_model()
     torch.manual_seed(0)
     features, lengths = torch.randn(5, 120, model.config.frontend.num_mels), torch.tensor([120, 90, 7, 64, 119])
     results = []

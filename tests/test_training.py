@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -848,7 +848,8 @@ def views_of(batch: Batch, rows: slice) -> Batch:
     return Batch(**{name: value if name == "unreadable" else value[rows] for name, value in vars(batch).items()})
 
 
-def test_matrices_decay_and_vectors_do_not(model: CTCModel) -> None:
+def test_matrices_decay_and_vectors_do_not(make_model: Callable[[], CTCModel]) -> None:
+    model = make_model()
     optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.3), 100)["optimizer"]
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     named = dict(model.named_parameters())
@@ -860,9 +861,9 @@ def test_matrices_decay_and_vectors_do_not(model: CTCModel) -> None:
 
 @pytest.mark.parametrize(("warmup_share", "warmup"), [(0.1, 20), (0.25, 50), (0.0, 1)])
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(
-    model: CTCModel, warmup_share: float, warmup: int
+    make_model: Callable[[], CTCModel], warmup_share: float, warmup: int
 ) -> None:
-    parts = make_optimizer(model, OptimizerConfig(learning_rate=0.5, warmup_share=warmup_share), 200)
+    parts = make_optimizer(make_model(), OptimizerConfig(learning_rate=0.5, warmup_share=warmup_share), 200)
     rates = []
     for _ in range(200):
         rates.append(parts["optimizer"].param_groups[0]["lr"])

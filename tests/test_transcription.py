@@ -226,7 +226,7 @@ def test_the_mixture_of_these_tests_has_transcripts_and_failures(
     piece = mixture[-2].name
     assert failed == ["short.wav", "text.wav", "missing.wav", piece]
     texts = [result.text for result in alone.values() if isinstance(result, Transcript)]
-    assert len(set(texts)) >= 6  # how many the random weights tell apart depends on the processor
+    assert len(set(texts)) >= 10
     assert texts[:6] == [text_of(model, samples) for samples in speech]
 
 
