@@ -1,0 +1,107 @@
+"""Sentences of a text in synthetic voices, to train on beside real speech: more words than the recordings hold.
+
+    pip install "hibari-tts[fast]"     # one voice, Apache-2.0; four more come with flite, a package of Debian's
+    python recipes/base/speak.py TEXT FOLDER --hours 8 --held-out VALID_MANIFEST
+
+writes FOLDER/audio/*.mp3 and FOLDER/manifest.jsonl. TEXT has a sentence a line. The voices take turns; each sentence
+gets a tempo and a size of the speaker (formants and pitch together, by resampling) of its own. The same text and seed
+give the same sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from multiprocessing import Pool
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy
+import soundfile
+import soxr
+from mp3_copies import QUALITY, SAMPLE_RATE
+
+from asr.manifest import read_manifest
+from asr.ngrams import drop_shared, read_sentences
+from asr.text import normalize_transcript
+
+VOICES = ["hibari", "slt", "hibari", "rms", "hibari", "awb", "hibari", "kal16"]
+NUM_WORDS = range(4, 26)
+TEMPOS, SIZES = (0.85, 1.2), (0.88, 1.14)
+"""Slowest and fastest; deepest and highest voice, 1 as it was."""
+
+
+def main() -> None:
+    """Speak what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--hours", type=float, default=8.0)
+    parser.add_argument("--held-out", type=Path, help="manifest whose sentences are not spoken")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    (options.folder / "audio").mkdir(parents=True, exist_ok=True)
+    seconds = 3600 * options.hours
+    with Pool() as pool, open(options.folder / "manifest.jsonl", "w", encoding="utf-8") as file:
+        tasks = ((number, text, options) for number, text in enumerate(choose_sentences(options)))
+        for entry in pool.imap(speak, tasks, chunksize=8):
+            print(json.dumps(entry), file=file)
+            seconds -= entry["duration"]
+            if seconds <= 0:
+                break
+        pool.terminate()
+
+
+def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
+    """In random order, of a length that an utterance has, none from what is held out."""
+    sentences = read_sentences([options.text], normalize_transcript)
+    sentences = [sentence for sentence in sentences if len(sentence.split()) in NUM_WORDS]
+    numpy.random.default_rng(options.seed).shuffle(sentences)
+    held_out = read_manifest(options.held_out) if options.held_out else []
+    return drop_shared(sentences, [normalize_transcript(utterance.text) for utterance in held_out])
+
+
+def speak(task: tuple[int, str, argparse.Namespace]) -> dict[str, str | float]:
+    """Writes one sentence; returns its line of the manifest."""
+    number, text, options = task
+    voice = VOICES[number % len(VOICES)]
+    generator = numpy.random.default_rng((options.seed, number))
+    tempo, size = numpy.exp(generator.uniform(*numpy.log([TEMPOS, SIZES]).T))
+    synthesize = speak_hibari if voice == "hibari" else speak_flite
+    samples, rate = synthesize(voice, text.lower() + ".", tempo / size)
+    samples = soxr.resample(samples, rate * size, SAMPLE_RATE)
+    samples *= 0.5 / max(numpy.abs(samples).max(), 0.01)
+    audio = f"audio/{number:06d}-{voice}.mp3"
+    soundfile.write(options.folder / audio, samples, SAMPLE_RATE, format="MP3", **QUALITY)
+    duration = soundfile.info(options.folder / audio).duration
+    return {"audio": audio, "text": text, "speaker": f"synthetic-{voice}", "duration": duration}
+
+
+@cache
+def load_hibari() -> Any:
+    """Once per process."""
+    from hibari import Hibari
+
+    return Hibari()
+
+
+def speak_hibari(voice: str, text: str, tempo: float) -> tuple[numpy.ndarray, float]:
+    """Samples and their rate."""
+    return load_hibari()(text, speed=tempo, seed=0), 24000
+
+
+def speak_flite(voice: str, text: str, tempo: float) -> tuple[numpy.ndarray, float]:
+    """Samples and their rate."""
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/speech.wav"
+        stretch = f"duration_stretch={1 / tempo:.3f}"
+        subprocess.run(["flite", "-voice", voice, "--setf", stretch, "-t", text, "-o", path], check=True)
+        return soundfile.read(path, dtype="float32")
+
+
+if __name__ == "__main__":
+    main()
