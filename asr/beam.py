@@ -32,7 +32,7 @@ __all__ = ["PACKAGED_LANGUAGE_MODEL", "BeamDecoder", "read_arpa_words"]
 PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
 
 BEAM_SIZE = 100
-LM_WEIGHT, WORD_SCORE = 0.75, -1.0
+LM_WEIGHT, WORD_SCORE = 0.5, -0.5
 """Found by `asr tune-lm` for the packaged models on a part of dev-clean half."""
 
 SPACE = "|"

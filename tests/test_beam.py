@@ -245,7 +245,7 @@ def test_a_language_model_that_was_cut_short_is_told(arpa: Path, tmp_path: Path,
     [
         ({"beam_size": 0}, "beam_size=0 must be at least 1"),
         ({"lm_weight": float("nan")}, "lm_weight=nan and word_score=-1.0 must be finite numbers"),
-        ({"word_score": float("inf")}, "lm_weight=0.75 and word_score=inf must be finite numbers"),
+        ({"word_score": float("inf")}, "lm_weight=0.5 and word_score=inf must be finite numbers"),
     ],
 )
 def test_settings_out_of_range_are_told(arpa: Path, setting: dict[str, float], reason: str) -> None:

@@ -175,6 +175,53 @@ def test_an_mp3_copy_says_what_its_original_says(tmp_path: Path) -> None:
         assert best > 0.95
 
 
+STAND_INS = {
+    "hibari.py": """
+import numpy
+class Hibari:
+    def __call__(self, text, speed, seed):
+        return numpy.sin(numpy.arange(2 * 24000 / speed) / 10).astype("float32")
+""",
+    "flite": f"""#!{sys.executable}
+import sys, numpy, soundfile
+stretch = float(sys.argv[sys.argv.index("--setf") + 1].removeprefix("duration_stretch="))
+samples = numpy.sin(numpy.arange(2 * 16000 * stretch) / 10)
+soundfile.write(sys.argv[sys.argv.index("-o") + 1], samples, 16000)
+""",
+}
+"""Two seconds of a tone at their normal tempo, in place of the programs that speak."""
+
+
+def test_synthetic_speech_is_of_the_text_in_every_voice_and_without_what_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, code in STAND_INS.items():
+        (tmp_path / name).write_text(code, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    said = [utterance.text for utterance in read_manifest(SAMPLES / "manifest.jsonl")]
+    sentences = [f"SENTENCE NUMBER {letter} IS {'A ' * words}WORD" for letter in "ABCDEFGH" for words in range(9)]
+    (tmp_path / "text.txt").write_text("\n".join([*said, "TOO SHORT", *sentences]), encoding="utf-8")
+    manifests = []
+    for folder in (tmp_path / "one", tmp_path / "again"):
+        held_out = SAMPLES / "manifest.jsonl"
+        run_script("speak.py", tmp_path / "text.txt", folder, "--hours", 60 / 3600, "--held-out", held_out)
+        manifests.append((folder / "manifest.jsonl").read_text(encoding="utf-8"))
+    assert manifests[0] == manifests[1]
+    spoken = read_manifest(tmp_path / "one" / "manifest.jsonl")
+    assert len({utterance.text for utterance in spoken}) == len(spoken)
+    assert {utterance.text for utterance in spoken} <= set(sentences)
+    assert {utterance.speaker for utterance in spoken} == {
+        f"synthetic-{voice}" for voice in ("hibari", "slt", "rms", "awb", "kal16")
+    }
+    assert 60 <= sum(utterance.duration_seconds for utterance in spoken) < 63
+    for utterance in spoken:
+        seconds = len(read_audio(utterance.audio_path, 16000)) / 16000
+        assert seconds == pytest.approx(utterance.duration_seconds, abs=0.01)
+        assert 2 / 1.2 - 0.1 < seconds < 2 / 0.85 + 0.1, "whatever the size of the speaker"
+
+
 def test_more_minutes_hold_the_utterances_of_fewer(tmp_path: Path) -> None:
     parts = []
     for minutes in (0.1, 0.3, 60):
