@@ -244,7 +244,7 @@ def test_a_language_model_that_was_cut_short_is_told(arpa: Path, tmp_path: Path,
     ("setting", "reason"),
     [
         ({"beam_size": 0}, "beam_size=0 must be at least 1"),
-        ({"lm_weight": float("nan")}, "lm_weight=nan and word_score=-1.0 must be finite numbers"),
+        ({"lm_weight": float("nan")}, "lm_weight=nan and word_score=-0.5 must be finite numbers"),
         ({"word_score": float("inf")}, "lm_weight=0.5 and word_score=inf must be finite numbers"),
     ],
 )
