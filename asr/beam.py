@@ -33,7 +33,7 @@ PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
 
 BEAM_SIZE = 100
 LM_WEIGHT, WORD_SCORE = 0.5, -0.5
-"""Found by `asr tune-lm` for the packaged models on a part of dev-clean half."""
+"""Found by `asr tune-lm` for the packaged models on dev-clean half."""
 
 SPACE = "|"
 """The space in the files of flashlight-text, whose fields are parted by spaces."""

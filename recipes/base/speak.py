@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import librosa
 import numpy
 import soundfile
-import soxr
 from mp3_copies import QUALITY, SAMPLE_RATE
 
 from asr.manifest import read_manifest
@@ -52,8 +52,7 @@ def main() -> None:
             print(json.dumps(entry), file=file)
             seconds -= entry["duration"]
             if seconds <= 0:
-                break
-        pool.terminate()
+                break  # leaving the pool stops the voices
 
 
 def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
@@ -73,7 +72,7 @@ def speak(task: tuple[int, str, argparse.Namespace]) -> dict[str, str | float]:
     tempo, size = numpy.exp(generator.uniform(*numpy.log([TEMPOS, SIZES]).T))
     synthesize = speak_hibari if voice == "hibari" else speak_flite
     samples, rate = synthesize(voice, text.lower() + ".", tempo / size)
-    samples = soxr.resample(samples, rate * size, SAMPLE_RATE)
+    samples = librosa.resample(samples, orig_sr=rate * size, target_sr=SAMPLE_RATE)
     samples *= 0.5 / max(numpy.abs(samples).max(), 0.01)
     audio = f"audio/{number:06d}-{voice}.mp3"
     soundfile.write(options.folder / audio, samples, SAMPLE_RATE, format="MP3", **QUALITY)
