@@ -115,6 +115,8 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
             yield from _columns(path, file, "\t" if kind == ".tsv" else ",")
         else:
             for number, line in enumerate(file, start=1):
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise AsrError(f"{path}:1: byte 0x{line[0]:02x}{NOT_UTF8}")  # once, not for every line
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # as spreadsheets write it
                 if text and not text.isspace():
                     yield number, text

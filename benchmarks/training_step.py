@@ -1,14 +1,14 @@
 """What a training step costs, and what it waits for.
 
-    python benchmarks/training_step.py [--recipes base pieces] [--manifest FILE] [--batch-seconds 150] [--repeats 3]
-        [--precision 32-true]
+    python benchmarks/training_step.py [--recipes default base pieces] [--manifest FILE] [--batch-seconds 150]
+        [--repeats 3] [--threads 1] [--precision 32-true]
 
-Per recipe in recipes/base and size of batch: the whole step (augmentation, frontend, forward, CTC, backward, clipping,
-optimizer) against three times the operations of the forward pass at the rate at which this machine multiplies matrices
-of the type that the step computes in, and against the same step with two nn.GRUs per layer; and the padding in an
-epoch's plan. Then training steps with the real loader, and how long they wait for it. Without a manifest the utterances
-are as long as LibriSpeech's (base) or as their pieces (pieces), their audio and words those of samples/. A step in
-bfloat16 is told beside float32's bound too, without an aim.
+Per recipe in recipes/base (default: no recipe, asr.config's defaults) and size of batch: the whole step (augmentation,
+frontend, forward, CTC, backward, clipping, optimizer) against three times the operations of the forward pass at the
+rate at which this machine multiplies matrices of the type that the step computes in, and against the same step with two
+nn.GRUs per layer; and the padding in an epoch's plan. Then training steps with the real loader, and how long they wait
+for it. Without a manifest the utterances are as long as LibriSpeech's (default, base) or as their pieces (pieces),
+their audio and words those of samples/. A step in bfloat16 is told beside float32's bound too, without an aim.
 
 Aims: at least 0.6 of the bound, at most 10 % padding, at most 5 % of the time spent waiting.
 """
@@ -69,7 +69,8 @@ def main() -> None:
 def print_recipe(recipe: str, options: Namespace) -> None:
     """All figures of one recipe."""
     overrides = [f"trainer.precision={options.precision}", "trainer.accelerator=cpu"]
-    config = load_config(ROOT / "recipes" / "base" / f"{recipe}.yaml", overrides)
+    path = None if recipe == "default" else ROOT / "recipes" / "base" / f"{recipe}.yaml"
+    config = load_config(path, overrides)
     model = CTCModel(config.model, CharacterVocabulary())
     with tempfile.TemporaryDirectory() as folder:
         seconds_to_write = 600 if options.quick else 4500
@@ -191,7 +192,11 @@ def piece_durations(count: int) -> list[float]:
     return numpy.random.default_rng(0).lognormal(numpy.log(3.5), 0.42, count).clip(1.0, 17.0).tolist()
 
 
-RECIPES: dict[str, Durations] = {"base": librispeech_durations, "pieces": piece_durations}
+RECIPES: dict[str, Durations] = {
+    "default": librispeech_durations,
+    "base": librispeech_durations,
+    "pieces": piece_durations,
+}
 
 PLANNED_UTTERANCES = 28_539
 """Of the epoch whose padding is told where no manifest is given: train-clean-100."""

@@ -246,8 +246,10 @@ def test_bytes_that_are_not_utf_8_are_told_with_their_line(tmp_path: Path, name:
     assert refusal(path) == f"{line}: byte 0xc9 is not UTF-8; save the manifest as UTF-8"
 
 
-def test_utf_16_as_spreadsheets_write_it_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, table([GOOD], "\t").decode().encode("utf-16"), "m.tsv")
+@pytest.mark.parametrize("name", ["m.tsv", "m.jsonl", "m.jsonl.gz"])
+def test_utf_16_is_refused_once(tmp_path: Path, name: str) -> None:
+    content = table([GOOD, GOOD], "\t") if name == "m.tsv" else json_lines(GOOD, GOOD)
+    path = written(tmp_path, content.decode().encode("utf-16"), name)
     assert refusal(path) == "1: byte 0xff is not UTF-8; save the manifest as UTF-8"
 
 
