@@ -2,6 +2,10 @@
 
 Only words of the language model, or of a lexicon, are written. The search finds the words; where they are is then found
 by alignment, so times and confidences mean what they mean without a language model.
+
+The model has learned how common each letter is, and the language model knows it from whole words. So that it does not
+count twice, part of a letter's log-frequency is taken off what the model heard, as hybrid recognisers do and, for CTC,
+EESEN (Y. Miao, M. Gowayyed, F. Metze, arXiv 1507.08240).
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import gzip
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite, log
@@ -25,15 +29,21 @@ from asr.alignment import align_tokens
 from asr.decoder import GreedyTokens
 from asr.errors import AsrError
 from asr.modelfile import PACKAGED_MODEL
-from asr.text import Vocabulary
+from asr.text import BLANK_ID, Vocabulary
 
-__all__ = ["PACKAGED_LANGUAGE_MODEL", "BeamDecoder", "read_arpa_words"]
+__all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
 
 PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
 
-BEAM_SIZE = 100
-LM_WEIGHT, WORD_SCORE = 0.5, -0.5
-"""Found by `asr tune-lm` for the packaged models on dev-clean half."""
+BEAM_SIZE = 300
+LM_WEIGHT, WORD_SCORE, PRIOR_WEIGHT = 0.7, 0.0, 0.5
+"""Found for the packaged models on dev-clean half."""
+
+TOKENS_TRIED, BEAM_NATS = 10, 20
+"""The most probable tokens of a step that a hypothesis goes on with, and how far it may fall behind the best one."""
+
+BLANK_SHARE, LEAST_SHARE = 0.5, 1e-3
+"""Of the tokens that write a text: blanks, one behind each other token; and a token that its words do not have."""
 
 SPACE = "|"
 """The space in the files of flashlight-text, whose fields are parted by spaces."""
@@ -54,23 +64,28 @@ class BeamDecoder:
         beam_size: int = BEAM_SIZE,
         lm_weight: float = LM_WEIGHT,
         word_score: float = WORD_SCORE,
+        prior_weight: float = PRIOR_WEIGHT,
     ) -> None:
         """The decoder of a language model's ARPA file, which may be compressed (.gz).
 
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
-        beside the model's. word_score: added for every word; more than 0 makes words shorter and more.
+        beside the model's. word_score: added for every word; more than 0 makes words shorter and more. prior_weight: of
+        the log-frequency of each token in the language model's words, which is taken off the model's log-probability.
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
         """
         if beam_size < 1:
             raise AsrError(f"beam_size={beam_size} must be at least 1")
-        if not (isfinite(lm_weight) and isfinite(word_score)):
-            raise AsrError(f"lm_weight={lm_weight} and word_score={word_score} must be finite numbers")
+        for name, weight in (("lm_weight", lm_weight), ("word_score", word_score), ("prior_weight", prior_weight)):
+            if not isfinite(weight):
+                raise AsrError(f"{name}={weight} must be a finite number")
         self._turn = Lock()  # the search keeps its hypotheses in the decoder, and batches are decoded side by side
         self.vocabulary = vocabulary
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
-        words = sorted(set(read_arpa_words(language_model) if lexicon is None else lexicon))
+        unigrams = dict(read_arpa_unigrams(language_model))
+        self._prior = prior_weight * self._log_frequencies(unigrams)
+        words = sorted(set(unigrams if lexicon is None else lexicon))
         spellings = [(word, spelling) for word in words if (spelling := self._spell(word))]
         if not spellings:
             raise AsrError(f"{language_model}: none of its words can be written with the model's vocabulary")
@@ -84,6 +99,8 @@ class BeamDecoder:
                     tokens=self._tokens,
                     lm=str(language_model),
                     beam_size=beam_size,
+                    beam_size_token=min(TOKENS_TRIED, len(self._tokens)),
+                    beam_threshold=BEAM_NATS,
                     lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
                     word_score=word_score,
                     blank_token=self._tokens[0],
@@ -97,6 +114,18 @@ class BeamDecoder:
         except AsrError:
             return []
         return [*spelling, SPACE] if SPACE in self._tokens else spelling
+
+    def _log_frequencies(self, unigrams: Mapping[str, float]) -> Tensor:
+        """The log-frequency of each token in words of these log10-probabilities: (vocabulary,)."""
+        counts = dict.fromkeys(self._tokens, 0.0)
+        for word, log10_probability in unigrams.items():
+            probability = 10**log10_probability
+            for token in self._spell(word):
+                counts[token] += probability
+        shares = torch.tensor(list(counts.values()))
+        shares = (1 - BLANK_SHARE) * (shares / shares.sum().clamp(min=LEAST_SHARE)).clamp(min=LEAST_SHARE)
+        shares[BLANK_ID] = BLANK_SHARE
+        return shares.log()
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
@@ -113,11 +142,11 @@ class BeamDecoder:
 
         log_probs: (steps, vocabulary) on the CPU.
         """
-        emissions = log_probs
+        emissions = log_probs - self._prior
         if SPACE in self._tokens:  # a word counts once the space behind it is there
             space = torch.full_like(log_probs[:1], IMPOSSIBLE)
             space[:, self._tokens.index(SPACE)] = 0.0
-            emissions = torch.cat([log_probs, space])
+            emissions = torch.cat([emissions, space])
         emissions = emissions.contiguous()
         with self._turn:  # by its inner decoder, because torchaudio's keeps the language model's score to itself
             hypotheses = self._decoder.decoder.decode(emissions.data_ptr(), *emissions.shape)
@@ -128,8 +157,11 @@ class BeamDecoder:
         return words, best.lmScore * log(10)
 
 
-def read_arpa_words(path: str | Path) -> Iterator[str]:
-    """The words of an ARPA file, without <s>, </s> and <unk>; raises AsrError for any other file."""
+def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
+    """The words of an ARPA file, without <s>, </s> and <unk>, and their log10-probabilities.
+
+    Raises AsrError for any other file.
+    """
     begun, is_compressed = False, str(path).endswith(".gz")
     try:
         with gzip.open(path, "rt", encoding="utf-8") if is_compressed else open(path, encoding="utf-8") as file:
@@ -138,9 +170,9 @@ def read_arpa_words(path: str | Path) -> Iterator[str]:
                     return
                 fields = line.split()
                 if begun and len(fields) >= 2 and not fields[1].startswith("<"):
-                    yield fields[1]
+                    yield fields[1], float(fields[0])
                 begun = begun or line.strip() == "\\1-grams:"
-    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+    except (EOFError, OSError, ValueError, zlib.error) as error:
         raise AsrError(
             f"{path}: the language model cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error

@@ -5,7 +5,7 @@ The model computes each utterance once; only the search is repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -18,17 +18,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import read_audio
-from asr.beam import BeamDecoder
+from asr.beam import PRIOR_WEIGHT, BeamDecoder
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, pool, word_errors
 from asr.model import CTCModel
 from asr.text import vocabulary_from_dict
 
-__all__ = ["Point", "compute_log_probs", "tune"]
+__all__ = ["Point", "compute_log_probs", "find_best", "tune"]
 
 LM_WEIGHTS, WORD_SCORES = (0.5, 1.0, 1.5, 2.0), (-1.0, 0.0, 1.0, 2.0)
 """The coarse grid, in even steps; around its best point a second one of half the step follows."""
 
+PRIOR_WEIGHTS = (0.0, 0.3, 0.7)
+"""Tried at the best point of both, which have the decoder's own."""
 
 AT_ONCE = 16
 """Utterances that the model computes together."""
@@ -36,32 +38,43 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Point:
-    """Two weights, and what came of them."""
+    """Three weights, and what came of them."""
 
     lm_weight: float
     word_score: float
+    prior_weight: float
     words: ErrorCounts
 
 
 def tune(
     model: CTCModel, utterances: Sequence[Utterance], language_model: str | Path, *, processes: int, **settings: Any
 ) -> Iterator[Point]:
-    """The points of a coarse grid, then those around the best of them, each as it is done.
+    """The points of a coarse grid, those around the best of them, then other prior weights, each as it is done.
 
     processes: searches that run side by side. settings: of the BeamDecoder.
     Raises AsrError for utterances without audio that can be read.
     """
     shared = model.vocabulary.to_dict(), str(language_model), settings, compute_log_probs(model, utterances)
     with ProcessPoolExecutor(processes, get_context("fork"), _share, shared) as executor:
-        coarse = []
-        for point in executor.map(_score, product(LM_WEIGHTS, WORD_SCORES)):
-            coarse.append(point)
-            yield point
-        best = min(coarse, key=lambda point: point.words.rate)
+        points = []
+
+        def score(weights: Iterable[tuple[float, ...]]) -> Iterator[Point]:
+            for point in executor.map(_score, weights):
+                points.append(point)
+                yield point
+
+        yield from score((*pair, PRIOR_WEIGHT) for pair in product(LM_WEIGHTS, WORD_SCORES))
+        best = find_best(points)
         half = (LM_WEIGHTS[1] - LM_WEIGHTS[0]) / 2, (WORD_SCORES[1] - WORD_SCORES[0]) / 2
         steps = [step for step in product((-1, 0, 1), repeat=2) if step != (0, 0)]
-        near = [(best.lm_weight + w * half[0], best.word_score + s * half[1]) for w, s in steps]
-        yield from executor.map(_score, near)
+        yield from score((best.lm_weight + w * half[0], best.word_score + s * half[1], PRIOR_WEIGHT) for w, s in steps)
+        best = find_best(points)
+        yield from score((best.lm_weight, best.word_score, weight) for weight in PRIOR_WEIGHTS)
+
+
+def find_best(points: Iterable[Point]) -> Point:
+    """The first of those with the lowest WER."""
+    return min(points, key=lambda point: point.words.rate)
 
 
 Example = tuple[str, Tensor]
@@ -101,11 +114,10 @@ def _share(*shared: Any) -> None:
     torch.set_num_threads(1)
 
 
-def _score(weights: tuple[float, float]) -> Point:
+def _score(weights: tuple[float, ...]) -> Point:
     """Runs in a search process."""
     vocabulary_dict, language_model, settings, examples = _shared
-    lm_weight, word_score = weights
-    vocabulary = vocabulary_from_dict(vocabulary_dict)
-    decoder = BeamDecoder(vocabulary, language_model, lm_weight=lm_weight, word_score=word_score, **settings)
+    named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))
+    decoder = BeamDecoder(vocabulary_from_dict(vocabulary_dict), language_model, **named, **settings)
     counts = [word_errors(reference, " ".join(decoder.search(log_probs)[0])) for reference, log_probs in examples]
-    return Point(lm_weight, word_score, pool(counts))
+    return Point(**named, words=pool(counts))

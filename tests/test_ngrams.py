@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.beam import read_arpa_words
+from asr.beam import read_arpa_unigrams
 from asr.cli import main
 from asr.errors import AsrError
 from asr.ngrams import NgramModel, _discounts, build_ngrams, drop_shared, read_sentences, write_arpa
@@ -186,5 +186,5 @@ def test_a_language_model_is_built_without_the_sentences_of_a_valid_set(tmp_path
     (tmp_path / "text.txt").write_text("\n".join([*said, *TEXT]), encoding="utf-8")
     command = ["lm", "build", str(tmp_path / "text.txt"), "-o", str(tmp_path / "lm.arpa")]
     assert main([*command, "--held-out", str(SAMPLES / "manifest.jsonl")]) == 0
-    words = set(read_arpa_words(tmp_path / "lm.arpa"))
+    words = set(dict(read_arpa_unigrams(tmp_path / "lm.arpa")))
     assert words == {word for sentence in TEXT for word in sentence.split()}

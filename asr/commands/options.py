@@ -28,6 +28,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm", "TextGrid")
 
+LM_SETTINGS = ("beam_size", "lm_weight", "word_score", "prior_weight")
+
 DEVICES = "cpu, cuda or auto (a GPU where there is one)"
 
 
@@ -58,6 +60,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step")
     group.add_argument("--lm-weight", type=float, metavar="W", help="of the language model beside the model")
     group.add_argument("--word-score", type=float, metavar="S", help="added for every word")
+    group.add_argument("--prior-weight", type=float, metavar="P", help="of the letters' frequency, which is taken off")
 
 
 def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
@@ -76,7 +79,7 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
     from asr.beam import BeamDecoder
     from asr.ngrams import read_sentences
 
-    settings = {name: getattr(options, name) for name in ("beam_size", "lm_weight", "word_score")}
+    settings = {name: getattr(options, name) for name in LM_SETTINGS}
     given = {name: value for name, value in settings.items() if value is not None}
     words = None
     if options.lexicon is not None:
@@ -93,9 +96,9 @@ def find_language_model(name: str) -> str | Path:
 
 
 def find_lm_conflict(options: argparse.Namespace) -> str | None:
-    given = (options.lexicon, options.beam_size, options.lm_weight, options.word_score)
-    if options.lm is None and any(value is not None for value in given):
-        return "--lexicon, --beam-size, --lm-weight and --word-score need --lm"
+    given = [getattr(options, name) is not None for name in ("lexicon", *LM_SETTINGS)]
+    if options.lm is None and any(given):
+        return "--lexicon, --beam-size, --lm-weight, --word-score and --prior-weight need --lm"
     return None
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asr.commands.options import Commands, find_language_model
 from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from asr.tuning import Point
 
 __all__ = ["add_download", "add_lm", "add_prepare", "add_shard", "add_tune_lm"]
 
@@ -140,12 +144,12 @@ def add_tune_lm(commands: Commands) -> None:
 
 
 def _run_tune_lm(options: argparse.Namespace) -> int:
-    """Try weights of the language model and scores of a word, and print the WER of each and the best of all."""
+    """Try weights of the language model and of its letters, and scores of a word; print each one's WER and the best."""
     import os
 
     from asr.folders import read_data
     from asr.modelfile import load_model
-    from asr.tuning import tune
+    from asr.tuning import find_best, tune
 
     model = load_model(None if options.model == "packaged" else options.model)
     points = []
@@ -153,9 +157,11 @@ def _run_tune_lm(options: argparse.Namespace) -> int:
     language_model, processes = find_language_model(options.lm), os.cpu_count() or 1
     for point in tune(model, utterances, language_model, processes=processes, beam_size=options.beam_size):
         points.append(point)
-        print(
-            f"--lm-weight {point.lm_weight:g} --word-score {point.word_score:g}\tWER {point.words.rate:.2%}", flush=True
-        )
-    best = min(points, key=lambda point: point.words.rate)
-    print(f"best: --lm-weight {best.lm_weight:g} --word-score {best.word_score:g}\tWER {best.words.rate:.2%}")
+        print(_told(point), flush=True)
+    print(f"best: {_told(find_best(points))}")
     return 0
+
+
+def _told(point: Point) -> str:
+    weights = f"--lm-weight {point.lm_weight:g} --word-score {point.word_score:g} --prior-weight {point.prior_weight:g}"
+    return f"{weights}\tWER {point.words.rate:.2%}"
