@@ -199,7 +199,7 @@ def test_tuning_finds_the_weights_of_the_lowest_error_rate(tmp_path: Path, capsy
     assert best.split("WER ")[1] == f"{min(rates):.2f}%"
     assert best.removeprefix("best: ") in points
     options = best.removeprefix("best: ").split("\t")[0].split()
-    assert main(["evaluate", *arguments, *options, "--beam-size", "50"]) == 0
+    assert main(["evaluate", *arguments, *options, "--beam-size", "100"]) == 0
     assert f"WER {min(rates):.2f}%" in capsys.readouterr().out
 
 

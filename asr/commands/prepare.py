@@ -139,7 +139,7 @@ def add_tune_lm(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
     parser.add_argument("manifest", metavar="MANIFEST", help="the valid set: lhotse cuts, JSON lines, CSV or TSV")
     parser.add_argument("--lm", required=True, metavar="FILE", help="`packaged`, or an ARPA file of `asr lm build`")
-    parser.add_argument("--beam-size", type=int, default=50, metavar="N", help="hypotheses kept (default: 50)")
+    parser.add_argument("--beam-size", type=int, default=100, metavar="N", help="hypotheses kept (default: 100)")
     parser.set_defaults(run=_run_tune_lm)
 
 
