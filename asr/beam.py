@@ -170,7 +170,7 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
                     return
                 fields = line.split()
                 if begun and len(fields) >= 2 and not fields[1].startswith("<"):
-                    yield fields[1], float(fields[0])
+                    yield fields[1], min(0.0, float(fields[0]))  # KenLM tells of one above 0
                 begun = begun or line.strip() == "\\1-grams:"
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise AsrError(
