@@ -5,8 +5,6 @@ Each function draws from the generator it is given, so a step's draws are a func
 
 from __future__ import annotations
 
-import librosa
-import numpy
 import torch
 from torch import Generator, Tensor
 
@@ -14,21 +12,10 @@ from asr.audio import resample
 from asr.config import AugmentConfig
 from asr.features import mask_padding, valid_positions
 
-__all__ = [
-    "add_noise",
-    "augment_features",
-    "augment_waveforms",
-    "change_gain",
-    "change_speed",
-    "mask_spans",
-    "warp_frequencies",
-]
+__all__ = ["add_noise", "augment_features", "augment_waveforms", "change_gain", "change_speed", "mask_spans"]
 
 SPEED_GRID_HZ = 100
 """Speeds are resampling ratios of this denominator: 0.9 is 90 Hz played as 100 Hz."""
-
-WARPED_HZ = 4800.0
-"""Up to here frequencies are multiplied; above, the highest one stays where it is."""
 
 
 def augment_waveforms(
@@ -54,27 +41,6 @@ def augment_features(features: Tensor, feature_lengths: Tensor, config: AugmentC
     spans = mask_spans(lengths, widths, frames, config.num_time_masks, generator)
     masked = bands[:, None, :] | spans[:, :, None]
     return features.masked_fill(masked.to(features.device), 0.0)
-
-
-def warp_frequencies(features: Tensor, sample_rate: int, most: float, generator: Generator) -> Tensor:
-    """Each utterance as from a vocal tract of another length: its frequencies times a factor within `most` of 1.
-
-    features: (batch, frames, num_mels), of bands as in the frontend. A band takes what is heard at its own centre times
-    the factor, by linear interpolation between bands.
-    """
-    if most == 0:
-        return features
-    batch, _, num_mels = features.shape
-    highest = sample_rate / 2
-    centres = librosa.mel_frequencies(num_mels + 2, fmin=0.0, fmax=highest)[1:-1]
-    places = []
-    for factor in _draw(generator, batch, low=1 - most, high=1 + most).tolist():
-        bend = WARPED_HZ * min(factor, 1.0) / factor
-        heard = numpy.interp(centres, [0.0, bend, highest], [0.0, bend * factor, highest])
-        places.append(numpy.interp(heard, centres, numpy.arange(num_mels)))
-    distances = torch.tensor(numpy.stack(places), dtype=torch.float32)[:, None] - torch.arange(num_mels)[:, None]
-    with torch.autocast(features.device.type, enabled=False):
-        return torch.bmm(features, (1 - distances.abs()).clamp(min=0).to(features))
 
 
 def _draw(generator: Generator, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:

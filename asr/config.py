@@ -119,9 +119,6 @@ class AugmentConfig:
     """SpecAugment masks over frames, per utterance."""
     time_mask_share: float = 0.05
     """Greatest width of one, share of the utterance."""
-    frequency_warp: float = 0.0
-    """Each utterance's frequencies are multiplied by a factor drawn from 1 - this to 1 + this, as a vocal tract of
-    another length would (VTLP, Jaitly and Hinton, 2013)."""
     consistency_weight: float = 0.0
     """Above 0, two views of each utterance are augmented, and their outputs are drawn together with this weight
     (CR-CTC, Yao et al., 2025, which takes 0.2 and 2.5 times the time masks). A step takes twice the time and memory."""
@@ -131,7 +128,6 @@ class AugmentConfig:
         require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds", self.speeds, "be numbers above 0")
         require(len(snr) == 2 and snr[0] <= snr[1], "augment.noise_snr_db", snr, "be [lowest, highest]")
         require(0 <= self.time_mask_share <= 1, "augment.time_mask_share", self.time_mask_share, "be in [0, 1]")
-        require(0 <= self.frequency_warp < 1, "augment.frequency_warp", self.frequency_warp, "be in [0, 1)")
         require(0 <= self.noise_probability <= 1, "augment.noise_probability", self.noise_probability, "be in [0, 1]")
         for name in ("gain_db", "num_frequency_masks", "frequency_mask_mels", "num_time_masks", "consistency_weight"):
             require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "be at least 0")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ctc_loss
 
-from asr.augment import augment_features, augment_waveforms, warp_frequencies
+from asr.augment import augment_features, augment_waveforms
 from asr.config import OptimizerConfig, TrainConfig
 from asr.data import Batch
 from asr.decoder import decode_greedy
@@ -74,7 +74,6 @@ class CTCTrainingModule(lightning.LightningModule):
         augment = self.config.augment
         waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
         features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
-        features = warp_frequencies(features, self.model.sample_rate, augment.frequency_warp, generator)
         return augment_features(features, feature_lengths, augment, generator), feature_lengths
 
     def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
