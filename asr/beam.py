@@ -84,14 +84,15 @@ class BeamDecoder:
         self.vocabulary = vocabulary
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         unigrams = dict(read_arpa_unigrams(language_model))
-        self._prior = prior_weight * self._log_frequencies(unigrams)
-        words = sorted(set(unigrams if lexicon is None else lexicon))
-        spellings = [(word, spelling) for word in words if (spelling := self._spell(word))]
-        if not spellings:
+        words = set(unigrams if lexicon is None else lexicon)
+        spellings = {word: spelling for word in unigrams.keys() | words if (spelling := self._spell(word))}
+        writable = sorted(words & spellings.keys())
+        if not writable:
             raise AsrError(f"{language_model}: none of its words can be written with the model's vocabulary")
+        self._prior = prior_weight * self._log_frequencies(unigrams, spellings)
         make = _import_decoder()
         with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file:
-            file.writelines(f"{word} {' '.join(spelling)}\n" for word, spelling in spellings)
+            file.writelines(f"{word} {' '.join(spellings[word])}\n" for word in writable)
             file.flush()
             with _without_stderr(), _told_as_damage(language_model):
                 self._decoder = make(
@@ -115,12 +116,12 @@ class BeamDecoder:
             return []
         return [*spelling, SPACE] if SPACE in self._tokens else spelling
 
-    def _log_frequencies(self, unigrams: Mapping[str, float]) -> Tensor:
-        """The log-frequency of each token in words of these log10-probabilities: (vocabulary,)."""
+    def _log_frequencies(self, unigrams: Mapping[str, float], spellings: Mapping[str, list[str]]) -> Tensor:
+        """The log-frequency of each token in words of these log10-probabilities and spellings: (vocabulary,)."""
         counts = dict.fromkeys(self._tokens, 0.0)
         for word, log10_probability in unigrams.items():
             probability = 10**log10_probability
-            for token in self._spell(word):
+            for token in spellings.get(word, ()):
                 counts[token] += probability
         shares = torch.tensor(list(counts.values()))
         shares = (1 - BLANK_SHARE) * (shares / shares.sum().clamp(min=LEAST_SHARE)).clamp(min=LEAST_SHARE)
