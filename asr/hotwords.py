@@ -20,10 +20,11 @@ from asr.decoder import Decode, GreedyTokens
 from asr.errors import AsrError
 from asr.text import BLANK_ID, Vocabulary
 
-__all__ = ["HotwordDecoder", "parse_hotword"]
+__all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
 
-DEFAULT_BOOST = 5.0
-"""Nats: a hotword may make what was heard 150 times less probable."""
+BOOST, BOOST_BEHIND_LM = 5.0, 3.5
+"""Nats: a hotword may make what was heard 150 times less probable than the letters alone, and 33 times less than words
+that a language model chose, which are right more often."""
 
 LEAST_SIMILARITY = 0.4
 """Share of letters that what gives way has in common with the hotword; less is not tried."""
@@ -119,12 +120,12 @@ class HotwordDecoder:
         return [-loss for loss in losses.tolist()]
 
 
-def parse_hotword(text: str, vocabulary: Vocabulary) -> tuple[str, float]:
+def parse_hotword(text: str, vocabulary: Vocabulary, default_boost: float = BOOST) -> tuple[str, float]:
     """`WORD` or `WORD:BOOST` as a normal word and nats; raises AsrError for anything else."""
     written, _, given = text.partition(":")
     word = vocabulary.normalize(written)
     try:
-        boost = float(given) if given else DEFAULT_BOOST
+        boost = float(given) if given else default_boost
     except ValueError:
         boost = -1.0
     if not word or " " in word or not 0 <= boost < float("inf"):

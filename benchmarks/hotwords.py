@@ -1,6 +1,6 @@
 """What --hotword brings: how many rare names are found, and what it costs the other utterances.
 
-    python benchmarks/hotwords.py MANIFEST KNOWN_TEXT [--model FILE] [--boost 5] [--lm FILE]
+    python benchmarks/hotwords.py MANIFEST KNOWN_TEXT [--model FILE] [--boost NATS] [--lm FILE]
 
 The hotwords are all words of the manifest's references, of six letters or more, that the text never holds. All of them
 are given to all utterances. Aims: more of them found than without; the WER of the utterances that hold none at most 0.2
@@ -20,7 +20,7 @@ from measure import find_model, make_parser, report, start
 from asr.beam import PACKAGED_LANGUAGE_MODEL, BeamDecoder
 from asr.decoder import Decode, decode_greedy
 from asr.folders import read_data
-from asr.hotwords import DEFAULT_BOOST, HotwordDecoder
+from asr.hotwords import BOOST, BOOST_BEHIND_LM, HotwordDecoder
 from asr.metrics import pool, word_errors
 from asr.ngrams import read_sentences
 from asr.text import Vocabulary
@@ -33,7 +33,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("known_text", type=Path, help="text whose words are not rare; plain, .gz or .xz")
-    parser.add_argument("--boost", type=float, default=DEFAULT_BOOST, help="nats (default: 5)")
+    parser.add_argument("--boost", type=float, help="nats (default: that of asr transcribe)")
     parser.add_argument("--lm", help="beam search of 50 hypotheses with this language model, or `packaged`")
     options = start(parser)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,9 +45,10 @@ def main() -> None:
     if options.lm:
         language_model = PACKAGED_LANGUAGE_MODEL if options.lm == "packaged" else options.lm
         plain = BeamDecoder(model.vocabulary, language_model, beam_size=50)
+    boost = options.boost if options.boost is not None else BOOST_BEHIND_LM if options.lm else BOOST
     decoders: dict[str, Decode] = {
         "without": plain,
-        "with": HotwordDecoder(plain, model.vocabulary, dict.fromkeys(names, options.boost)),
+        "with": HotwordDecoder(plain, model.vocabulary, dict.fromkeys(names, boost)),
     }
     references = [reference for reference, _ in examples]
     others = [index for index, reference in enumerate(references) if not names & set(reference.split())]

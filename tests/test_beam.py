@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text
 from asr import load_model
 from asr.beam import BeamDecoder, read_arpa_unigrams
 from asr.cli import main
+from asr.commands.options import add_language_model_options, make_decode
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
 from asr.metrics import word_errors
@@ -211,6 +214,20 @@ def test_the_packaged_language_model_takes_a_quarter_of_the_errors_on_real_speec
         assert main(["evaluate", "packaged", str(SAMPLES / "manifest.jsonl"), *options]) == 0
         rates.append(float(capsys.readouterr().out.split("WER ")[1].split("%")[0]))
     assert rates[1] < 0.75 * rates[0]
+
+
+def test_a_hotword_must_be_surer_to_replace_a_word_that_the_language_model_chose(arpa: Path) -> None:
+    parser = ArgumentParser()
+    add_language_model_options(parser)
+    heard = log_probs_of("THE CAT SAT ON THE MAT", {4: {"C": 0.9, "R": 0.1}})  # two steps of 2.2 nats
+
+    def said(*arguments: str) -> str:
+        model = SimpleNamespace(vocabulary=VOCABULARY)
+        return text_of(make_decode(parser.parse_args(arguments), model), heard)  # type: ignore[arg-type]
+
+    assert said("--hotword", "Rat") == "THE RAT SAT ON THE MAT"
+    assert said("--hotword", "Rat", "--lm", str(arpa)) == "THE CAT SAT ON THE MAT"
+    assert said("--hotword", "Rat:5", "--lm", str(arpa)) == "THE RAT SAT ON THE MAT"
 
 
 def test_a_compressed_language_model_is_the_same(arpa: Path, tmp_path: Path) -> None:

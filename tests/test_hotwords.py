@@ -11,7 +11,7 @@ from torch import Tensor
 from asr.cli import main
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
-from asr.hotwords import DEFAULT_BOOST, HotwordDecoder, parse_hotword
+from asr.hotwords import BOOST, HotwordDecoder, parse_hotword
 from asr.text import CharacterVocabulary
 
 VOCABULARY = CharacterVocabulary()
@@ -75,7 +75,7 @@ def test_real_speech_gets_its_name(sample_paths: list[Path], capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("Quilter", ("QUILTER", DEFAULT_BOOST)), ("O’Neill:7.5", ("O'NEILL", 7.5)), ("naïve:0", ("NAIVE", 0.0))],
+    [("Quilter", ("QUILTER", BOOST)), ("O’Neill:7.5", ("O'NEILL", 7.5)), ("naïve:0", ("NAIVE", 0.0))],
 )
 def test_a_hotword_is_read_in_its_normal_form(text: str, expected: tuple[str, float]) -> None:
     assert parse_hotword(text, VOCABULARY) == expected

@@ -52,7 +52,10 @@ def positive(text: str) -> float:
 
 def add_language_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--hotword", action="append", metavar="WORD[:BOOST]", help="a likely word, and by how many nats (default: 5)"
+        "--hotword",
+        action="append",
+        metavar="WORD[:BOOST]",
+        help="a likely word, and by how many nats (default: 5; with --lm 3.5)",
     )
     group = parser.add_argument_group("language model", "needs flashlight-text: pip install bigru-asr[lm]")
     group.add_argument("--lm", metavar="FILE", help="`packaged`, or an ARPA file: beam search over its words")
@@ -68,9 +71,10 @@ def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
     decode = _make_beam_decoder(options, model) if options.lm else None
     if options.hotword:
         from asr.decoder import decode_greedy
-        from asr.hotwords import HotwordDecoder, parse_hotword
+        from asr.hotwords import BOOST, BOOST_BEHIND_LM, HotwordDecoder, parse_hotword
 
-        hotwords = dict(parse_hotword(text, model.vocabulary) for text in options.hotword)
+        boost = BOOST_BEHIND_LM if options.lm else BOOST
+        hotwords = dict(parse_hotword(text, model.vocabulary, boost) for text in options.hotword)
         return HotwordDecoder(decode or decode_greedy, model.vocabulary, hotwords)
     return decode
 
