@@ -17,6 +17,9 @@ __all__ = ["bidirectional_gru"]
 Pair = tuple[Tensor, Tensor]
 PARAMETERS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
+BLOCK_STEPS = 16
+"""The slopes of so many steps are computed just before the backward walk comes by: then they are still in the cache."""
+
 
 def bidirectional_gru(
     inputs_forward: Tensor, inputs_backward: Tensor, forward_cell: nn.GRU, backward_cell: nn.GRU
@@ -117,24 +120,29 @@ def _walk_forward(gates: Tensor, recurrent: Tensor) -> Tensor:
 def _walk_backward(state_gradients: Tensor, recurrent: Tensor, gates: Tensor, states: Tensor) -> Tensor:
     """The gradients of m and of what enters the nonlinearities r, z and n: (2, steps, batch, 4 × hidden_size)."""
     size = states.shape[3]
-    rows = _slopes(gates, states)
+    rows = torch.empty_like(gates)
     gradient = torch.zeros_like(states[:, 0])
-    parts = state_gradients, gates[..., 2 * size : 3 * size], rows.unflatten(3, (4, size)), rows[..., : 3 * size]
-    for arriving, z, row, fed in zip(*(reversed(part.unbind(1)) for part in parts), strict=True):
-        gradient.add_(arriving)
-        row.mul_(gradient.unsqueeze(2))
-        gradient.mul_(z).baddbmm_(fed, recurrent)
+    blocks = [tensor.split(BLOCK_STEPS, 1) for tensor in (state_gradients, gates, states[:, :-1], rows)]
+    for arriving_steps, gate_steps, previous_steps, row_steps in reversed(list(zip(*blocks, strict=True))):
+        _fill_slopes(gate_steps, previous_steps, row_steps)
+        z_steps = gate_steps[..., 2 * size : 3 * size]
+        parts = arriving_steps, z_steps, row_steps.unflatten(3, (4, size)), row_steps[..., : 3 * size]
+        for arriving, z, row, fed in zip(*(reversed(part.unbind(1)) for part in parts), strict=True):
+            gradient.add_(arriving)
+            row.mul_(gradient.unsqueeze(2))
+            gradient.mul_(z).baddbmm_(fed, recurrent)
     return rows
 
 
-def _slopes(gates: Tensor, states: Tensor) -> Tensor:
-    """The derivatives of h' by m and by what enters r, z and n, for every step: the shape of `gates`."""
-    slopes = torch.empty_like(gates)
+def _fill_slopes(gates: Tensor, previous: Tensor, slopes: Tensor) -> None:
+    """Into `slopes` the derivatives of h' by m and by what enters r, z and n, each of the shape of `gates`.
+
+    previous: h at every step, (2, steps, batch, hidden_size).
+    """
     m, r, z, n = gates.chunk(4, 3)
     by_m, by_r, by_z, by_n = slopes.chunk(4, 3)
     torch.mul(n, n, out=by_n).neg_().add_(1)
     by_n.addcmul_(by_n, z, value=-1)
     torch.mul(by_n, r, out=by_m)
     torch.addcmul(by_m, by_m, r, value=-1, out=by_r).mul_(m)
-    torch.sub(states[:, :-1], n, out=by_z).mul_(z).addcmul_(by_z, z, value=-1)
-    return slopes
+    torch.sub(previous, n, out=by_z).mul_(z).addcmul_(by_z, z, value=-1)
