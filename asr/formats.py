@@ -30,7 +30,7 @@ def format_transcript(transcript: Transcript, name: str) -> str:
 def as_dict(transcript: Transcript) -> dict[str, Any]:
     """What the JSON output holds: times in seconds, rounded to milliseconds, confidence to four digits.
 
-    `lm_log_prob` is there where a language model was used.
+    `lm_log_prob` is there where a language model chose all words, and no hotword took the place of one.
     """
     score = transcript.lm_log_prob
     return {
@@ -118,7 +118,7 @@ def _intervals(words: Sequence[Word], end: float) -> Iterator[tuple[float, float
     """From 0 to `end` without a gap, as Praat wants it; words without a duration cannot be shown."""
     now = 0.0
     for word in words:
-        first, last = round(word.start_seconds, 3), round(min(end, word.end_seconds), 3)
+        first, last = max(now, round(word.start_seconds, 3)), round(min(end, word.end_seconds), 3)
         if last <= first:
             continue
         if first > now:

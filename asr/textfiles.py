@@ -18,7 +18,8 @@ __all__ = ["new_text_file"]
 def new_text_file(path: Path) -> Iterator[TextIO]:
     """A text file that gets the name `path` when the block ends without an error, and is removed otherwise.
 
-    path: compressed where it ends in .gz. Raises AsrError for a full disk and a folder that cannot be written to.
+    path: compressed where it ends in .gz. What UTF-8 cannot write, bytes of file names in another encoding, is written
+    as in Python. Raises AsrError for a full disk and a folder that cannot be written to.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -27,7 +28,7 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
             file: Any = stack.enter_context(temporary.open("wb"))
             if path.suffix == ".gz":  # neither name nor time in its header: the same text makes the same bytes
                 file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
-            yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
+            yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n"))
         temporary.replace(path)
     except OSError as error:
         raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error

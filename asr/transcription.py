@@ -127,8 +127,10 @@ def transcribe_recordings(
 def _join(parts: Sequence[_Part]) -> Transcript:
     """The transcript of a recording's parts, in their order."""
     words = tuple(word for part in parts for word in part.words or ())
-    scores = [part.lm_log_prob for part in parts if part.lm_log_prob is not None]
-    return Transcript(parts[-1].name, words, parts[-1].duration_seconds or 0.0, sum(scores) if scores else None)
+    scores = [part.lm_log_prob for part in parts if part.words or part.lm_log_prob is not None]
+    known = [score for score in scores if score is not None]
+    lm_log_prob = sum(known) if known and len(known) == len(scores) else None
+    return Transcript(parts[-1].name, words, parts[-1].duration_seconds or 0.0, lm_log_prob)
 
 
 def _recognise(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[_Part]:
@@ -180,9 +182,13 @@ class _Recogniser:
         torch.set_num_threads(threads)
         lengths = torch.tensor([len(part.samples) for part in parts], device=self.model.device)
         waveforms = pad_sequence([part.samples for part in parts], batch_first=True).to(self.model.device)
+        goes_on = torch.tensor([part.duration_seconds is None for part in parts], device=self.model.device)
         for part in parts:
             part.samples = torch.empty(0)
-        return (self.decode or decode_greedy)(*self.model(waveforms, lengths))
+        log_probs, steps = self.model(waveforms, lengths)
+        # The step on the edge of a stretch is the next one's first.
+        steps = torch.where(goes_on, lengths // self.model.step_samples, steps)
+        return (self.decode or decode_greedy)(log_probs, steps)
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +133,22 @@ def test_a_transcript_without_words_is_a_file_of_its_format(name: str) -> None:
         assert 'text = ""' in written
     else:
         assert written == empty[name]
+
+
+def test_words_that_overlap_are_intervals_that_do_not() -> None:
+    words = (Word("A", 0.0, 0.5, 1.0), Word("B", 0.46, 0.8, 1.0), Word("C", 0.7, 0.78, 1.0), Word("D", 0.9, 1.0, 1.0))
+    written = format_transcript(Transcript("a.wav", words, 1.2), "TextGrid")
+    edges = [float(edge) for edge in re.findall(r"    xm(?:in|ax) = ([\d.]+)\n", written.split("intervals [1]")[1])]
+    assert edges == sorted(edges)
+    assert all(f'text = "{text}"' in written for text in "ABD")
+
+
+@pytest.mark.parametrize("name", ["json", "ctm", "txt"])
+def test_a_name_that_is_not_utf_8_is_written_as_in_python(tmp_path: Path, name: str) -> None:
+    path = os.fsdecode(b"caf\xe9.wav")
+    write_transcript(Transcript(path, (Word("A", 0.0, 0.5, 1.0),), 1.0), [tmp_path / f"out.{name}"])
+    written = (tmp_path / f"out.{name}").read_text(encoding="utf-8")
+    assert name == "txt" or "caf\\udce9" in written
 
 
 def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

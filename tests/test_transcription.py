@@ -366,6 +366,32 @@ def test_the_language_models_scores_of_a_long_recording_are_added(
     assert transcribe(talk, sample_rate=RATE, model=packaged_model).lm_log_prob is None
 
 
+def test_a_language_models_score_that_is_not_of_all_words_is_none(packaged_model: CTCModel, talk: Tensor) -> None:
+    """A hotword that takes a word's place leaves its part without a score."""
+    turns = count()
+
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+        decoded = decode_greedy(log_probs, lengths)
+        return [replace(tokens, lm_log_prob=None if next(turns) == 2 else -1.0) for tokens in decoded]
+
+    assert transcribe(talk.repeat(2), sample_rate=RATE, model=packaged_model, decode=decode).lm_log_prob is None
+
+
+def test_each_step_of_a_long_recording_without_a_pause_is_decoded_once(model: CTCModel, speech: list[Tensor]) -> None:
+    frames = torch.cat(speech * 4).unfold(0, 640, 640)
+    power = frames.square().mean(1)
+    talk = frames[power > 3e-3 * power.max()].flatten()[: 75 * RATE]
+    steps = []
+
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+        steps.extend(lengths.tolist())
+        return decode_greedy(log_probs, lengths)
+
+    transcribe(talk, sample_rate=RATE, model=model, decode=decode)
+    assert len(steps) > 1
+    assert sum(steps) == len(talk) // model.step_samples + 1
+
+
 def test_an_error_in_a_batch_reaches_the_caller(
     model: CTCModel, sample_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
