@@ -160,6 +160,6 @@ def _table(path: Path) -> Iterator[tuple[str, str, int]]:
     except UnicodeDecodeError as error:
         raise AsrError(f"{path}: is not UTF-8") from error
     for number, line in enumerate(lines, start=1):
-        name, _, rest = line.strip().partition(" ")
+        name, rest = [*line.split(maxsplit=1), "", ""][:2]
         if name:
             yield name, rest.strip(), number

@@ -18,9 +18,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -123,11 +124,22 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
 
 
 def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of each line of a table."""
+    """Line number and columns of each line of a table.
+
+    Common Voice's own, known by their `client_id`, quote nothing, and their audio lies in a folder that they leave out.
+    """
     text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    table = csv.DictReader(_checked(path, text), delimiter=delimiter, strict=True)
+    lines = _checked(path, text)
+    header = next(lines, "")
+    is_common_voice = delimiter == "\t" and "client_id" in header.split()
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if is_common_voice else csv.QUOTE_MINIMAL
+    table = csv.DictReader(chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
+    has_clips = is_common_voice and (path.parent / "clips").is_dir()
     try:
-        yield from ((table.line_num, row) for row in table)
+        for row in table:
+            if has_clips and row.get("path"):
+                row["path"] = os.path.join("clips", row["path"])
+            yield table.line_num, row
     except csv.Error as error:
         line = table.reader.line_num  # table.line_num is that of the last good line
         raise AsrError(f"{path}:{line}: {error}; double the quotes in a text, and quote it") from error
@@ -180,6 +192,8 @@ def _from_cut(cut: dict[str, Any], shard: str) -> dict[str, Any]:
         (supervision,) = cut["supervisions"]
         if source["type"] not in ("file", "shar"):
             raise _LineError(f"cut {cut['id']}: audio of type {source['type']!r} is not read here, only files are")
+        if len(source.get("channels", [0])) > 1 or cut["recording"].get("transforms"):
+            raise _LineError(f"cut {cut['id']}: channels and transforms are not read here; lhotse's save_audios first")
         return {
             "id": cut["id"],
             "audio": source["source"] if source["type"] == "file" else f"{shard}/{cut['id']}",

@@ -61,6 +61,12 @@ def test_a_folder_of_kaldi(tmp_path: Path) -> None:
     assert (other.speaker, other.place) == ("", f"{tmp_path}/text:2")
 
 
+def test_a_folder_of_kaldi_with_tabs(tmp_path: Path) -> None:
+    kaldi(tmp_path, wav_scp=f"r1\t{ONE}\n", text="r1\tBUT IN\tLESS\n", utt2spk="\nr1\tann\n")
+    (one,) = read_data(tmp_path)
+    assert (one.id, one.audio_path, one.text, one.speaker) == ("r1", str(ONE), "BUT IN\tLESS", "ann")
+
+
 def test_segments_of_kaldi(tmp_path: Path) -> None:
     kaldi(tmp_path, wav_scp=f"r1 {ONE}\n", text="u1 BUT IN\nu2 LESS THAN\n", segments="u1 r1 0.0 1.5\nu2 r1 1.5 3.25\n")
     spans = [(utterance.start_seconds, utterance.duration_seconds) for utterance in read_data(tmp_path)]

@@ -106,6 +106,27 @@ def test_every_kind_of_manifest_gives_the_same_utterance(tmp_path: Path, name: s
     assert read_manifest(path) == [expected]
 
 
+def test_common_voices_own_tables_quote_nothing_and_leave_out_their_folder(tmp_path: Path) -> None:
+    texts = ['"Is it dangerous?" he said.', '"Second', 'Third"', 'A ""quoted"" word']
+    rows = [f"ann\t{number}.mp3\t{text}\t1.5\n" for number, text in enumerate(texts)]
+    content = "client_id\tpath\tsentence\tduration\n" + "".join(rows)
+    for clips in (False, True):
+        utterances = read_manifest(written(tmp_path, content.encode(), "validated.tsv"))
+        assert [utterance.text for utterance in utterances] == texts
+        folder = tmp_path / "clips" if clips else tmp_path
+        assert [utterance.audio_path for utterance in utterances] == [f"{folder}/{number}.mp3" for number in range(4)]
+        (tmp_path / "clips").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("changes", [{"channels": [0, 1]}, {"transforms": [{"name": "Speed", "kwargs": {}}]}])
+def test_cuts_of_other_audio_than_their_files_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    recording = cut()["recording"]
+    recording["sources"][0].update({name: value for name, value in changes.items() if name == "channels"})
+    recording.update({name: value for name, value in changes.items() if name == "transforms"})
+    expected = "1: cut u1: channels and transforms are not read here; lhotse's save_audios first"
+    assert refusal(written(tmp_path, json_lines(cut(recording=recording)))) == expected
+
+
 def test_cuts_that_lhotse_writes_are_read(tmp_path: Path) -> None:
     from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
