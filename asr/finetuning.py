@@ -37,6 +37,9 @@ DEFAULTS = [
     "trainer.patience=6",
 ]
 
+GIVEN_OTHERWISE = ("initial_model=", "data.train=", "data.valid=", "vocabulary.kind=", "vocabulary.size=")
+"""Settings of a training that a fine-tuning takes from its model and its arguments."""
+
 FEWEST_EPOCHS, MOST_EPOCHS, TOTAL_HOURS = 5, 40, 10.0
 """As many epochs as make ten hours of audio, within these bounds."""
 
@@ -90,14 +93,15 @@ def finetune_config(
     valid_manifests: Sequence[str],
     overrides: Sequence[str] = (),
     *,
-    frozen_layers: int = 0,
+    frozen_layers: int | None = None,
     characters: str = "",
 ) -> TrainConfig:
     """A recipe for ten minutes to ten hours of recordings; None is the packaged model.
 
     overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
     characters: what the new model shall write with, where it is not what the old one does.
-    Raises AsrError for overrides of the model section, of which only the dropout can change.
+    Raises AsrError for overrides of what the other arguments say, and of the model section, of which only the dropout
+    can change.
     """
     model_path = model_path or PACKAGED_MODEL
     hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
@@ -107,9 +111,12 @@ def finetune_config(
             raise AsrError(
                 f"{override}: the model keeps its shape; of its section only model.encoder.dropout can change"
             )
+        if override.startswith(GIVEN_OTHERWISE):
+            raise AsrError(f"{override}: fine-tuning takes it from its own arguments and the model; see --help")
     model = load_model(model_path)
     defaults = [*DEFAULTS, f"trainer.epochs={epochs}", f"model.encoder.dropout={model.config.encoder.dropout}"]
-    config = load_config(None, [*defaults, *overrides])
+    frozen = [] if frozen_layers is None else [f"optimizer.frozen_layers={frozen_layers}"]
+    config = load_config(None, [*defaults, *overrides, *frozen])
     return dataclasses.replace(
         config,
         initial_model=str(model_path),
@@ -123,7 +130,6 @@ def finetune_config(
             characters=characters or config.vocabulary.characters,
         ),
         data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),
-        optimizer=dataclasses.replace(config.optimizer, frozen_layers=frozen_layers),
     )
 
 

@@ -172,6 +172,24 @@ def test_the_shape_of_a_model_cannot_be_overruled(manifests: dict[str, str], sma
         finetune_config(small_path, [manifests["own"]], [manifests["own"]], ["model.encoder.num_layers=9"])
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["initial_model=b.safetensors", "data.valid=[b.csv]", "data.train=[b.csv]", "vocabulary.kind=sentencepiece"],
+)
+def test_what_has_an_argument_of_its_own_cannot_be_overruled(
+    manifests: dict[str, str], small_path: Path, override: str
+) -> None:
+    with pytest.raises(AsrError) as caught:
+        finetune_config(small_path, [manifests["own"]], [manifests["own"]], [override])
+    assert str(caught.value).startswith(f"{override}: fine-tuning takes it from its own arguments and the model")
+
+
+def test_layers_can_be_frozen_by_a_setting_as_in_training(manifests: dict[str, str], small_path: Path) -> None:
+    own = [manifests["own"]]
+    assert finetune_config(small_path, own, own, ["optimizer.frozen_layers=1"]).optimizer.frozen_layers == 1
+    assert finetune_config(small_path, own, own, [], frozen_layers=2).optimizer.frozen_layers == 2
+
+
 def test_a_model_that_became_no_better_is_told(
     manifests: dict[str, str], small_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -93,6 +93,22 @@ def test_a_fixed_manifest_can_be_learned_from_and_every_change_is_told(
     assert write_fixed(again, tmp_path / "sub" / "again.jsonl") == []
 
 
+def test_a_fixed_manifest_is_neither_a_table_nor_the_data_themselves(
+    spoilt: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = spoilt.read_bytes()
+    table = spoilt.with_name("clean.csv")
+    for fixed, reason in (
+        (table, "JSON lines are written; call the file clean.jsonl"),
+        (spoilt, "would replace the data"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["check", str(spoilt), "--fix", str(fixed)])
+        assert f"--fix {fixed}: {reason}" in capsys.readouterr().err
+    assert spoilt.read_bytes() == before
+    assert not table.exists()
+
+
 def test_what_a_valid_set_shares_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
     (tmp_path / "a.txt").write_text("SOMETHING ELSE")

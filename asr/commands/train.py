@@ -34,7 +34,17 @@ def add_check(commands: Commands) -> None:
     parser.add_argument("--valid", metavar="DATA", help="a valid set: what of it is in DATA too?")
     parser.add_argument("--model", metavar="M", help="the model to train on from (default: the packaged model)")
     add_report_option(parser)
-    parser.set_defaults(run=_run_check)
+    parser.set_defaults(run=_run_check, find_conflict=_find_check_conflict)
+
+
+def _find_check_conflict(options: argparse.Namespace) -> str | None:
+    if options.fix is None:
+        return None
+    if Path(options.fix.name.removesuffix(".gz")).suffix in (".csv", ".tsv"):
+        return f"--fix {options.fix}: JSON lines are written; call the file {options.fix.stem}.jsonl"
+    if options.fix.resolve() in (Path(data).resolve() for data in (options.data, options.valid) if data):
+        return f"--fix {options.fix}: would replace the data themselves; choose another file"
+    return None
 
 
 def _run_check(options: argparse.Namespace) -> int:
@@ -139,7 +149,7 @@ def add_finetune(commands: Commands) -> None:
     parser.add_argument(
         "--new-vocabulary", default="", metavar="CHARACTERS", help="what to write with, a space included"
     )
-    parser.add_argument("--freeze-encoder-layers", type=int, default=0, metavar="N", help="lowest layers keep weights")
+    parser.add_argument("--freeze-encoder-layers", type=int, metavar="N", help="lowest layers keep weights")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the defaults")
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
     parser.set_defaults(run=_run_finetune)
