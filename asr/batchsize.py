@@ -21,7 +21,7 @@ from asr.data import Batch, SpeechDataset
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
-from asr.training import choose_precision, prepare_training, quiet_lightning
+from asr.training import choose_accelerator, choose_precision, prepare_training, quiet_lightning
 
 __all__ = ["Sizes", "Trial", "find_batch"]
 
@@ -136,7 +136,7 @@ def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batc
     watch = _Watch()
     with quiet_lightning():
         trainer = lightning.Trainer(
-            accelerator=config.trainer.accelerator,
+            accelerator=choose_accelerator(config.trainer),
             devices=1,
             precision=choose_precision(config.trainer),
             max_steps=steps,

@@ -62,7 +62,8 @@ class SpeechDataset(Dataset[Batch]):
         self.examples = examples
         self.vocabulary = vocabulary
         self.sample_rate = sample_rate
-        self._cache: dict[int, Tensor] = {}
+        self._is_cached = cache_hours > 0
+        self._cache: dict[int, tuple[Tensor, float]] = {}
         self._cache_samples_left = int(cache_hours * 3600 * sample_rate)
 
     def __len__(self) -> int:
@@ -93,20 +94,33 @@ class SpeechDataset(Dataset[Batch]):
         )
 
     def _samples(self, index: int) -> Tensor:
-        """(samples,) float32; what is cached is kept as 16-bit integers, and read from there the first time too."""
-        if index not in self._cache:
-            utterance = self.examples[index].utterance
-            samples = read_audio(
-                utterance.audio_path,
-                self.sample_rate,
-                start_seconds=utterance.start_seconds,
-                duration_seconds=utterance.duration_seconds,
-            )
-            if len(samples) > self._cache_samples_left:
-                return samples
+        """(samples,) float32; with a cache rounded as what it keeps, held or not: a resumed run may hold others."""
+        if index in self._cache:
+            return _from_16_bits(*self._cache[index])
+        utterance = self.examples[index].utterance
+        samples = read_audio(
+            utterance.audio_path,
+            self.sample_rate,
+            start_seconds=utterance.start_seconds,
+            duration_seconds=utterance.duration_seconds,
+        )
+        if not self._is_cached:
+            return samples
+        rounded = _to_16_bits(samples)
+        if len(samples) <= self._cache_samples_left:
             self._cache_samples_left -= len(samples)
-            self._cache[index] = (samples * 32768).round().clamp(-32768, 32767).short()
-        return self._cache[index].float() / 32768
+            self._cache[index] = rounded
+        return _from_16_bits(*rounded)
+
+
+def _to_16_bits(samples: Tensor) -> tuple[Tensor, float]:
+    """Integers, and what their largest stands for: 1, or the peak of samples beyond it."""
+    full_scale = max(1.0, samples.abs().amax().item())
+    return (samples * (32768 / full_scale)).round().clamp(-32768, 32767).short(), full_scale
+
+
+def _from_16_bits(integers: Tensor, full_scale: float) -> Tensor:
+    return integers.float() * (full_scale / 32768)
 
 
 def plan_batches(
@@ -166,10 +180,21 @@ class DurationBatchSampler(Sampler[list[int]]):
         """Lightning calls it before each epoch."""
         self.epoch = epoch
 
+    def count_batches(self, epochs: int) -> int:
+        """Of the first so many epochs together, whose plans differ in length."""
+        return sum(len(self._batches(self._generator(epoch))) for epoch in range(epochs))
+
+    def _generator(self, epoch: int) -> numpy.random.Generator:
+        return numpy.random.default_rng([self.seed, epoch])
+
+    def _batches(self, generator: numpy.random.Generator) -> list[list[int]]:
+        """Of all ranks, from short to long."""
+        return plan_batches(self.durations, self.batch_seconds, generator, self.world_size)
+
     def _plan(self) -> list[list[int]]:
         if self._planned is None or self._planned[0] != self.epoch:
-            generator = numpy.random.default_rng([self.seed, self.epoch])
-            batches = plan_batches(self.durations, self.batch_seconds, generator, self.world_size)
+            generator = self._generator(self.epoch)
+            batches = self._batches(generator)
             if self.epoch > 0 or not self.shortest_first:
                 batches = [batches[place] for place in generator.permutation(len(batches))]
             self._planned = self.epoch, [batch[self.rank :: self.world_size] for batch in batches]
@@ -199,8 +224,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         """Lightning asks for it before each epoch, for plans differ in length; the loader stays, with its cache."""
         assert self.trainer is not None
         if "train" not in self._loaders:
-            sampler = self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
-            self._loaders["train"] = self._loader(self.train_corpus, sampler, stays=True)
+            self._loaders["train"] = self._loader(self.train_corpus, self._train_sampler(), stays=True)
         sampler = cast(DurationBatchSampler, self._loaders["train"].sampler)
         sampler.batches_done = self._batches_done
         # Lightning reads ahead before it tells the sampler its epoch, and before it knows the epoch of a resumed run.
@@ -215,6 +239,13 @@ class SpeechDataModule(lightning.LightningDataModule):
             # Its workers must end: each is a copy of a process with a training in it, and would keep what that had.
             self._loaders["valid"] = self._loader(self.valid_corpus, batches, stays=False)
         return self._loaders["valid"]
+
+    def count_steps(self, epochs: int) -> int:
+        """Of a whole training: a function of the seed and the number of processes, not of where it is resumed."""
+        return self._train_sampler().count_batches(epochs)
+
+    def _train_sampler(self) -> DurationBatchSampler:
+        return self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
 
     def _sampler(self, corpus: CheckedCorpus, batch_seconds: float, shortest_first: bool) -> DurationBatchSampler:
         assert self.trainer is not None

@@ -20,8 +20,9 @@ from torch.nn.functional import ctc_loss
 
 from asr.augment import augment_features, augment_waveforms
 from asr.config import OptimizerConfig, TrainConfig
-from asr.data import Batch
+from asr.data import Batch, SpeechDataModule
 from asr.decoder import decode_greedy
+from asr.errors import AsrError
 from asr.features import valid_positions
 from asr.metrics import ErrorCounts, character_errors, word_errors
 from asr.model import CTCModel
@@ -43,6 +44,17 @@ class CTCTrainingModule(lightning.LightningModule):
         self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
         """Some references and hypotheses of the last validation."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vocabulary"] = self.model.vocabulary.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises AsrError where the weights are of other tokens, of the same number."""
+        vocabulary = self.model.vocabulary.to_dict()
+        if checkpoint.get("vocabulary", vocabulary) != vocabulary:
+            raise AsrError(
+                "the training texts have changed, and their pieces with them; start with another output_dir="
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(self._step_seed())  # dropout's draws
@@ -142,7 +154,10 @@ class CTCTrainingModule(lightning.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, compute)
 
     def configure_optimizers(self) -> Any:
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        # Lightning's estimate would take the plan of the epoch that a resume begins in for all.
+        is_trial = not isinstance(data, SpeechDataModule)
+        total_steps = self.trainer.max_steps if is_trial else data.count_steps(self.config.trainer.epochs)
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
         return make_optimizer(self.model, self.config.optimizer, total_steps, dtype)
 

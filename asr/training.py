@@ -35,6 +35,7 @@ from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Voc
 
 __all__ = [
     "check_output_dir",
+    "choose_accelerator",
     "choose_precision",
     "prepare_training",
     "quiet_lightning",
@@ -44,6 +45,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MODEL_NAME = "model.safetensors"
+
+NO_ERROR = 1e-9
+"""A WER that only 0 is below."""
 
 FALSE_ALARMS = (
     "The '(train|val)_dataloader' does not have many workers",  # one reads faster than a model trains
@@ -174,11 +178,12 @@ def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightn
         Guards(examples),
     ]
     if settings.patience > 0:
-        callbacks.append(EarlyStopping("valid/wer", mode="min", patience=settings.patience, stopping_threshold=0.0))
+        limits: dict[str, Any] = {"patience": settings.patience, "stopping_threshold": NO_ERROR}
+        callbacks.append(EarlyStopping("valid/wer", mode="min", **limits))
     if settings.average_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
     return lightning.Trainer(
-        accelerator=settings.accelerator,
+        accelerator=choose_accelerator(settings),
         **process_arguments(settings),
         precision=choose_precision(settings),
         max_epochs=settings.epochs,
@@ -193,6 +198,14 @@ def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightn
         reload_dataloaders_every_n_epochs=1,  # it would give every epoch the first one's number of batches
         enable_model_summary=False,
     )
+
+
+def choose_accelerator(settings: TrainerConfig) -> str:
+    """Lightning's name of the kind of device. `auto` would take a Mac's GPU, which knows neither CTC nor float64."""
+    has_gpu = torch.cuda.is_available()
+    if settings.accelerator == "gpu" and not has_gpu:
+        raise AsrError("trainer.accelerator=gpu: no CUDA GPU is available here; use trainer.accelerator=cpu")
+    return "cpu" if settings.accelerator == "cpu" or not has_gpu else "cuda"
 
 
 def choose_precision(settings: TrainerConfig) -> Any:

@@ -6,10 +6,12 @@ import math
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -218,9 +220,38 @@ def test_the_cache_stays_within_its_budget_and_what_does_not_fit_is_still_right(
     for _ in range(2):
         batch = cached[indices]
         assert (batch.waveforms - plain[indices].waveforms).abs().max() <= 0.5 / 32768
-    held = [samples for samples in cached._cache.values() if samples.dtype == torch.int16]
+    held = [samples for samples, _ in cached._cache.values() if samples.dtype == torch.int16]
     assert len(held) == len(cached._cache) >= 1
     assert sum(len(samples) for samples in held) <= budget_samples
+
+
+def test_which_utterances_the_cache_holds_changes_nothing() -> None:
+    """After a resume they are others, and the run must go on exactly."""
+    first, other = make_dataset(cache_hours=10 / 3600), make_dataset(cache_hours=10 / 3600)
+    indices = list(range(len(first)))
+    expected = [first[[index]].waveforms for index in indices]
+    for index, waveforms in zip(reversed(indices), reversed(expected)):
+        assert torch.equal(other[[index]].waveforms, waveforms)
+    assert first._cache.keys() != other._cache.keys()
+
+
+def test_cached_audio_beyond_full_scale_is_not_clipped(tmp_path: Path) -> None:
+    path = tmp_path / "loud.wav"
+    soundfile.write(path, 3 * numpy.sin(numpy.arange(16000) / 10), 16000, subtype="FLOAT")
+    example = replace(sample_examples()[0], utterance=replace(sample_examples()[0].utterance, audio_path=str(path)))
+    plain, cached = (SpeechDataset([example], CharacterVocabulary(), 16000, hours) for hours in (0.0, 1.0))
+    for _ in range(2):
+        assert (cached[[0]].waveforms - plain[[0]].waveforms).abs().max() <= 0.51 * 3 / 32768 + 3 / 32768
+
+
+def test_the_batches_of_all_epochs_are_counted() -> None:
+    sampler = DurationBatchSampler(librispeech_like_durations(3000), BATCH_SECONDS * 5, seed=1)
+    counts = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        counts.append(len(list(sampler)))
+    assert len(set(counts)) > 1
+    assert [sampler.count_batches(epochs) for epochs in (1, 3, 5)] == [sum(counts[:n]) for n in (1, 3, 5)]
 
 
 def test_a_batch_moves_whole_to_another_device() -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import asr.guards
 import asr.training
 from asr.check import check_corpus
 from asr.checkpoints import find_checkpoint
-from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig
+from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from asr.data import Batch, DurationBatchSampler
 from asr.errors import AsrError
 from asr.evaluation import evaluate
@@ -39,7 +40,7 @@ from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
-from asr.training import check_output_dir, make_model, train
+from asr.training import check_output_dir, choose_accelerator, make_model, train
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "samples" / "manifest.jsonl"
@@ -335,30 +336,44 @@ def test_a_reading_process_beside_changes_nothing(tmp_path: Path, finished_run: 
     assert_same_run(finished_run, tmp_path)
 
 
-def test_every_epoch_has_every_utterance_once_and_a_validation_though_plans_differ_in_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def write_uneven_manifest(folder: Path) -> tuple[list[str], list[int], list[str]]:
+    """Utterances whose plans differ in length: their ids, the batches of four epochs, and the settings."""
     lines = [json.loads(line) for line in MANIFEST.read_text(encoding="utf-8").splitlines()]
     cuts = [
         {"audio": str(MANIFEST.parent / line["audio"]), "text": "A", "id": f"{place}", "duration": 0.5 + 0.04 * place}
         for place, line in enumerate(lines * 4)
     ]
-    manifest = tmp_path / "cuts.jsonl"
+    manifest = folder / "cuts.jsonl"
     manifest.write_text("\n".join(map(json.dumps, cuts)), encoding="utf-8")
     durations = [cut["duration"] for cut in cuts]
-    for seed in range(1, 50):  # the first seed whose epochs grow and shrink
-        sampler = DurationBatchSampler(durations, 3.0, seed=seed)
+    for batch_seconds, seed in product((3.0, 3.3, 3.7, 4.1, 4.6, 5.2), range(1, 50)):
+        sampler = DurationBatchSampler(durations, batch_seconds, seed=seed)
         counts = [len(list(sampler)) for epoch in range(4) if sampler.set_epoch(epoch) is None]
-        if min(counts[1:]) < counts[0] < max(counts[1:]):
+        if {later > earlier for earlier, later in pairwise(counts) if later != earlier} == {True, False}:
             break
+    else:
+        pytest.fail("no plans whose epochs grow and shrink")
+    sizes = [f"data.batch_seconds={batch_seconds}", "data.max_seconds=3", "trainer.epochs=4", f"trainer.seed={seed}"]
+    return [cut["id"] for cut in cuts], counts, [f"data.train=[{manifest}]", *sizes]
+
+
+def test_every_epoch_has_every_utterance_once_and_a_validation_though_plans_differ_in_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, counts, settings = write_uneven_manifest(tmp_path)
     recorder = Recorder()
-    sizes = ["data.batch_seconds=3", "data.max_seconds=3", "trainer.epochs=4", f"trainer.seed={seed}"]
-    config = make_config(tmp_path / "run", f"data.train=[{manifest}]", *sizes, "data.num_workers=1")
-    train_with(monkeypatch, recorder, config)
+    train_with(monkeypatch, recorder, make_config(tmp_path / "run", *settings, "data.num_workers=1"))
     assert [len(batches) for batches in recorder.epochs.values()] == counts
     for batches in recorder.epochs.values():
-        assert Counter(name for ids in batches for name in ids) == Counter(cut["id"] for cut in cuts)
+        assert Counter(name for batch_ids in batches for name in batch_ids) == Counter(ids)
     assert len(read_scalars(tmp_path / "run")["valid/wer"]) == 4
+    assert_rate_falls_to_zero_behind_the_last_step(tmp_path / "run", sum(counts))
+
+
+def assert_rate_falls_to_zero_behind_the_last_step(output_dir: Path, steps: int) -> None:
+    rates = [values[-1] for _, values in sorted(read_scalars(output_dir)["lr"].items())]
+    assert len(rates) == steps
+    assert 0 < rates[-1] < 0.05 * max(rates)
 
 
 class Interrupt(lightning.Callback):
@@ -422,6 +437,60 @@ def test_the_progress_bar_of_a_resumed_epoch_shows_where_it_is(
     shown = capsys.readouterr().err
     assert "| 3/4 [" in shown
     assert "/? [" not in shown.split("Epoch 1")[1]
+
+
+def test_it_equals_where_plans_differ_in_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, counts, settings = write_uneven_manifest(tmp_path)
+    train(make_config(tmp_path / "whole", *settings))
+    middle_of_another = next(epoch for epoch in range(1, 4) if counts[epoch] != counts[0])
+    stop = sum(counts[:middle_of_another]) + 3
+    stop_and_resume(monkeypatch, make_config(tmp_path / "stopped", *settings), "on_train_batch_start", stop)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_whose_pieces_were_learned_from_other_texts_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "train.jsonl"
+    lines = [json.loads(line) for line in MANIFEST.read_text(encoding="utf-8").splitlines()]
+    lines = [line | {"audio": str(MANIFEST.parent / line["audio"])} for line in lines]
+    manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    pieces = ["vocabulary.kind=sentencepiece", "vocabulary.size=40", f"data.train=[{manifest}]", "trainer.epochs=1"]
+    config = make_config(tmp_path / "run", *pieces)
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 3), config)
+    lines[0]["text"] = "QUITE QUEER QUESTIONS ABOUT QUICK QUAINT QUILTS"
+    manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with pytest.raises(AsrError, match=r"^the training texts have changed, and their pieces with them; start with"):
+        train(config, resume=True)
+
+
+def test_training_ends_early_once_no_word_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([0.5, 0.1, 0.0])
+    monkeypatch.setattr(
+        CTCTrainingModule, "on_validation_epoch_start", lambda module: setattr(module, "r", next(rates))
+    )
+    monkeypatch.setattr(CTCTrainingModule, "pooled_rate", lambda module, counts: module.r)
+    train(make_config(tmp_path, "trainer.epochs=9", "trainer.patience=9"))
+    assert len(read_scalars(tmp_path)["valid/wer"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_gpu", "chosen"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("gpu", True, "cuda")],
+)
+def test_the_gpu_of_a_mac_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, has_gpu: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_accelerator(TrainerConfig(accelerator=accelerator)) == chosen
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(AsrError, match=r"^trainer\.accelerator=gpu: no CUDA GPU is available here; use"):
+        choose_accelerator(TrainerConfig(accelerator="gpu"))
 
 
 def test_it_equals_with_muon_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
