@@ -91,6 +91,11 @@ class Checkpoints(lightning.Callback):
         self.minutes = minutes
         self._saved_at = time.monotonic()
         self._stop_asked = False
+        self._has_begun = False
+        """Whether all of a checkpoint has been restored; before that there is nothing to save."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._has_begun = True
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
@@ -128,7 +133,7 @@ class Checkpoints(lightning.Callback):
     ) -> None:
         """Save where nothing has been since the last step. An error of one rank alone must not wait for the others."""
         asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        if trainer.global_step == 0 or (trainer.world_size > 1 and not asked):
+        if not self._has_begun or trainer.global_step == 0 or (trainer.world_size > 1 and not asked):
             return
         if not trainer.validating:
             round_down_progress(trainer)

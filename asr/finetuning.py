@@ -83,8 +83,13 @@ def finetune(
 
 
 def _evaluate(model_path: str | Path, manifests: Sequence[str]) -> dict[str, Evaluation]:
+    """Of each; raises AsrError that lists recordings that cannot be read, whose rate would say nothing of the model."""
     model = load_model(model_path)
-    return {manifest: evaluate(model, read_data(manifest)) for manifest in manifests}
+    evaluations = {manifest: evaluate(model, read_data(manifest)) for manifest in manifests}
+    failures = [failure.message for evaluation in evaluations.values() for failure in evaluation.failures]
+    if failures:
+        raise AsrError.of_many(failures, "recordings that cannot be read")
+    return evaluations
 
 
 def finetune_config(

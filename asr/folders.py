@@ -26,28 +26,32 @@ def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
     return [utterance for path in paths for utterance in read_data(path)]
 
 
-def read_data(path: str | Path) -> list[Utterance]:
+def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utterance]:
     """Every utterance of a manifest, of a folder, or of shards behind an HTTP address.
 
-    Raises AsrError that lists each fault: a recording without a text or a text without a recording, a line with fields
-    missing, audio that cannot be read; and for a folder of no known kind.
+    Raises AsrError that lists each fault: a recording without a text, a line with fields missing, audio that cannot be
+    read; and for a folder of no known kind.
+    faults: gets them, if given, and texts without a recording too, and the utterances without a fault are returned.
     """
     if str(path).startswith(("http://", "https://")):
         return fetch_shards(str(path))
     folder = Path(path)
     if not folder.is_dir():
-        return read_manifest(path)
+        return read_manifest(path, faults)
     if is_shard_folder(folder):
         return read_shards(folder)
     for name in ("metadata.csv", "metadata.jsonl"):
         if (folder / name).is_file():
-            return read_manifest(folder / name)
+            return read_manifest(folder / name, faults)
     if (folder / "wav.scp").is_file() and (folder / "text").is_file():
-        return _checked(folder, _read_kaldi(folder))
+        return _checked(folder, _read_kaldi(folder), faults)
     if any(folder.rglob("*.trans.txt")):
-        return _checked(folder, _read_librispeech(folder))
+        return _checked(folder, _read_librispeech(folder), faults)
     if any(audio.with_suffix(".txt").is_file() for audio in find_audio(folder)):
-        return _checked(folder, _read_pairs(folder))
+        utterances = _checked(folder, _read_pairs(folder), faults)
+        if faults is not None:
+            faults += [f"{text}: has no recording beside it" for text in _find_texts_alone(folder)]
+        return utterances
     kinds = "shards, metadata.csv, Kaldi's wav.scp and text, *.trans.txt, or recordings with a .txt beside each"
     raise AsrError(f"{path}: the folder holds no data of a known kind ({kinds})")
 
@@ -61,15 +65,17 @@ class _Fault(str):
     """What is wrong at a place, as a sentence that names it."""
 
 
-def _checked(folder: Path, items: Iterable[Utterance | _Fault]) -> list[Utterance]:
-    utterances, faults = [], []
+def _checked(folder: Path, items: Iterable[Utterance | _Fault], faults: list[str] | None) -> list[Utterance]:
+    utterances, found = [], []
     for item in items:
         if isinstance(item, Utterance):
             utterances.append(item)
         else:
-            faults.append(item)
-    if faults:
-        raise AsrError.of_many(faults, "faults")
+            found.append(item)
+    if found and (faults is None or not utterances):
+        raise AsrError.of_many(found, "faults")
+    if faults is not None:
+        faults += found
     if not utterances:
         raise AsrError(f"{folder}: the folder holds no utterance")
     return utterances
@@ -107,6 +113,11 @@ def _read_pairs(folder: Path) -> Iterator[Utterance | _Fault]:
             yield _utterance(audio.stem, audio, text.read_text(encoding="utf-8-sig"), (text, 1))
         except UnicodeDecodeError:
             yield _Fault(f"{text}: is not UTF-8")
+
+
+def _find_texts_alone(folder: Path) -> list[Path]:
+    heard = {audio.with_suffix(".txt") for audio in find_audio(folder)}
+    return sorted(text for text in folder.rglob("*.txt") if text not in heard)
 
 
 def _read_librispeech(folder: Path) -> Iterator[Utterance | _Fault]:
@@ -156,7 +167,7 @@ def _table(path: Path) -> Iterator[tuple[str, str, int]]:
     if not path.is_file():
         return
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise AsrError(f"{path}: is not UTF-8") from error
     for number, line in enumerate(lines, start=1):

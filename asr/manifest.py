@@ -1,8 +1,9 @@
 """Manifests: what was said in which recording, one utterance a line.
 
 Read are lhotse's cuts (`.jsonl`, `.jsonl.gz`; what `asr prepare` writes, or what lies beside a shard), JSON lines with
-`audio`, `text` and, if known, `duration`, `start` (seconds), `speaker` and `id`, and CSV or TSV with those names in the
-header. The names of NeMo, Hugging Face and Common Voice will do too. A relative audio path is relative to its manifest.
+`audio`, `text` and, if known, `start` and `duration` or `end` (seconds), `speaker` and `id`, and CSV or TSV with those
+names in the header. The names of NeMo, Hugging Face and Common Voice will do too. A relative audio path is relative to
+its manifest.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ class _LineError(Exception):
     """What is wrong with a line."""
 
 
-def read_manifest(path: str | Path) -> list[Utterance]:
+def read_manifest(path: str | Path, faults: list[str] | None = None) -> list[Utterance]:
     """Every utterance of a manifest, in its order.
 
     Raises AsrError that lists each bad line: no JSON, a missing or an extra column, an empty transcript, a duration
     that is not above 0; a duration that is not given is read from the audio's header. Audio is not opened otherwise.
+    faults: gets the bad lines, if given, and the others are returned.
     """
     path = Path(path)
     utterances, problems, manifest, folder = [], [], str(path), str(path.parent)
@@ -89,8 +91,10 @@ def read_manifest(path: str | Path) -> list[Utterance]:
         raise DamagedError(f"{path}: the manifest is damaged: {error}") from error
     except OSError as error:
         raise AsrError(f"{path}: manifest cannot be opened: {error.strerror}") from error
-    if problems:
+    if problems and (faults is None or not utterances):
         raise AsrError.of_many(problems, "bad lines")
+    if faults is not None:
+        faults += problems
     if not utterances:
         raise DamagedError(f"{path}: the manifest holds no utterance")
     return utterances
@@ -220,6 +224,8 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
             raise _LineError(f"{name!r} is empty")
     audio_path = os.path.join(folder, fields["audio"])
     start, duration = _seconds(fields, "start", 0.0), _seconds(fields, "duration", None)
+    if duration is None and (end := _seconds(fields, "end", None)) is not None:
+        duration = end - (start or 0.0)
     if duration is None:
         with open_audio(audio_path, 16000) as audio:
             duration = audio.duration_seconds - (start or 0.0)

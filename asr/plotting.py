@@ -68,8 +68,9 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
             axes.legend(fontsize=7)
     try:
         figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise AsrError(f"{path}: the picture cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a ValueError is a kind of file that matplotlib does not know
+        reason = getattr(error, "strerror", None) or error
+        raise AsrError(f"{path}: the picture cannot be written: {reason}") from error
 
 
 def _smooth(steps: numpy.ndarray, values: numpy.ndarray) -> Curve:

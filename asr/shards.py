@@ -35,6 +35,9 @@ FILE_NAME = re.compile(r"(cuts\.\d{6}\.jsonl\.gz|recording\.\d{6}\.tar)")
 SHARD_SIZE = 1000
 """Recordings in a shard: about 400 MB of LibriSpeech."""
 
+HIGHEST_FLAC_RATE = 655350
+"""Hz; libFLAC writes no more."""
+
 WHOLE_SECONDS = 0.01
 """An utterance that leaves out less of its recording is all of it."""
 
@@ -114,6 +117,7 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
         with open_recording(utterance.audio_path) as file:
             content = file.read()
     else:
+        rate = min(rate, HIGHEST_FLAC_RATE)
         samples = read_audio(utterance.audio_path, rate, start_seconds=start, duration_seconds=seconds)
         encoded = BytesIO()
         soundfile.write(encoded, samples.numpy(), rate, format="FLAC", subtype="PCM_16")

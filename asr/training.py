@@ -74,12 +74,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     torch.manual_seed(config.trainer.seed)
     model, train_corpus, valid_corpus = prepare_training(config)
     output_dir.mkdir(parents=True, exist_ok=True)
-    if is_first_process():
-        _write_reports(output_dir, config, train_corpus, valid_corpus)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
     with quiet_lightning():
         trainer = make_trainer(config, model.sample_rate, len(train_corpus.examples))
+        trainer.callbacks.append(_Reports(config, train_corpus, valid_corpus))  # type: ignore[attr-defined]
         trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     return output_dir / MODEL_NAME
 
@@ -107,7 +106,9 @@ def make_model(config: TrainConfig, references: Iterable[str]) -> CTCModel:
         model = with_dropout(model, config.model.encoder.dropout)
         if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
             raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
-        if config.vocabulary.kind == "characters" and config.vocabulary.characters:
+        if config.vocabulary.kind != "characters" and config.vocabulary.characters:
+            raise AsrError(f"{config.initial_model} writes with pieces; another alphabet needs a model of characters")
+        if config.vocabulary.characters:
             model = change_characters(model, config.vocabulary.characters)
     else:
         model = CTCModel(config.model, make_vocabulary(config, references))
@@ -233,14 +234,27 @@ def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
     for section in ("model", "vocabulary"):
         if getattr(before, section) != getattr(config, section):
             raise AsrError(f"{config.output_dir} was trained with another {section} section; see its config.yaml")
+    for name in ("name", "frozen_layers"):
+        if (value := getattr(before.optimizer, name)) != getattr(config.optimizer, name):
+            raise AsrError(f"{config.output_dir} was trained with optimizer.{name}={value}; resume it with that")
     return checkpoint
 
 
-def _write_reports(output_dir: Path, config: TrainConfig, train: CheckedCorpus, valid: CheckedCorpus) -> None:
-    """config.yaml and the full data report beside the checkpoints; what the sets share is logged too."""
-    (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    shared = find_shared(train, valid)
-    for line in shared:
-        log.warning("%s", line)
-    pages = [f"train: {train.report(most=None)}", f"valid: {valid.report(most=None)}", *shared]
-    (output_dir / "data.txt").write_text("\n".join(pages) + "\n", encoding="utf-8")
+class _Reports(lightning.Callback):
+    """Writes config.yaml and the full data report beside the checkpoints once the training goes on from them."""
+
+    def __init__(self, config: TrainConfig, train: CheckedCorpus, valid: CheckedCorpus) -> None:
+        self.config, self.train, self.valid = config, train, valid
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """What the sets share is logged too."""
+        if not is_first_process():
+            return
+        output_dir = Path(self.config.output_dir)
+        (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(self.config)), encoding="utf-8")
+        shared = find_shared(self.train, self.valid)
+        for line in shared:
+            log.warning("%s", line)
+        pages = [f"train: {self.train.report(most=None)}", f"valid: {self.valid.report(most=None)}", *shared]
+        content = "\n".join(pages) + "\n"
+        (output_dir / "data.txt").write_text(content, encoding="utf-8", errors="backslashreplace")

@@ -256,7 +256,7 @@ def test_a_folder_stands_for_the_audio_in_it_and_below(
 def test_a_list_names_a_recording_in_each_line(
     run: Run, model_path: Path, small: CTCModel, sample_paths: list[Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "list.txt").write_text("".join(f"{path}\n\n" for path in sample_paths[:2]))
+    (tmp_path / "list.txt").write_text("\ufeff" + "".join(f"{path}\n\n" for path in sample_paths[:2]))
     expected = "".join(f"{path}\t{asr.transcribe(path, model=small).text}\n" for path in sample_paths[:2])
     assert run("transcribe", "--model", model_path, f"@{tmp_path}/list.txt") == Outcome(0, expected, "")
 
@@ -285,6 +285,18 @@ def test_failures_are_told_again_at_the_end_of_a_long_list(
     assert first == "none.wav: audio file cannot be opened: No such file or directory"
     assert summary.startswith("1 of 2 files, ")
     assert last == "failed: none.wav"
+
+
+def test_a_transcript_that_cannot_be_written_stops_no_other(
+    run: Run, model_path: Path, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    long = tmp_path / f"{'a' * 250}.wav"
+    shutil.copy(sample_paths[0], long)
+    done = run("transcribe", "--model", model_path, "--output-dir", tmp_path / "out", long, sample_paths[1])
+    assert done.code == 1
+    assert f"{'a' * 250}.txt: cannot be written (File name too long)" in done.errors
+    assert done.errors.endswith(f"failed: {long}\n")
+    assert [path.stem for path in (tmp_path / "out").iterdir()] == [sample_paths[1].stem]
 
 
 def test_two_recordings_of_one_name_are_told_before_anything_is_done(run: Run, tmp_path: Path) -> None:
@@ -498,6 +510,7 @@ def test_a_model_file_that_is_none_is_told_in_one_sentence(
             "--format srt,json needs --output-dir: the screen shows one format",
         ),
         (["transcribe", "a", "b", "--format", "srt"], "--format srt of several files needs --output-dir"),
+        (["transcribe", str(SAMPLES), "--format", "srt"], "--format srt of several files needs --output-dir"),
         (["transcribe", "a.wav", "--skip-existing"], "--skip-existing needs --output-dir"),
         (["transcribe", "a.wav", "--batch-seconds", "0"], "0 must be a number above 0"),
         (["transcribe", "a.wav", "--batch-seconds", "nan"], "nan must be a number above 0"),

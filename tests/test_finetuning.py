@@ -13,12 +13,14 @@ from torch import Tensor
 
 from asr import load_model
 from asr.cli import main
+from asr.config import EncoderConfig, ModelConfig
 from asr.errors import AsrError
 from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
 from asr.manifest import read_manifest, write_manifest
 from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import PACKAGED_MODEL, save_model
-from asr.text import CharacterVocabulary
+from asr.text import CharacterVocabulary, SentencePieceVocabulary
+from asr.training import train
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PLAIN = ["augment.speeds=[1.0]", "augment.noise_probability=0", "augment.num_time_masks=0", "data.num_workers=0"]
@@ -182,6 +184,29 @@ def test_what_has_an_argument_of_its_own_cannot_be_overruled(
     with pytest.raises(AsrError) as caught:
         finetune_config(small_path, [manifests["own"]], [manifests["own"]], [override])
     assert str(caught.value).startswith(f"{override}: fine-tuning takes it from its own arguments and the model")
+
+
+def test_recordings_of_a_comparison_that_cannot_be_read_are_told(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path
+) -> None:
+    lost = tmp_path / "lost.jsonl"
+    lost.write_text('{"audio": "gone.flac", "text": "HELLO", "duration": 2.0}\n')
+    config = finetune_config(small_path, [manifests["own"]], [manifests["own"]], [f"output_dir={tmp_path}/run", *PLAIN])
+    with pytest.raises(AsrError, match=r"gone\.flac: audio file cannot be opened: No such file"):
+        finetune(config, also_valid=[str(lost)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_pieces_have_no_other_alphabet(manifests: dict[str, str], tmp_path: Path) -> None:
+    pieces = SentencePieceVocabulary.train(["THE CAT SAT ON THE MAT", "A BAT ATE A HAT"], 14)
+    encoder = EncoderConfig(conv_channels=2, num_layers=1, hidden_size=4)
+    save_model(CTCModel(ModelConfig(encoder=encoder), pieces), tmp_path / "pieces.safetensors")
+    own = [manifests["own"]]
+    config = finetune_config(
+        tmp_path / "pieces.safetensors", own, own, [f"output_dir={tmp_path}/run"], characters=" ÄÖ"
+    )
+    with pytest.raises(AsrError, match=r"writes with pieces; another alphabet needs a model of characters"):
+        train(config)
 
 
 def test_layers_can_be_frozen_by_a_setting_as_in_training(manifests: dict[str, str], small_path: Path) -> None:

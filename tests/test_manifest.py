@@ -158,6 +158,14 @@ def test_what_a_line_does_not_tell_is_taken_from_the_audio(tmp_path: Path, name:
     assert (utterance.start_seconds, utterance.duration_seconds) == (0.0, RECORDING_SECONDS)
 
 
+def test_an_end_is_as_good_as_a_duration(tmp_path: Path) -> None:
+    row = {"audio": "a.wav", "text": "A", "start": 0.5}
+    rows = [row | {"end": 2.0}, row | {"end": 2.0, "duration": 1.0}]
+    assert [one.duration_seconds for one in read_manifest(written(tmp_path, json_lines(*rows)))] == [1.5, 1.0]
+    assert read_manifest(written(tmp_path, table(rows[:1]), "m.csv"))[0].duration_seconds == 1.5
+    assert refusal(written(tmp_path, json_lines(row | {"end": 0.5}))) == "1: duration=0 must be above 0 seconds"
+
+
 def test_a_start_without_a_duration_goes_to_the_end_of_the_audio(tmp_path: Path) -> None:
     (utterance,) = read_manifest(written(tmp_path, json_lines({"audio": RECORDING, "text": "A", "start": 1.5})))
     assert utterance.duration_seconds == pytest.approx(RECORDING_SECONDS - 1.5)

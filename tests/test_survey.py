@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from asr import load_model
 from asr.cli import main
+from asr.errors import AsrError
 from asr.folders import read_data
 from asr.manifest import read_manifest
 from asr.survey import _histogram, survey, write_fixed
@@ -124,6 +126,30 @@ def test_a_histogram_counts_every_utterance_in_a_dozen_lines_or_so(durations: li
     lines = _histogram(durations)
     assert sum(int(line.split()[-1]) for line in lines) == len(durations)
     assert len(lines) <= 31
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_what_cannot_be_read_is_told_and_left_out_and_the_rest_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    folder, fixed = tmp_path / "data", tmp_path / "fixed.jsonl"
+    folder.mkdir()
+    for place, recording in enumerate(sorted(SAMPLES.glob("*.flac"))[:2]):
+        shutil.copy(recording, folder / f"{place}.flac")
+        (folder / f"{place}.txt").write_text("SOME WORDS")
+    (folder / "bad.wav").write_text("garbage")
+    (folder / "bad.txt").write_text("HELLO")
+    (folder / "alone.txt").write_text("NOBODY SAYS THIS")
+    table = tmp_path / "table.csv"
+    table.write_text("audio,text\n" + "".join(f"data/{name},HELLO\n" for name in ("0.flac", "bad.wav", "1.flac")))
+    assert main(["check", str(folder if kind == "folder" else table), "--fix", str(fixed)]) == 0
+    said = capsys.readouterr().out
+    assert "utterances 2" in said
+    assert re.search(r"not read: \d\n .*bad\.wav: not audio that can be read", said)
+    assert (f"{folder}/alone.txt: has no recording beside it" in said) == (kind == "folder")
+    assert len(read_manifest(fixed)) == 2
+    with pytest.raises(AsrError, match=r"bad\.wav: not audio that can be read"):
+        read_data(folder if kind == "folder" else table)
 
 
 def test_a_folder_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -802,6 +802,29 @@ def test_another_model_cannot_be_resumed(finished_run: Path, override: str, sect
         train(make_config(finished_run, override), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("override", "kept"), [("optimizer.name=muon", "name=adamw"), ("optimizer.frozen_layers=1", "frozen_layers=0")]
+)
+def test_an_optimizer_of_other_weights_cannot_be_resumed(finished_run: Path, override: str, kept: str) -> None:
+    with pytest.raises(AsrError, match=rf"was trained with optimizer\.{kept}; resume it with that"):
+        train(make_config(finished_run, "trainer.epochs=4", override), resume=True)
+
+
+def test_a_resume_that_fails_leaves_all_as_it_was(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    names = ("last.ckpt", "previous.ckpt", "best.ckpt", "config.yaml", "data.txt", "model.safetensors")
+    before = {name: (run / name).read_bytes() for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.optim.AdamW, "load_state_dict", lambda *_: (_ for _ in ()).throw(ValueError("other groups"))
+        )
+        with pytest.raises(ValueError, match="other groups"):
+            train(make_config(run, "trainer.epochs=4", "optimizer.learning_rate=1e-5"), resume=True)
+    assert {name: (run / name).read_bytes() for name in names} == before
+
+
 @pytest.mark.parametrize("missing", ["data.train=[]", "data.valid=[]"])
 def test_a_recipe_without_data_is_refused(tmp_path: Path, missing: str) -> None:
     with pytest.raises(AsrError, match=r"data\.train and data\.valid must each name a manifest"):

@@ -81,6 +81,10 @@ def _run_shard(options: argparse.Namespace) -> int:
     return 0
 
 
+HIGHEST_ORDER = 6
+"""Of the models that KenLM reads as flashlight-text builds it."""
+
+
 def add_lm(commands: Commands) -> None:
     parser = commands.add_parser("lm", help="text to a language model", description=_run_lm_build.__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -112,8 +116,8 @@ def _run_lm_build(options: argparse.Namespace) -> int:
     from asr.ngrams import build_ngrams, drop_shared, read_sentences, write_arpa
     from asr.text import normalize_transcript
 
-    if options.order < 2:
-        raise AsrError(f"--order {options.order} must be at least 2: the beam search reads no model of single words")
+    if not 2 <= options.order <= HIGHEST_ORDER:
+        raise AsrError(f"--order {options.order} must be 2 to {HIGHEST_ORDER}: the beam search reads no other models")
     normalize: Callable[[str], str] = normalize_transcript
     if options.model:
         from asr.modelfile import load_model

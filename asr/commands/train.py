@@ -54,10 +54,13 @@ def _run_check(options: argparse.Namespace) -> int:
     from asr.modelfile import load_model
     from asr.survey import survey, write_fixed
 
-    model, utterances = load_model(options.model), read_data(options.data)
+    faults: list[str] = []
+    model, utterances = load_model(options.model), read_data(options.data, faults)
     _check_report(options, utterances)
     found = survey(utterances, model)
     print(found.page())
+    if faults:
+        print(f"not read: {len(faults)}", *AsrError.of_many(faults, "faults").args[0].splitlines(), sep="\n  ")
     if options.valid:
         corpora = [check_corpus(each, model, None, None) for each in (utterances, read_data(options.valid))]
         print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
@@ -66,7 +69,7 @@ def _run_check(options: argparse.Namespace) -> int:
 
         print(report_recordings(found, model, options.report, name=options.data, pictures=options.pictures))
     if options.fix:
-        for change in write_fixed(found, options.fix):
+        for change in [*(f"{fault}: left out" for fault in faults), *write_fixed(found, options.fix)]:
             print(change)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import sys
@@ -145,7 +146,7 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _read_list(argument: str) -> list[str]:
     try:
-        lines = Path(argument[1:]).read_text(encoding="utf-8").splitlines()
+        lines = Path(argument[1:]).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise AsrError(f"{argument}: the list cannot be read: {getattr(error, 'strerror', None) or error}") from error
     names = [line for line in lines if line.strip()]
@@ -181,8 +182,15 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
             print(result.message, file=sys.stderr)
             failed.append(result.name)
         else:
+            try:
+                write_transcript(result, outputs[result.name])
+            except AsrError as error:
+                if getattr(error.__cause__, "errno", None) != errno.ENAMETOOLONG:  # a full disk holds no other either
+                    raise
+                print(error, file=sys.stderr)
+                failed.append(result.name)
+                continue
             seconds += result.duration_seconds
-            write_transcript(result, outputs[result.name])
     elapsed = time.perf_counter() - begin
     speed = f"{seconds / 3600:.2f} hours in {elapsed:.1f} s, {seconds / elapsed:.0f} times real time"
     before = f"; done before: {done_before}" if done_before else ""
@@ -194,7 +202,8 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
 
 def _find_output_conflict(options: argparse.Namespace) -> str | None:
     """What options of transcribe do not go together, or None."""
-    kinds, several = ",".join(options.format), len(options.files) > 1 or options.files[0].startswith("@")
+    first = options.files[0]
+    kinds, several = ",".join(options.format), len(options.files) > 1 or first.startswith("@") or Path(first).is_dir()
     if options.pcm is not None and (options.files != ["-"] or kinds != "text" or options.output_dir is not None):
         return "--pcm is of standard input alone, printed as text"
     if options.output_dir is not None:

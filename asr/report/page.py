@@ -89,7 +89,7 @@ def write_page(page: Page, folder: Path) -> Path:
     path = folder / "index.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(rendered, encoding="utf-8")
+        path.write_text(rendered, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise AsrError(f"{path}: the report cannot be written: {error.strerror}") from error
     return path
