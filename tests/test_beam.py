@@ -322,9 +322,10 @@ def test_options_of_a_language_model_need_one(option: str, capsys: pytest.Captur
     assert "need --lm" in capsys.readouterr().err
 
 
-def test_a_model_of_single_words_is_refused_where_it_is_built(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("order", ["1", "7"])
+def test_a_model_that_the_search_cannot_read_is_refused_where_it_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str
 ) -> None:
     (tmp_path / "text.txt").write_text("\n".join(TEXT))
-    assert main(["lm", "build", str(tmp_path / "text.txt"), "--order", "1", "-o", str(tmp_path / "lm.arpa")]) == 1
-    assert "--order 1 must be at least 2: the beam search reads no model of single words" in capsys.readouterr().err
+    assert main(["lm", "build", str(tmp_path / "text.txt"), "--order", order, "-o", str(tmp_path / "lm.arpa")]) == 1
+    assert f"--order {order} must be 2 to 6: the beam search reads no other models" in capsys.readouterr().err
