@@ -77,8 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
     with quiet_lightning():
-        trainer = make_trainer(config, model.sample_rate, len(train_corpus.examples))
-        trainer.callbacks.append(_Reports(config, train_corpus, valid_corpus))  # type: ignore[attr-defined]
+        trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
         trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     return output_dir / MODEL_NAME
 
@@ -165,8 +164,10 @@ def quiet_lightning() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightning.Trainer:
-    """Lightning's Trainer with this recipe's callbacks, for so many examples, writing to its output folder."""
+def make_trainer(
+    config: TrainConfig, sample_rate: int, train_corpus: CheckedCorpus, valid_corpus: CheckedCorpus
+) -> lightning.Trainer:
+    """Lightning's Trainer with this recipe's callbacks, writing to its output folder."""
     settings, output_dir = config.trainer, Path(config.output_dir)
     best_model = BestModelFile(output_dir / MODEL_NAME)
     callbacks: list[lightning.Callback] = [
@@ -176,11 +177,11 @@ def make_trainer(config: TrainConfig, sample_rate: int, examples: int) -> lightn
         Pictures(),
         best_model,  # before the averaging puts the raw weights back
         Checkpoints(output_dir, best_model, settings.checkpoint_minutes),
-        Guards(examples),
+        Guards(len(train_corpus.examples)),
+        _Reports(config, train_corpus, valid_corpus),
     ]
     if settings.patience > 0:
-        limits: dict[str, Any] = {"patience": settings.patience, "stopping_threshold": NO_ERROR}
-        callbacks.append(EarlyStopping("valid/wer", mode="min", **limits))
+        callbacks.append(EarlyStopping("valid/wer", patience=settings.patience, stopping_threshold=NO_ERROR))
     if settings.average_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
     return lightning.Trainer(

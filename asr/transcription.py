@@ -128,8 +128,7 @@ def _join(parts: Sequence[_Part]) -> Transcript:
     """The transcript of a recording's parts, in their order."""
     words = tuple(word for part in parts for word in part.words or ())
     scores = [part.lm_log_prob for part in parts if part.words or part.lm_log_prob is not None]
-    known = [score for score in scores if score is not None]
-    lm_log_prob = sum(known) if known and len(known) == len(scores) else None
+    lm_log_prob = None if None in scores or not scores else sum(score or 0.0 for score in scores)
     return Transcript(parts[-1].name, words, parts[-1].duration_seconds or 0.0, lm_log_prob)
 
 
@@ -186,8 +185,7 @@ class _Recogniser:
         for part in parts:
             part.samples = torch.empty(0)
         log_probs, steps = self.model(waveforms, lengths)
-        # The step on the edge of a stretch is the next one's first.
-        steps = torch.where(goes_on, lengths // self.model.step_samples, steps)
+        steps = torch.where(goes_on, lengths // self.model.step_samples, steps)  # the next stretch has the edge's step
         return (self.decode or decode_greedy)(log_probs, steps)
 
 

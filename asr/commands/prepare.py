@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_download", "add_lm", "add_prepare", "add_shard", "add_tune_lm"]
 
+HIGHEST_ORDER = 6
+"""Of the models that KenLM reads as flashlight-text builds it."""
+
 
 def add_download(commands: Commands) -> None:
     parser = commands.add_parser("download", help="fetch a corpus", description=_run_download.__doc__)
@@ -79,10 +82,6 @@ def _run_shard(options: argparse.Namespace) -> int:
     hours = sum(utterance.duration_seconds for utterance in utterances) / 3600
     print(f"{options.output}\t{shards:,} shards\t{len(utterances):,} utterances\t{hours:.2f} hours")
     return 0
-
-
-HIGHEST_ORDER = 6
-"""Of the models that KenLM reads as flashlight-text builds it."""
 
 
 def add_lm(commands: Commands) -> None:
