@@ -7,6 +7,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     recipe         a YAML file and overrides → settings
     textfiles      text                      → a file that is whole or not there
     tarfiles       a path into a tar file    → an open file
+    containers     an MP3, an Ogg file       → whether libsndfile reads all of it
     audio          any audio file            → waveforms (batch, samples)
     pauses         sound of any length       → stretches between pauses
     live           sound that is coming in   → waveforms

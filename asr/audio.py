@@ -6,6 +6,7 @@ Read are WAV, FLAC, OGG/Opus and MP3, known by their bytes and not by their name
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -19,6 +20,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from asr.containers import count_ogg_recordings, with_whole_length
 from asr.errors import AsrError
 from asr.tarfiles import open_recording
 
@@ -170,11 +172,13 @@ def open_audio(source: AudioSource, sample_rate: int) -> Iterator[AudioFile]:
     sample_rate: Hz that the samples shall have.
     """
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
-    with _seekable(source, name) as stream:
-        on_disk = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)
+    with _seekable(source, name) as original:
+        stream = with_whole_length(original)
+        if (num_recordings := count_ogg_recordings(stream)) > 1:
+            only = f"only the first of {num_recordings} recordings that are joined in this Ogg file could be read"
+            raise AsrError(f"{name}: {only}; save it anew as one, with `ffmpeg -i FILE NEW.flac` for example")
         try:
-            # By its descriptor, because a name such as a.raw would be believed over the content.
-            file = _SequentialFile(stream.fileno() if on_disk else stream, closefd=False)
+            file = _SequentialFile(_descriptor_or_stream(stream), closefd=False)
             audio = AudioFile(file, name, sample_rate)
         except soundfile.LibsndfileError as error:
             kinds = "WAV, FLAC, OGG/Opus, MP3"
@@ -184,6 +188,14 @@ def open_audio(source: AudioSource, sample_rate: int) -> Iterator[AudioFile]:
                 raise AsrError(f"{name}: the audio file holds no samples")
             check_rate(name, file.samplerate)
             yield audio
+
+
+def _descriptor_or_stream(stream: BinaryIO) -> int | BinaryIO:
+    """A file on the disk by its descriptor, because a name such as a.raw would be believed over the content."""
+    if not (isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)):
+        return stream
+    os.lseek(stream.fileno(), 0, os.SEEK_SET)  # what was read of it before was read in blocks
+    return stream.fileno()
 
 
 def check_rate(name: str, sample_rate: float) -> None:

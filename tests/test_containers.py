@@ -1,0 +1,123 @@
+"""All of a recording is read, whatever its container tells of its length, or the file is refused."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from asr.audio import read_audio, resample
+from asr.containers import count_ogg_recordings, with_whole_length
+from asr.errors import AsrError
+
+RATE = 16000
+SAMPLES = Path(__file__).parents[1] / "samples"
+SPEECH = read_audio(SAMPLES / "84-121123-0001.flac", RATE)
+QUIET_FIRST = torch.cat([torch.zeros(2 * RATE), SPEECH])
+"""So that a variable bit rate begins low, and the size suggests a length far above the real one."""
+
+ID3V1 = b"TAG" + bytes(125)
+ID3V2 = b"ID3\x04\x00\x00\x00\x00\x08\x00" + bytes(range(256)) * 4
+
+
+@cache
+def mp3(mode: str = "VARIABLE", rate: int = RATE, quiet_first: bool = True) -> bytes:
+    file = io.BytesIO()
+    samples = resample(QUIET_FIRST if quiet_first else QUIET_FIRST.flip(0), RATE, rate)
+    soundfile.write(file, samples.numpy(), rate, format="MP3", bitrate_mode=mode, compression_level=0.3)
+    return file.getvalue()
+
+
+def without_xing(data: bytes) -> bytes:
+    """From the second frame on."""
+    return data[data.index(data[:2], 50) :]
+
+
+def seconds_of(samples: torch.Tensor) -> float:
+    return len(samples) / RATE
+
+
+def likeness(samples: torch.Tensor, other: torch.Tensor) -> float:
+    """The highest correlation of the two, whatever the delay of one."""
+    size = len(samples) + len(other)
+    product = torch.fft.irfft(torch.fft.rfft(samples, size) * torch.fft.rfft(other, size).conj(), size)
+    return float(product.max() / (samples.norm() * other.norm()))
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT", "AVERAGE"])
+@pytest.mark.parametrize("quiet_first", [True, False])
+@pytest.mark.parametrize("tag", [b"", ID3V1, b"APETAGEX" + bytes(range(256)) * 20])
+def test_an_mp3_that_does_not_tell_its_length_is_read_whole(
+    mode: str, rate: int, quiet_first: bool, tag: bytes
+) -> None:
+    data = mp3(mode, rate, quiet_first)
+    whole = read_audio(io.BytesIO(data), RATE)
+    samples = read_audio(io.BytesIO(without_xing(data) + tag), RATE)
+    assert 0 <= seconds_of(samples) - seconds_of(whole) < 0.25
+    assert likeness(samples, whole) > 0.99
+
+
+@pytest.mark.parametrize("strip", [lambda data: data, without_xing, lambda data: ID3V2 + data + ID3V1])
+@pytest.mark.parametrize(("mode", "rate"), [("VARIABLE", 16000), ("CONSTANT", 44100)])
+def test_all_parts_of_joined_mp3s_are_read(tmp_path: Path, strip, mode: str, rate: int) -> None:  # type: ignore[no-untyped-def]
+    part = strip(mp3(mode, rate))
+    (tmp_path / "joined.mp3").write_bytes(part * 3)
+    samples = read_audio(tmp_path / "joined.mp3", RATE)
+    length = len(samples) // 3
+    assert 0 <= length / RATE - seconds_of(QUIET_FIRST) < 0.25
+    for number in range(3):
+        assert likeness(samples[number * length : (number + 1) * length], QUIET_FIRST) > 0.95
+
+
+def test_any_stretch_of_it_is_where_it_is_in_the_whole() -> None:
+    data = without_xing(mp3()) * 2
+    whole = read_audio(io.BytesIO(data), RATE)
+    for start in (0.5, 3.0, 9.25):
+        stretch = read_audio(io.BytesIO(data), RATE, start_seconds=start, duration_seconds=1.5)
+        first = int(start * RATE)
+        torch.testing.assert_close(stretch, whole[first : first + len(stretch)], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", None), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
+)
+def test_what_is_read_whole_anyway_is_left_as_it_is(tmp_path: Path, format: str, subtype: str | None) -> None:
+    soundfile.write(tmp_path / "a", SPEECH.numpy(), RATE, format=format, subtype=subtype)
+    with (tmp_path / "a").open("rb") as file:
+        assert with_whole_length(file) is file
+        assert count_ogg_recordings(file) == 1
+        assert file.tell() == 0
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_an_mp3_that_is_cut_short_of_what_it_tells_is_refused(mode: str) -> None:
+    with pytest.raises(AsrError, match="cut short"):
+        read_audio(io.BytesIO(mp3(mode)[:-2000]), RATE)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_joined_ogg_files_are_refused_with_their_number_and_what_to_do(tmp_path: Path, subtype: str) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, SPEECH.numpy(), RATE, format="OGG", subtype=subtype)
+    (tmp_path / "three.ogg").write_bytes(file.getvalue() * 3)
+    with pytest.raises(AsrError, match=r"three\.ogg: only the first of 3 recordings .* `ffmpeg -i FILE NEW\.flac`"):
+        read_audio(tmp_path / "three.ogg", RATE)
+
+
+@given(data=st.binary(max_size=300), begin=st.sampled_from([b"ID3", b"\xff\xfb\x90\xc4", b"OggS\0\2", b""]))
+@example(data=b"\xff" * 300, begin=b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f")
+@example(data=b"\xff\xf3\x18\xc4" + bytes(32), begin=b"\xff\xf3\x18\xc4" + bytes(32))
+def test_bytes_of_any_kind_are_left_as_they_are_or_get_a_header(data: bytes, begin: bytes) -> None:
+    stream = io.BytesIO(begin + data)
+    whole = with_whole_length(stream)
+    assert whole is stream or whole.read().endswith(data[-4:])
+    assert count_ogg_recordings(stream) >= 1
+    assert stream.tell() == 0
