@@ -41,6 +41,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     longform       a recording of any length → log_probs
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript
+    forks          a function                → its results, from many processes
     beam           log_probs, language model → token ids
     hotwords       token ids, likely words   → token ids
     tuning         a valid set               → the weights of a language model

@@ -14,7 +14,7 @@ import gzip
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite, log
@@ -22,12 +22,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
+import numpy
 from torch import Tensor
 
 from asr.alignment import align_tokens
 from asr.decoder import GreedyTokens
 from asr.errors import AsrError
+from asr.forks import Forks
 from asr.modelfile import PACKAGED_MODEL
 from asr.text import BLANK_ID, Vocabulary
 
@@ -65,6 +66,7 @@ class BeamDecoder:
         lm_weight: float = LM_WEIGHT,
         word_score: float = WORD_SCORE,
         prior_weight: float = PRIOR_WEIGHT,
+        processes: int = 1,
     ) -> None:
         """The decoder of a language model's ARPA file, which may be compressed (.gz).
 
@@ -72,6 +74,7 @@ class BeamDecoder:
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
         beside the model's. word_score: added for every word; more than 0 makes words shorter and more. prior_weight: of
         the log-frequency of each token in the language model's words, which is taken off the model's log-probability.
+        processes: searches side by side, in copies of this process (Linux only).
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
         """
@@ -107,6 +110,7 @@ class BeamDecoder:
                     blank_token=self._tokens[0],
                     sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
                 )
+        self._forks = Forks(self.search, processes)
 
     def _spell(self, word: str) -> list[str]:
         """A word's tokens, the space behind it included; none where it cannot be written."""
@@ -116,41 +120,42 @@ class BeamDecoder:
             return []
         return [*spelling, SPACE] if SPACE in self._tokens else spelling
 
-    def _log_frequencies(self, unigrams: Mapping[str, float], spellings: Mapping[str, list[str]]) -> Tensor:
+    def _log_frequencies(self, unigrams: Mapping[str, float], spellings: Mapping[str, list[str]]) -> numpy.ndarray:
         """The log-frequency of each token in words of these log10-probabilities and spellings: (vocabulary,)."""
         counts = dict.fromkeys(self._tokens, 0.0)
         for word, log10_probability in unigrams.items():
             probability = 10**log10_probability
             for token in spellings.get(word, ()):
                 counts[token] += probability
-        shares = torch.tensor(list(counts.values()))
-        shares = (1 - BLANK_SHARE) * (shares / shares.sum().clamp(min=LEAST_SHARE)).clamp(min=LEAST_SHARE)
+        shares = numpy.array(list(counts.values()), dtype=numpy.float32)
+        shares = (1 - BLANK_SHARE) * (shares / shares.sum().clip(min=LEAST_SHARE)).clip(min=LEAST_SHARE)
         shares[BLANK_ID] = BLANK_SHARE
-        return shares.log()
+        log_shares: numpy.ndarray = numpy.log(shares)
+        return log_shares
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
-        rows = log_probs.cpu()
-        return [self._decode(row[:length]) for row, length in zip(rows, lengths.tolist(), strict=True)]
+        rows = [row[:length] for row, length in zip(log_probs.cpu(), lengths.tolist(), strict=True)]
+        found = self._forks.map(row.numpy() for row in rows)
+        return [self._place(row, *found_here) for row, found_here in zip(rows, found, strict=True)]
 
-    def _decode(self, log_probs: Tensor) -> GreedyTokens:
-        words, lm_log_prob = self.search(log_probs)
+    def _place(self, log_probs: Tensor, words: Sequence[str], lm_log_prob: float) -> GreedyTokens:
+        """The words' tokens where they are heard."""
         tokens = align_tokens(log_probs, self.vocabulary.encode(" ".join(words)), len(log_probs))
         return replace(tokens, lm_log_prob=lm_log_prob)
 
-    def search(self, log_probs: Tensor) -> tuple[list[str], float]:
+    def search(self, log_probs: numpy.ndarray) -> tuple[list[str], float]:
         """The most probable words, and the language model's natural log-probability of them and the sentence's end.
 
-        log_probs: (steps, vocabulary) on the CPU.
+        log_probs: (steps, vocabulary).
         """
         emissions = log_probs - self._prior
         if SPACE in self._tokens:  # a word counts once the space behind it is there
-            space = torch.full_like(log_probs[:1], IMPOSSIBLE)
-            space[:, self._tokens.index(SPACE)] = 0.0
-            emissions = torch.cat([emissions, space])
-        emissions = emissions.contiguous()
+            space = numpy.where([token == SPACE for token in self._tokens], 0.0, IMPOSSIBLE)
+            emissions = numpy.concatenate([emissions, space[None]])
+        emissions = numpy.ascontiguousarray(emissions, dtype=numpy.float32)
         with self._turn:  # by its inner decoder, because torchaudio's keeps the language model's score to itself
-            hypotheses = self._decoder.decoder.decode(emissions.data_ptr(), *emissions.shape)
+            hypotheses = self._decoder.decoder.decode(emissions.ctypes.data, *emissions.shape)
         if not hypotheses:
             return [], 0.0
         best = hypotheses[0]

@@ -6,23 +6,21 @@ The model computes each utterance once; only the search is repeated.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import read_audio
 from asr.beam import PRIOR_WEIGHT, BeamDecoder
+from asr.forks import Forks
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, pool, word_errors
 from asr.model import CTCModel
-from asr.text import vocabulary_from_dict
 
 __all__ = ["Point", "compute_log_probs", "find_best", "tune"]
 
@@ -54,22 +52,29 @@ def tune(
     processes: searches that run side by side. settings: of the BeamDecoder.
     Raises AsrError for utterances without audio that can be read.
     """
-    shared = model.vocabulary.to_dict(), str(language_model), settings, compute_log_probs(model, utterances)
-    with ProcessPoolExecutor(processes, get_context("fork"), _share, shared) as executor:
-        points = []
+    vocabulary, examples = model.vocabulary, compute_log_probs(model, utterances)
 
-        def score(weights: Iterable[tuple[float, ...]]) -> Iterator[Point]:
-            for point in executor.map(_score, weights):
-                points.append(point)
-                yield point
+    def score(weights: tuple[float, ...]) -> Point:
+        named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))
+        decoder = BeamDecoder(vocabulary, language_model, **named, **settings)
+        counts = [word_errors(reference, " ".join(decoder.search(log_probs)[0])) for reference, log_probs in examples]
+        return Point(**named, words=pool(counts))
 
-        yield from score((*pair, PRIOR_WEIGHT) for pair in product(LM_WEIGHTS, WORD_SCORES))
-        best = find_best(points)
-        half = (LM_WEIGHTS[1] - LM_WEIGHTS[0]) / 2, (WORD_SCORES[1] - WORD_SCORES[0]) / 2
-        steps = [step for step in product((-1, 0, 1), repeat=2) if step != (0, 0)]
-        yield from score((best.lm_weight + w * half[0], best.word_score + s * half[1], PRIOR_WEIGHT) for w, s in steps)
-        best = find_best(points)
-        yield from score((best.lm_weight, best.word_score, weight) for weight in PRIOR_WEIGHTS)
+    forks = Forks(score, processes)
+    points: list[Point] = []
+
+    def score_all(weights: Iterable[tuple[float, ...]]) -> Iterator[Point]:
+        for point in forks.map(weights):
+            points.append(point)
+            yield point
+
+    yield from score_all((*pair, PRIOR_WEIGHT) for pair in product(LM_WEIGHTS, WORD_SCORES))
+    best = find_best(points)
+    half = (LM_WEIGHTS[1] - LM_WEIGHTS[0]) / 2, (WORD_SCORES[1] - WORD_SCORES[0]) / 2
+    steps = [step for step in product((-1, 0, 1), repeat=2) if step != (0, 0)]
+    yield from score_all((best.lm_weight + w * half[0], best.word_score + s * half[1], PRIOR_WEIGHT) for w, s in steps)
+    best = find_best(points)
+    yield from score_all((best.lm_weight, best.word_score, weight) for weight in PRIOR_WEIGHTS)
 
 
 def find_best(points: Iterable[Point]) -> Point:
@@ -77,7 +82,7 @@ def find_best(points: Iterable[Point]) -> Point:
     return min(points, key=lambda point: point.words.rate)
 
 
-Example = tuple[str, Tensor]
+Example = tuple[str, numpy.ndarray]
 """A reference, and the log-probs (steps, vocabulary) of its utterance."""
 
 
@@ -100,24 +105,5 @@ def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[
         with torch.inference_mode():
             log_probs, lengths = model(pad_sequence(samples, batch_first=True), sample_lengths)
         for utterance, row, length in zip(batch, log_probs.cpu(), lengths.tolist(), strict=True):
-            examples.append((model.vocabulary.normalize(utterance.text), row[:length].clone()))
+            examples.append((model.vocabulary.normalize(utterance.text), row[:length].numpy()))
     return examples
-
-
-_shared: tuple[dict[str, Any], str, dict[str, Any], list[Example]]
-"""Of a search process: vocabulary, language model, settings, examples."""
-
-
-def _share(*shared: Any) -> None:
-    global _shared
-    _shared = shared
-    torch.set_num_threads(1)
-
-
-def _score(weights: tuple[float, ...]) -> Point:
-    """Runs in a search process."""
-    vocabulary_dict, language_model, settings, examples = _shared
-    named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))
-    decoder = BeamDecoder(vocabulary_from_dict(vocabulary_dict), language_model, **named, **settings)
-    counts = [word_errors(reference, " ".join(decoder.search(log_probs)[0])) for reference, log_probs in examples]
-    return Point(**named, words=pool(counts))

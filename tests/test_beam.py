@@ -298,6 +298,14 @@ def test_one_decoder_serves_batches_side_by_side(arpa: Path) -> None:
     assert texts == TEXT * 20
 
 
+def test_searches_in_other_processes_find_the_same(arpa: Path) -> None:
+    log_probs = torch.nn.utils.rnn.pad_sequence([log_probs_of(text)[0] for text in TEXT * 3], batch_first=True)
+    lengths = torch.tensor([log_probs_of(text).shape[1] for text in TEXT * 3])
+    alone, beside = (BeamDecoder(VOCABULARY, arpa, processes=processes)(log_probs, lengths) for processes in (1, 2))
+    assert beside == alone
+    assert [VOCABULARY.decode(tokens.token_ids) for tokens in beside] == TEXT * 3
+
+
 def test_a_language_model_of_other_letters_is_told(tmp_path: Path) -> None:
     write_arpa(build_ngrams(["ЖЖ ЩЩ"], 1), tmp_path / "lm.arpa")
     with pytest.raises(AsrError, match="none of its words can be written with the model's vocabulary"):

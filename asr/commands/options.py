@@ -80,6 +80,8 @@ def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
 
 
 def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
+    import torch
+
     from asr.beam import BeamDecoder
     from asr.ngrams import read_sentences
 
@@ -89,7 +91,8 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
     if options.lexicon is not None:
         lines = read_sentences([options.lexicon], model.vocabulary.normalize)
         words = [word for line in lines for word in line.split()]
-    return BeamDecoder(model.vocabulary, find_language_model(options.lm), lexicon=words, **given)
+    language_model, processes = find_language_model(options.lm), torch.get_num_threads()
+    return BeamDecoder(model.vocabulary, language_model, lexicon=words, processes=processes, **given)
 
 
 def find_language_model(name: str) -> str | Path:
