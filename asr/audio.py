@@ -28,6 +28,9 @@ __all__ = ["AudioFile", "AudioSource", "check_rate", "open_audio", "read_audio",
 
 AudioSource = str | Path | BinaryIO
 
+KINDS = "WAV, FLAC, OGG/Opus, MP3"
+"""Of audio that can be read."""
+
 BLOCK_SECONDS = 30.0
 """How much of a long file is decoded at once."""
 
@@ -181,8 +184,7 @@ def open_audio(source: AudioSource, sample_rate: int) -> Iterator[AudioFile]:
             file = _SequentialFile(_descriptor_or_stream(stream), closefd=False)
             audio = AudioFile(file, name, sample_rate)
         except soundfile.LibsndfileError as error:
-            kinds = "WAV, FLAC, OGG/Opus, MP3"
-            raise AsrError(f"{name}: not audio that can be read ({kinds}): {_reason(error)}") from error
+            raise AsrError(f"{name}: not audio that can be read ({KINDS}): {_reason(error)}") from error
         with file:
             if audio.frames == 0:
                 raise AsrError(f"{name}: the audio file holds no samples")
@@ -234,7 +236,8 @@ def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
                 raise AsrError(f"{name}: the audio file is empty (0 bytes)")
             stream.seek(0)
         except (OSError, ValueError) as error:  # a ValueError is a null byte in a path
-            reason = getattr(error, "strerror", None) or error
+            is_folder = isinstance(error, IsADirectoryError)
+            reason = f"a folder, not {KINDS}" if is_folder else getattr(error, "strerror", None) or error
             raise AsrError(f"{name}: audio file cannot be opened: {reason}") from error
         yield stream
 

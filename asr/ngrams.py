@@ -141,6 +141,8 @@ def _tokenize(sentences: Iterable[str], min_count: int) -> tuple[list[str], Ids,
     positions = numpy.arange(len(tokens)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)
     counts = numpy.bincount(tokens, minlength=len(first_ids) + len(SPECIAL))
     kept = sorted(word for word, word_id in first_ids.items() if counts[word_id] >= min_count)
+    if not kept:
+        raise AsrError(f"min_count={min_count} must be lower: no word of the text occurs so often")
     new_ids = numpy.full(len(counts), UNKNOWN)
     new_ids[[START, END]] = START, END
     new_ids[[first_ids[word] for word in kept]] = numpy.arange(len(kept)) + len(SPECIAL)

@@ -126,6 +126,7 @@ def test_rare_words_are_taken_for_unknown_ones() -> None:
     ("text", "settings", "reason"),
     [
         ([], {}, "the text holds no word"),
+        (TEXT, {"order": 1, "min_count": 999}, "min_count=999 must be lower: no word of the text occurs so often"),
         (TEXT, {"order": 0}, "order=0 must be at least 1"),
         (TEXT, {"prune": [1]}, r"prune=\[1\] must begin with 0 and not fall"),
         (TEXT, {"prune": [0, 2, 1]}, r"prune=\[0, 2, 1\] must begin with 0 and not fall"),
