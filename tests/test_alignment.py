@@ -178,3 +178,10 @@ def test_a_text_file_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err == (
         f"asr align: {tmp_path}/none.txt: the text cannot be read: No such file or directory\n"
     )
+
+
+def test_the_screen_shows_one_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["align", str(SAMPLES / "1272-128104-0000.flac"), str(tmp_path / "a.txt"), "--format", "srt,json"])
+    assert exited.value.code == 2
+    assert "--format srt,json: the screen shows one format" in capsys.readouterr().err

@@ -242,7 +242,12 @@ def add_align(commands: Commands) -> None:
     )
     add_inference_options(parser)
     parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
-    parser.set_defaults(run=_run_align)
+    parser.set_defaults(run=_run_align, find_conflict=_find_align_conflict)
+
+
+def _find_align_conflict(options: argparse.Namespace) -> str | None:
+    several = len(options.format) > 1
+    return f"--format {','.join(options.format)}: the screen shows one format" if several else None
 
 
 def _run_align(options: argparse.Namespace) -> int:
@@ -258,6 +263,5 @@ def _run_align(options: argparse.Namespace) -> int:
         ) from error
     model = load_model(options.model, choose_device(options.device))
     transcript = align(model, options.audio, text, batch_seconds=options.batch_seconds)
-    for name in options.format:
-        _print_transcript(transcript, name, alone=True)
+    _print_transcript(transcript, options.format[0], alone=True)
     return 0
