@@ -131,18 +131,19 @@ def test_pieces_are_recognised_as_well_as_the_whole(pieces: list[Utterance]) -> 
     assert errors(pieces) <= errors(wholes) + 0.03 * sum(len(whole.text) for whole in wholes)
 
 
-def test_a_deeper_model_writes_the_same_and_its_new_layer_learns(tmp_path: Path) -> None:
-    run_script("deepen.py", PACKAGED_MODEL, tmp_path / "deeper.safetensors")
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_deeper_model_writes_the_same_and_its_new_layers_learn(tmp_path: Path, num_layers: int) -> None:
+    run_script("deepen.py", PACKAGED_MODEL, tmp_path / "deeper.safetensors", *["2"][: num_layers - 1])
     model, deeper = load_model(), load_model(tmp_path / "deeper.safetensors")
-    assert len(deeper.encoder.layers) == len(model.encoder.layers) + 1
+    assert len(deeper.encoder.layers) == len(model.encoder.layers) + num_layers
     samples = read_audio(SAMPLES / "84-121123-0001.flac", 16000)
     batch = samples[None], torch.tensor([len(samples)])
     log_probs, _ = deeper(*batch)
     torch.testing.assert_close(log_probs, model(*batch)[0], rtol=0, atol=1e-5)
     log_probs[..., 0].sum().backward()
-    new = deeper.encoder.layers[-1]
-    for cell in (new.forward_cell, new.backward_cell):
-        assert cell.weight_ih_l0.grad.norm() > 0
+    for new in deeper.encoder.layers[-num_layers:]:
+        for cell in (new.forward_cell, new.backward_cell):
+            assert cell.weight_ih_l0.grad.norm() > 0
 
 
 def test_the_average_of_models_has_the_mean_of_their_weights(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A model file with one more recurrent layer on top, which changes nothing until it is trained.
+"""A model file with one more recurrent layer on top, or several, which change nothing until they are trained.
 
-python recipes/base/deepen.py asr/models/base.safetensors runs/deeper.safetensors
+python recipes/base/deepen.py asr/models/base.safetensors runs/deeper.safetensors [LAYERS]
 
 The new layer's candidate state reads nothing at first: h̃ = tanh(0), so its output is zero and the residual sum is as
 it was, yet the gradient of its input weights is not zero (compare Chen et al., Net2Net, ICLR 2016).
@@ -34,9 +34,13 @@ def deepen(model: CTCModel) -> CTCModel:
 
 def main() -> None:
     """Deepen what the command line names."""
-    source, target = sys.argv[1:]
+    source, target, num_layers = [*sys.argv[1:], "1"][:3]
     torch.manual_seed(1)
-    save_model(deepen(load_model(source)), target)
+    model = deepen(load_model(source))
+    for seed in range(2, int(num_layers) + 1):
+        torch.manual_seed(seed)
+        model = deepen(model)
+    save_model(model, target)
 
 
 if __name__ == "__main__":
