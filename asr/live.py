@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import wave
+import io
 from collections.abc import Callable, Iterator
-from io import BufferedReader
 from typing import BinaryIO
 
 import torch
@@ -18,39 +17,94 @@ __all__ = ["open_stream"]
 BLOCK_SECONDS = 0.1
 """Read at once."""
 
+HEADER_BYTES = 36
+"""Of a WAV file, to the end of its format."""
 
-def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator[Tensor], int] | None:
+TRAILING_CHUNKS = {b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"fact", b"iXML", b"smpl", b"inst", b"JUNK", b"PAD "}
+"""What may stand behind the samples of a WAV file. Anything else there is more sound: a header that was written to a
+pipe tells the length of the first block, or none."""
+
+
+def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator[Tensor], int] | BinaryIO:
     """Consecutive (samples,) blocks of a pipe, mono, each as soon as it is there, and their rate in Hz.
 
     pcm_rate: of 16-bit mono samples without a header; None expects a WAV file of 16 bits.
-    Returns None, and takes nothing from the stream, where it is no pipe or holds no such file.
-    Raises AsrError for a header that is damaged, a rate that cannot be, and, at its end, a stream without a sample.
+    Returns an open file with all that is in the stream where it is no pipe or holds no such WAV file.
+    Ctrl-C ends the blocks as the end of the pipe does. Raises AsrError for a header that is damaged, a rate that cannot
+    be, and, at its end, a stream without a sample.
     """
     if pcm_rate is not None:
         check_rate("standard input", pcm_rate)
-        return _mono_blocks(stream.read, pcm_rate, 1), pcm_rate
-    if stream.seekable() or not isinstance(stream, BufferedReader):
-        return None
-    header = stream.peek(36)
+        return _mono_blocks(_at_once(stream), pcm_rate, 1), pcm_rate
+    if stream.seekable():
+        return stream
+    header = stream.read(HEADER_BYTES)
     is_plain = header[20:22] == b"\x01\x00" and header[34:36] == b"\x10\x00"
     if header[:4] != b"RIFF" or header[8:16] != b"WAVEfmt " or not is_plain:
-        return None
-    try:
-        file = wave.open(stream)  # noqa: SIM115 - the stream is the caller's to close
-    except (wave.Error, EOFError) as error:
-        raise AsrError(f"{stream.name}: the WAV header is damaged: {error or 'it is cut short'}") from error
-    channels, rate = file.getnchannels(), file.getframerate()
+        file = io.BytesIO(header + stream.read())
+        file.name = stream.name
+        return file
+    channels, rate = int.from_bytes(header[22:24], "little"), int.from_bytes(header[24:28], "little")
     check_rate("standard input", rate)
-    return _mono_blocks(lambda size: file.readframes(size // (2 * channels)), rate, channels), rate
+    num_bytes = _skip_to_samples(stream, int.from_bytes(header[16:20], "little") - 16)
+    if channels == 0 or num_bytes is None:
+        reason = "it is cut short" if num_bytes is None else "it has no channel"
+        raise AsrError(f"{stream.name}: the WAV header is damaged: {reason}")
+    return _mono_blocks(_Samples(stream, num_bytes).read, rate, channels), rate
+
+
+def _skip_to_samples(stream: BinaryIO, rest_of_format: int) -> int | None:
+    """Read all that stands before the samples; how many bytes of them the header tells, None where it ends before."""
+    skipped = rest_of_format
+    while len(stream.read(skipped + skipped % 2)) == skipped + skipped % 2 and len(chunk := stream.read(8)) == 8:
+        skipped = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data":
+            return skipped
+    return None
+
+
+class _Samples:
+    """Reads the samples of a WAV file that comes through a pipe, and not what may stand behind them."""
+
+    def __init__(self, stream: BinaryIO, told_bytes: int) -> None:
+        self.stream, self.read_some = stream, _at_once(stream)
+        self.told_bytes, self.is_behind = told_bytes, told_bytes == 0
+
+    def read(self, size: int) -> bytes:
+        """At least one byte and at most so many; none at the end."""
+        if self.told_bytes > 0:
+            content = self.read_some(min(size, self.told_bytes))
+            self.told_bytes -= len(content)
+            return content
+        if self.is_behind:
+            return self.read_some(size)
+        self.is_behind = True
+        following = self.stream.read(4)
+        if following not in TRAILING_CHUNKS:
+            return following
+        self.stream.read()  # else who writes it would be told of a broken pipe
+        return b""
+
+
+def _at_once(stream: BinaryIO) -> Callable[[int], bytes]:
+    """What reads what is there without waiting for more, which Ctrl-C would lose."""
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    return read
 
 
 def _mono_blocks(read: Callable[[int], bytes], rate: int, channels: int) -> Iterator[Tensor]:
     frame_bytes = 2 * channels
     is_empty = True
-    while content := read(frame_bytes * max(1, round(BLOCK_SECONDS * rate))):
-        whole = bytearray(content[: len(content) // frame_bytes * frame_bytes])  # the last sample may be half there
-        if whole:
-            is_empty = False
-            yield torch.frombuffer(whole, dtype=torch.int16).view(-1, channels).float().mean(1) / 32768
+    rest = b""
+    try:
+        while content := read(frame_bytes * max(1, round(BLOCK_SECONDS * rate))):
+            content = rest + content
+            whole = bytearray(content[: len(content) // frame_bytes * frame_bytes])
+            rest = content[len(whole) :]
+            if whole:
+                is_empty = False
+                yield torch.frombuffer(whole, dtype=torch.int16).view(-1, channels).float().mean(1) / 32768
+    except KeyboardInterrupt:
+        return
     if is_empty:
         raise AsrError("standard input: the stream holds no samples")

@@ -76,11 +76,10 @@ def cut_at_pauses(blocks: Iterable[Tensor], sample_rate: int, frame_samples: int
         end = _find_end(levels, frames_per_second)
         if end is not None:
             utterance, rest = torch.cat(pieces).tensor_split([end * frame_samples])
-            is_steady = _is_steady(levels[:end], frames_per_second)
-            yield Stretch(start, utterance, False, not (is_steady or is_silent(utterance)))
+            yield Stretch(start, utterance, False, _may_hold_speech(utterance, sample_rate, frame_samples))
             start, pieces, levels = start + len(utterance), [rest], levels[end:]
     rest = torch.cat(pieces)
-    yield Stretch(start, rest, True, not (_is_steady(levels, frames_per_second) or is_silent(rest)))
+    yield Stretch(start, rest, True, _may_hold_speech(rest, sample_rate, frame_samples))
 
 
 def _pieces_of(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -107,9 +106,12 @@ def _background(levels: numpy.ndarray) -> float:
     return float(max(numpy.partition(levels, place)[place], levels.max() - RANGE_DB))
 
 
-def _is_steady(levels: numpy.ndarray, frames_per_second: float) -> bool:
-    is_long = len(levels) >= 2 * PAUSE_SECONDS * frames_per_second
-    return is_long and bool(levels.max() - _background(levels) < STEADY_DB)
+def _may_hold_speech(samples: Tensor, sample_rate: int, frame_samples: int) -> bool:
+    if is_silent(samples):
+        return False
+    levels = _levels(samples.diff(), frame_samples)  # an offset or the mains' hum may be louder than who speaks
+    is_long = len(levels) >= 2 * PAUSE_SECONDS * sample_rate / frame_samples
+    return not is_long or bool(levels.max() - _background(levels) >= STEADY_DB)
 
 
 def _find_end(levels: numpy.ndarray, frames_per_second: float) -> int | None:

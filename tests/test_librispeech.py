@@ -15,9 +15,11 @@ import numpy
 import pytest
 import soundfile
 
+from asr.audio import read_audio
 from asr.corpora import librispeech
 from asr.corpora.librispeech import SUBSETS, Subset, download_librispeech, prepare_all, prepare_librispeech
 from asr.errors import AsrError
+from asr.manifest import read_manifest
 
 SAMPLE_RATE = 16000
 
@@ -122,6 +124,17 @@ def test_a_relative_folder_gives_absolute_audio_paths(tmp_path: Path, monkeypatc
     assert Path(read_cuts(tmp_path / "mini.jsonl")[0]["recording"]["sources"][0]["source"]).is_absolute()
 
 
+def test_the_length_of_audio_is_what_can_be_read_of_it(tmp_path: Path) -> None:
+    audio = make_chapter(tmp_path / "mini", "84-1", ["HELLO"]).parent / "84-1-0000.flac"
+    samples = 0.1 * numpy.random.default_rng(0).standard_normal(44100)
+    soundfile.write(audio.with_suffix(".mp3"), samples, 44100, bitrate_mode="CONSTANT")
+    content = audio.with_suffix(".mp3").read_bytes()
+    audio.write_bytes(content[content.index(content[:2], 50) :])  # behind the header that tells the length
+    prepare_librispeech(tmp_path / "mini", tmp_path / "mini.jsonl", progress=False)
+    (utterance,) = read_manifest(tmp_path / "mini.jsonl")
+    assert utterance.duration_seconds * 16000 == pytest.approx(len(read_audio(audio, 16000)), abs=2)
+
+
 def test_every_problem_is_reported_with_file_and_line_and_nothing_is_written(tmp_path: Path) -> None:
     subset = tmp_path / "mini"
     transcripts = make_chapter(subset, "84-1", ["GOOD", "MISSING", "", "BROKEN", "EMPTY", "GOOD"])
@@ -133,7 +146,7 @@ def test_every_problem_is_reported_with_file_and_line_and_nothing_is_written(tmp
     assert "4 problems, nothing is written" in message
     assert f"{transcripts}:2: audio file not found: 84-1-0001 with one of .flac" in message
     assert f"{transcripts}:3: 84-1-0002 has no transcript" in message
-    assert f"{transcripts}:4: {folder / '84-1-0003.flac'}: cannot be read as audio" in message
+    assert f"{transcripts}:4: {folder / '84-1-0003.flac'}: not audio that can be read" in message
     assert f"{transcripts}:5: {folder / '84-1-0004.flac'}: " in message
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import soundfile
@@ -44,44 +47,63 @@ class Pipe(io.BufferedReader):
         super().__init__(Raw(content))  # type: ignore[arg-type]
 
 
+def opened(pipe: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator[Tensor], int]:
+    stream = open_stream(pipe, pcm_rate)
+    assert isinstance(stream, tuple)
+    return stream
+
+
 @pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2), (8000, 8)])
 def test_a_pipe_of_wav_is_read_as_it_comes(rate: int, channels: int) -> None:
     samples = torch.rand(rate, channels) - 0.5
-    opened = open_stream(Pipe(as_wav(samples, rate)))
-    assert opened is not None
-    blocks, found = opened
+    blocks, found = opened(Pipe(as_wav(samples, rate)))
     assert found == rate
     torch.testing.assert_close(torch.cat(list(blocks)), samples.mean(1), rtol=0, atol=1e-4)
 
 
-def test_a_wav_file_whose_length_is_not_known_yet_is_read_to_its_end(speech: list[Tensor]) -> None:
+@pytest.mark.parametrize("told", [0xFFFFFFFF, 0, 3200], ids=["ffmpeg, arecord", "unknown", "Python's wave"])
+def test_a_wav_file_whose_length_is_not_known_yet_is_read_to_its_end(speech: list[Tensor], told: int) -> None:
     content = bytearray(as_wav(speech[1]))
-    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg and arecord write it
-    opened = open_stream(Pipe(bytes(content)))
-    assert opened is not None
-    torch.testing.assert_close(torch.cat(list(opened[0])), speech[1], rtol=0, atol=1e-4)
+    content[4:8] = content[40:44] = told.to_bytes(4, "little")
+    blocks, _ = opened(Pipe(bytes(content)))
+    torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("told_chunk", [b"LIST", b"id3 "])
+def test_what_stands_behind_the_samples_is_no_sound(speech: list[Tensor], told_chunk: bytes) -> None:
+    blocks, _ = opened(Pipe(as_wav(speech[1]) + told_chunk + (90000).to_bytes(4, "little") + bytes(range(250)) * 360))
+    torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
+
+
+def test_chunks_before_the_samples_are_skipped(speech: list[Tensor]) -> None:
+    content = as_wav(speech[1])
+    longer_format = content[:16] + (18).to_bytes(4, "little") + content[20:36] + b"\0\0"
+    blocks, _ = opened(Pipe(longer_format + b"LIST" + (5).to_bytes(4, "little") + b"abcde\0" + content[36:]))
+    torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
 
 
 def test_half_a_sample_at_the_end_is_left_out(speech: list[Tensor]) -> None:
-    opened = open_stream(Pipe(as_pcm(speech[1])[:-1]), 16000)
-    assert opened is not None
-    assert len(torch.cat(list(opened[0]))) == len(speech[1]) - 1
+    blocks, _ = opened(Pipe(as_pcm(speech[1])[:-1]), 16000)
+    assert len(torch.cat(list(blocks))) == len(speech[1]) - 1
 
 
 def test_other_files_are_left_for_the_reader_of_files(sample_paths: list[Path], speech: list[Tensor]) -> None:
     floating = io.BytesIO()
     soundfile.write(floating, speech[1].numpy(), RATE, format="WAV", subtype="FLOAT")
     for content in (sample_paths[0].read_bytes(), floating.getvalue(), b"", b"RIFF"):
-        pipe = Pipe(content)
-        assert open_stream(pipe) is None
-        assert pipe.read() == content
+        file = open_stream(Pipe(content))
+        assert not isinstance(file, tuple)
+        assert file.read() == content
+        assert file.name == "<pipe>"
 
 
 def test_a_damaged_header_is_told(speech: list[Tensor]) -> None:
     content = bytearray(as_wav(speech[1]))
     content[22:24] = b"\x00\x00"  # channels
-    with pytest.raises(AsrError, match="<pipe>: the WAV header is damaged: bad # of channels"):
+    with pytest.raises(AsrError, match="<pipe>: the WAV header is damaged: it has no channel"):
         open_stream(Pipe(bytes(content)))
+    with pytest.raises(AsrError, match="<pipe>: the WAV header is damaged: it is cut short"):
+        open_stream(Pipe(as_wav(speech[1])[:40]))
 
 
 def test_an_utterance_is_printed_while_the_next_is_spoken(talk: Tensor, speech: list[Tensor]) -> None:
@@ -102,6 +124,39 @@ def test_an_utterance_is_printed_while_the_next_is_spoken(talk: Tensor, speech: 
     whole = asr.transcribe(talk, sample_rate=RATE).text
     assert len(lines) >= 6
     assert character_errors(whole, " ".join(line.strip() for line in lines)).rate < 0.25
+
+
+def test_a_header_that_comes_in_pieces_begins_a_stream_all_the_same(speech: list[Tensor]) -> None:
+    content = as_wav(speech[1])
+    with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(content[:12])
+        time.sleep(0.1)
+        running.stdin.write(content[12:] + bytes(4 * RATE))
+        line = running.stdout.readline()  # the pipe is still open
+        running.stdin.close()
+        assert running.wait(timeout=300) == 0
+    assert len(line) > 20
+
+
+def test_ctrl_c_ends_the_recording_and_not_what_was_said(speech: list[Tensor]) -> None:
+    class Interrupted(io.RawIOBase):
+        name = "<pipe>"
+        waiting = as_wav(speech[1])
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            if not self.waiting:
+                raise KeyboardInterrupt
+            now, self.waiting = self.waiting[:1000], self.waiting[1000:]
+            buffer[: len(now)] = now
+            return len(now)
+
+    blocks, _ = opened(io.BufferedReader(Interrupted(), 4000))
+    torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
 
 
 def test_samples_without_a_header_say_what_the_file_says(speech: list[Tensor]) -> None:

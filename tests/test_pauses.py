@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -78,6 +78,18 @@ def test_silence_and_hiss_hold_no_speech_but_what_stands_among_them_does(speech:
     assert 1 <= len(heard) <= 2
     assert heard[0].start <= len(still) + 0.3 * RATE, "it begins no louder than the hiss"
     assert heard[-1].start + len(heard[-1].samples) >= len(still) + len(speech[1])
+
+
+@pytest.mark.parametrize(
+    "below", [lambda n: torch.full((n,), 0.2), lambda n: 0.2 * torch.sin(torch.arange(n) * 0.0196)]
+)
+def test_speech_is_heard_above_an_offset_and_the_mains_hum(talk: Tensor, below: Callable[[int], Tensor]) -> None:
+    quiet = 0.25 * talk[: 55 * RATE]
+    stretches = list(cut((quiet + below(len(quiet))).split(1600)))
+    heard = sum(len(stretch.samples) for stretch in stretches if stretch.may_hold_speech)
+    assert heard > 0.9 * sum(len(stretch.samples) for stretch in cut(quiet.split(1600)) if stretch.may_hold_speech)
+    still = noise(70, 0.01)
+    assert not any(stretch.may_hold_speech for stretch in cut((still + below(len(still))).split(1600)))
 
 
 def test_short_speech_counts_whatever_its_range() -> None:

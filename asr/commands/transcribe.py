@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from asr.commands.options import (
     FORMATS,
@@ -78,12 +78,13 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     outputs = _plan_outputs(found, options) if options.output_dir else {}
     names = [name for name, _ in found if not options.output_dir or name in outputs]
     model = load_model(options.model, choose_device(options.device))
-    stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
+    stdin: BinaryIO = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
     decode = make_decode(options, model)
     if options.files == ["-"] and options.format == ["text"] and not options.output_dir:
-        stream = open_stream(stdin, options.pcm)
-        if stream is not None:
-            return _print_live(*stream, model, decode)
+        opened = open_stream(stdin, options.pcm)
+        if isinstance(opened, tuple):
+            return _print_live(*opened, model, decode)
+        stdin = opened
     recordings = (Recording(stdin if name == "-" else name, name) for name in names)
     settings = {"batch_seconds": options.batch_seconds, "decode": decode}
     shown = sys.stderr.isatty() and (options.output_dir is not None or not sys.stdout.isatty())

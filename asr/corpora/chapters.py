@@ -7,8 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
-
+from asr.audio import open_audio
 from asr.errors import AsrError
 
 __all__ = ["Header", "TranscriptLine", "read_chapter", "with_headers"]
@@ -17,6 +16,9 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 """The best comes first, should there be two."""
 
 HEADERS_AT_ONCE = 1024
+
+ANY_RATE = 16000
+"""Hz; no sample is read."""
 
 
 class TranscriptLine(NamedTuple):
@@ -30,7 +32,7 @@ class TranscriptLine(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What the head of an audio file says."""
+    """How much is in an audio file."""
 
     num_samples: int
     sample_rate: int
@@ -131,12 +133,10 @@ def _header_or_error(utterance: TranscriptLine) -> Header | AsrError:
 def _read_header(utterance: TranscriptLine) -> Header:
     at = f"{utterance.where}: {utterance.audio}"
     try:
-        with soundfile.SoundFile(utterance.audio) as audio:
-            num_samples, sample_rate, num_channels = audio.frames, audio.samplerate, audio.channels
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AsrError(f"{at}: cannot be read as audio ({error})") from error
-    if num_samples <= 0:
-        raise AsrError(f"{at}: holds no audio")
+        with open_audio(utterance.audio, ANY_RATE) as audio:
+            num_samples, sample_rate, num_channels = audio.frames, audio.file.samplerate, audio.file.channels
+    except AsrError as error:
+        raise AsrError(f"{utterance.where}: {error}") from error
     if num_channels != 1:
         raise AsrError(f"{at}: has {num_channels} channels, but LibriSpeech is mono; mix them into one")
     return Header(num_samples, sample_rate)
