@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -180,6 +179,10 @@ class _Watch(lightning.Callback):
 
 
 def _process_memory() -> int:
-    """The most that this process has had in use so far, bytes."""
+    """The most that this process has had in use so far, bytes; 0 on Windows, which does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -83,7 +83,8 @@ class BeamDecoder:
         for name, weight in (("lm_weight", lm_weight), ("word_score", word_score), ("prior_weight", prior_weight)):
             if not isfinite(weight):
                 raise AsrError(f"{name}={weight} must be a finite number")
-        self._turn = Lock()  # the search keeps its hypotheses in the decoder, and batches are decoded side by side
+        if SPACE in vocabulary.tokens:
+            raise AsrError(f"a model that writes {SPACE!r} cannot be used with a language model, where it is the space")
         self.vocabulary = vocabulary
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         unigrams = dict(read_arpa_unigrams(language_model))
@@ -91,15 +92,17 @@ class BeamDecoder:
         spellings = {word: spelling for word in unigrams.keys() | words if (spelling := self._spell(word))}
         writable = sorted(words & spellings.keys())
         if not writable:
-            raise AsrError(f"{language_model}: none of its words can be written with the model's vocabulary")
-        self._prior = prior_weight * self._log_frequencies(unigrams, spellings)
+            source = language_model if lexicon is None else "the lexicon"
+            raise AsrError(f"{source}: none of its words can be written with the model's vocabulary")
+        prior = prior_weight * self._log_frequencies(unigrams, spellings)
         make = _import_decoder()
-        with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as file:
-            file.writelines(f"{word} {' '.join(spellings[word])}\n" for word in writable)
-            file.flush()
+        with tempfile.TemporaryDirectory() as folder:
+            lines = [f"{word} {' '.join(spellings[word])}\n" for word in writable]
+            path = Path(folder) / "lexicon.txt"
+            path.write_text("".join(lines), encoding="utf-8", newline="\n")
             with _without_stderr(), _told_as_damage(language_model):
-                self._decoder = make(
-                    lexicon=file.name,
+                decoder = make(
+                    lexicon=str(path),
                     tokens=self._tokens,
                     lm=str(language_model),
                     beam_size=beam_size,
@@ -110,6 +113,7 @@ class BeamDecoder:
                     blank_token=self._tokens[0],
                     sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
                 )
+        self.search = _Search(decoder, self._tokens, prior)
         self._forks = Forks(self.search, processes)
 
     def _spell(self, word: str) -> list[str]:
@@ -144,16 +148,23 @@ class BeamDecoder:
         tokens = align_tokens(log_probs, self.vocabulary.encode(" ".join(words)), len(log_probs))
         return replace(tokens, lm_log_prob=lm_log_prob)
 
-    def search(self, log_probs: numpy.ndarray) -> tuple[list[str], float]:
+
+class _Search:
+    """The words of one utterance after the other; what is being searched is kept in the decoder."""
+
+    def __init__(self, decoder: Any, tokens: Sequence[str], prior: numpy.ndarray) -> None:
+        """decoder: torchaudio's; prior: (vocabulary,), taken off all log-probs."""
+        self._decoder, self._prior, self._turn = decoder, prior, Lock()
+        self._ending = numpy.full((tokens.count(SPACE), len(tokens)), IMPOSSIBLE)  # a space, where there is one
+        self._ending[:, [token == SPACE for token in tokens]] = 0.0
+
+    def __call__(self, log_probs: numpy.ndarray) -> tuple[list[str], float]:
         """The most probable words, and the language model's natural log-probability of them and the sentence's end.
 
         log_probs: (steps, vocabulary).
         """
-        emissions = log_probs - self._prior
-        if SPACE in self._tokens:  # a word counts once the space behind it is there
-            space = numpy.where([token == SPACE for token in self._tokens], 0.0, IMPOSSIBLE)
-            emissions = numpy.concatenate([emissions, space[None]])
-        emissions = numpy.ascontiguousarray(emissions, dtype=numpy.float32)
+        # A word counts once the space behind it is there.
+        emissions = numpy.concatenate([log_probs - self._prior, self._ending], dtype=numpy.float32)
         with self._turn:  # by its inner decoder, because torchaudio's keeps the language model's score to itself
             hypotheses = self._decoder.decoder.decode(emissions.ctypes.data, *emissions.shape)
         if not hypotheses:

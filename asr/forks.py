@@ -59,7 +59,7 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C goes to all processes: this one ends at once and says nothing
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -17,7 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from math import inf, isfinite
@@ -269,4 +269,7 @@ def _relative(audio_path: str, folder: str) -> str:
     """The path from a real folder on. Of links only those to folders are followed, whose `..` would lead elsewhere."""
     file, *inside = split_path(audio_path) or (audio_path,)
     place, name = os.path.split(file)
-    return os.path.join(os.path.relpath(os.path.realpath(place), folder), name, *inside)
+    place = os.path.realpath(place)
+    with suppress(ValueError):  # of another of Windows' drives
+        place = os.path.relpath(place, folder)
+    return os.path.join(place, name, *inside)

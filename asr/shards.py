@@ -79,7 +79,8 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
         if problems:
             raise AsrError.of_many(problems, "recordings that cannot be packed")
         listing = json.dumps(_index(temporary), indent=1) + "\n"
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            folder.rmdir()  # it is empty, and Windows replaces none
         temporary.replace(folder)
         index.write_text(listing, encoding="utf-8")
     except OSError as error:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from asr.audio import open_audio
 from asr.check import find_problem
-from asr.config import DataConfig
+from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel
-from asr.text import Vocabulary
+from asr.text import ALPHABET, Vocabulary
 
 __all__ = ["Survey", "letters_per_second", "survey", "write_fixed"]
 
@@ -43,10 +43,8 @@ WORDS_FOR = {
 }
 """What is usually said for characters that no alphabet has."""
 
-_SPOKEN = {ord(character): f" {word} " for character, word in WORDS_FOR.items()}
-
 MOST_LISTED = 8
-BARS = 30
+BARS, MOST_LINES = 30, 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,11 @@ class Survey:
     odd: Findings = field(default_factory=dict)
     """What is worth a look."""
     dropped_characters: Counter[str] = field(default_factory=Counter)
+
+    def usable(self) -> list[Utterance]:
+        """Those that nothing keeps out of training."""
+        kept_out = {id(utterance) for places in self.keeping_out.values() for utterance, _ in places}
+        return [utterance for utterance in self.utterances if id(utterance) not in kept_out]
 
     def page(self) -> str:
         """What the set is like, then each kind of finding with its first places."""
@@ -135,8 +138,11 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
 def write_fixed(found: Survey, path: str | Path) -> list[str]:
     """Write the usable utterances with normal texts as JSON lines; returns a line for each change.
 
-    Characters with a word of their own (& and the like) become that word; what keeps an utterance out leaves it out.
+    In LibriSpeech's alphabet characters with an English word of their own (& and the like) become that word; what keeps
+    an utterance out leaves it out.
     """
+    is_english = set(found.vocabulary.tokens[1:]) == set(ALPHABET)
+    spoken = {ord(character): f" {word} " for character, word in WORDS_FOR.items()} if is_english else {}
     left_out = {
         id(utterance): f"left out: {kind}: {detail}"
         for kind, places in found.keeping_out.items()
@@ -148,7 +154,7 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         if reason is not None:
             changes.append(f"{utterance.place}: {utterance.id}: {reason}")
             continue
-        text = found.vocabulary.normalize(utterance.text.translate(_SPOKEN))
+        text = found.vocabulary.normalize(utterance.text.translate(spoken))
         if text != utterance.text:
             changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
         kept.append(replace(utterance, text=text))
@@ -184,7 +190,7 @@ def _training_problems(utterances: Iterable[Utterance], model: CTCModel, dropped
         own: Counter[str] = Counter()
         reference = model.vocabulary.normalize(utterance.text, own)
         dropped.update(own)
-        problem = find_problem(utterance, reference, own, model, 1.0, DataConfig(), set())
+        problem = find_problem(utterance, reference, own, model, max(AugmentConfig().speeds), DataConfig(), set())
         if problem is not None:
             kinds[problem[0]].append((utterance, problem[1]))
     return kinds
@@ -192,10 +198,11 @@ def _training_problems(utterances: Iterable[Utterance], model: CTCModel, dropped
 
 def _repeats(utterances: Iterable[Utterance]) -> list[tuple[Utterance, str]]:
     """Utterances of the same stretch of the same file as one before them."""
-    first: dict[tuple[str, float], Utterance] = {}
+    first: dict[tuple[str, float, float], Utterance] = {}
     repeats = []
     for utterance in utterances:
-        earlier = first.setdefault((os.path.realpath(utterance.audio_path), utterance.start_seconds), utterance)
+        stretch = utterance.start_seconds, utterance.duration_seconds
+        earlier = first.setdefault((os.path.realpath(utterance.audio_path), *stretch), utterance)
         if earlier is not utterance:
             repeats.append((utterance, f"the same recording as {earlier.place}"))
     return repeats
@@ -217,12 +224,17 @@ def _counted(values: Iterable[str]) -> str:
 
 
 def _histogram(durations: Sequence[float]) -> list[str]:
-    """A line for each stretch of durations: its bounds, a bar, a count."""
+    """A line for each stretch of durations: its bounds, a bar, a count; the last one holds all that are longer."""
     width = next((step for step in (0.5, 1, 2, 5, 10, 30, 60, 300) if max(durations) / step <= 12), 600)
-    counts = Counter(int(duration // width) for duration in durations)
+    counts = Counter(min(MOST_LINES, int(duration // width)) for duration in durations)
     longest = max(counts.values())
     lines = []
     for place in range(max(counts) + 1):
         bar = "█" * -(-BARS * counts[place] // longest)
-        lines.append(f"  {place * width:>6g} to {(place + 1) * width:<6g} {bar:<{BARS}} {counts[place]:,}")
+        bounds = (
+            f"{place * width:>6g} to {(place + 1) * width:<6g}"
+            if place < MOST_LINES
+            else f"{place * width:>6g} or more  "
+        )
+        lines.append(f"  {bounds} {bar:<{BARS}} {counts[place]:,}")
     return lines

@@ -52,7 +52,9 @@ def tune(
     processes: searches that run side by side. settings: of the BeamDecoder.
     Raises AsrError for utterances without audio that can be read.
     """
-    vocabulary, examples = model.vocabulary, compute_log_probs(model, utterances)
+    vocabulary = model.vocabulary
+    BeamDecoder(vocabulary, language_model, **settings)  # what is wrong with them is told before the model computes
+    examples = compute_log_probs(model, utterances)
 
     def score(weights: tuple[float, ...]) -> Point:
         named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))

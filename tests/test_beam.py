@@ -8,6 +8,7 @@ import math
 from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -304,6 +305,23 @@ def test_searches_in_other_processes_find_the_same(arpa: Path) -> None:
     alone, beside = (BeamDecoder(VOCABULARY, arpa, processes=processes)(log_probs, lengths) for processes in (1, 2))
     assert beside == alone
     assert [VOCABULARY.decode(tokens.token_ids) for tokens in beside] == TEXT * 3
+
+
+def test_the_processes_end_with_the_decoder(arpa: Path) -> None:
+    before = set(active_children())
+    decoder = BeamDecoder(VOCABULARY, arpa, processes=2)
+    copies = set(active_children()) - before
+    del decoder
+    for copy in copies:
+        copy.join(20)
+    assert [copy.exitcode for copy in copies] == [0, 0]
+
+
+def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(arpa: Path) -> None:
+    with pytest.raises(AsrError, match=r"^the lexicon: none of its words can be written"):
+        BeamDecoder(VOCABULARY, arpa, lexicon=[])
+    with pytest.raises(AsrError, match=r"^a model that writes '\|' cannot be used with a language model"):
+        BeamDecoder(CharacterVocabulary("AB |"), arpa)
 
 
 def test_a_language_model_of_other_letters_is_told(tmp_path: Path) -> None:

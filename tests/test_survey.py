@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from asr.cli import main
 from asr.errors import AsrError
 from asr.folders import read_data
 from asr.manifest import read_manifest
+from asr.model import with_vocabulary
 from asr.survey import _histogram, survey, write_fixed
+from asr.text import CharacterVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -121,7 +124,7 @@ def test_what_a_valid_set_shares_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "nothing of the valid set is in it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("durations", [[0.2], [1.0, 2.0, 3.0], [0.5, 400.0], [3600.0 * 5, 2.0]])
+@pytest.mark.parametrize("durations", [[0.2], [1.0, 2.0, 3.0], [0.5, 400.0], [3600.0 * 5, 2.0], [3.6e6, 2.0]])
 def test_a_histogram_counts_every_utterance_in_a_dozen_lines_or_so(durations: list[float]) -> None:
     lines = _histogram(durations)
     assert sum(int(line.split()[-1]) for line in lines) == len(durations)
@@ -158,3 +161,40 @@ def test_a_folder_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(read_data(tmp_path)) == 1
     assert main(["check", str(tmp_path)]) == 0
     assert "utterances 1  hours 0.00  speakers unknown" in capsys.readouterr().out
+
+
+def test_a_valid_set_is_compared_though_recordings_are_missing(
+    spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = {"audio": "missing.wav", "text": "GONE", "duration": 1.0}
+    spoilt.write_text(spoilt.read_text(encoding="utf-8") + json.dumps(missing) + "\n", encoding="utf-8")
+    fixed = tmp_path / "fixed.jsonl"
+    assert main(["check", str(spoilt), "--valid", str(SAMPLES / "manifest.jsonl"), "--fix", str(fixed)]) == 0
+    said = capsys.readouterr().out
+    assert f"{spoilt}:9: missing: {tmp_path}/missing.wav: audio file cannot be opened" in said
+    assert "valid set" in said.splitlines()[-1]
+    assert len(read_manifest(fixed)) == 4
+
+
+def test_what_training_at_its_fastest_speed_leaves_out_is_told_before() -> None:
+    (utterance, *_) = read_manifest(SAMPLES / "manifest.jsonl")
+    model = load_model()
+    letters = "AB" * int(0.95 * utterance.duration_seconds * 16000 / model.step_samples / 2)
+    found = survey([replace(utterance, text=letters)], model)
+    assert ["at speed 1.1" in detail for _, detail in found.keeping_out["left out, too few steps for CTC"]] == [True]
+
+
+def test_words_for_signs_are_written_in_english_alone(tmp_path: Path) -> None:
+    (utterance, *_) = read_manifest(SAMPLES / "manifest.jsonl")
+    model = with_vocabulary(load_model(), CharacterVocabulary(" &ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜß"))
+    found = survey([replace(utterance, text="Strauß & Söhne")], model)
+    write_fixed(found, tmp_path / "fixed.jsonl")
+    (fixed,) = read_manifest(tmp_path / "fixed.jsonl")
+    assert "AND" not in fixed.text
+    assert "&" in fixed.text
+
+
+def test_overlapping_stretches_of_a_recording_are_no_repeats() -> None:
+    (utterance, *_) = read_manifest(SAMPLES / "manifest.jsonl")
+    parts = [utterance, replace(utterance, duration_seconds=utterance.duration_seconds / 2)]
+    assert survey(parts, load_model()).keeping_out["recordings that come again"] == []

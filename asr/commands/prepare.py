@@ -148,7 +148,7 @@ def add_tune_lm(commands: Commands) -> None:
 
 def _run_tune_lm(options: argparse.Namespace) -> int:
     """Try weights of the language model and of its letters, and scores of a word; print each one's WER and the best."""
-    import os
+    import torch
 
     from asr.folders import read_data
     from asr.modelfile import load_model
@@ -157,7 +157,7 @@ def _run_tune_lm(options: argparse.Namespace) -> int:
     model = load_model(None if options.model == "packaged" else options.model)
     points = []
     utterances = read_data(options.manifest)
-    language_model, processes = find_language_model(options.lm), os.cpu_count() or 1
+    language_model, processes = find_language_model(options.lm), torch.get_num_threads()
     for point in tune(model, utterances, language_model, processes=processes, beam_size=options.beam_size):
         points.append(point)
         print(_told(point), flush=True)

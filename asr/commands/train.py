@@ -61,9 +61,6 @@ def _run_check(options: argparse.Namespace) -> int:
     print(found.page())
     if faults:
         print(f"not read: {len(faults)}", *AsrError.of_many(faults, "faults").args[0].splitlines(), sep="\n  ")
-    if options.valid:
-        corpora = [check_corpus(each, model, None, None) for each in (utterances, read_data(options.valid))]
-        print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
     if options.report:
         from asr.report.recordings import report_recordings
 
@@ -71,6 +68,9 @@ def _run_check(options: argparse.Namespace) -> int:
     if options.fix:
         for change in [*(f"{fault}: left out" for fault in faults), *write_fixed(found, options.fix)]:
             print(change)
+    if options.valid:
+        corpora = [check_corpus(each, model, None, None) for each in (found.usable(), read_data(options.valid))]
+        print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
     return 0
 
 
@@ -193,11 +193,17 @@ def _find_evaluate_conflict(options: argparse.Namespace) -> str | None:
     return "--compare needs --report" if options.compare and not options.report else find_lm_conflict(options)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least 0")
+    return int(text)
+
+
 def add_report_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with audio and pictures there")
     parser.add_argument(
         "--pictures",
-        type=int,
+        type=_count,
         default=50,
         metavar="N",
         help="spectrograms in the report, the worst first (default: 50)",

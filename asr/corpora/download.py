@@ -81,7 +81,7 @@ def fetch(
     wrong twice.
     """
     path = Path(path)
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not _is_web_address(url):
         raise AsrError(f"{url}: only addresses that begin with http:// or https:// can be downloaded")
     if path.is_file() and md5_of(path) == md5.lower():
         return path
@@ -91,6 +91,13 @@ def fetch(
     _download_and_check(transfer, md5.lower(), attempts, backoff_seconds)
     part.replace(path)
     return path
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        return urllib.parse.urlsplit(url).scheme in ("http", "https")
+    except ValueError:  # a bracket that stays open
+        return False
 
 
 def md5_of(path: str | Path) -> str:

@@ -19,6 +19,7 @@ from asr.manifest import Utterance
 from asr.model import CTCModel
 from asr.report.analysis import signal_to_noise
 from asr.transcript import Transcript
+from asr.transcription import LONG_SECONDS
 
 __all__ = ["Heard", "copy_audio", "draw_pictures"]
 
@@ -64,7 +65,10 @@ def _copy(folder: Path, sample_rate: int, number: int, utterance: Utterance) -> 
 def draw_pictures(
     chosen: Mapping[int, tuple[Heard, Transcript | None]], model: CTCModel, folder: Path
 ) -> dict[int, str]:
-    """Draw pictures/1.png, ... of the utterances of these indices; returns their paths from the page."""
+    """Draw pictures/1.png, ... of the utterances of these indices; returns their paths from the page.
+
+    Recordings of more than LONG_SECONDS have none: a picture of an hour shows nothing.
+    """
     from asr.report.picture import draw
 
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
@@ -72,6 +76,8 @@ def draw_pictures(
     for index, (heard, transcript) in chosen.items():
         if heard.path:
             samples = read_audio(folder / heard.path, model.sample_rate)
+            if len(samples) > LONG_SECONDS * model.sample_rate:
+                continue
             log_probs, _ = model(samples[None].to(model.device), torch.tensor([len(samples)], device=model.device))
             paths[index] = f"pictures/{index + 1}.png"
             words = transcript.words if transcript else ()

@@ -127,13 +127,21 @@ def _difference(evaluation: Evaluation, other: str, theirs: Evaluation) -> tuple
     return f"WER less that of {other}", f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}], p {chance}"
 
 
+def _noise_number(snr: float | None) -> int:
+    return -1 if snr is None else bisect_right(NOISES, snr)
+
+
+def _name_noise(number: int) -> str:
+    return "unknown" if number < 0 else spans(NOISES, "dB")(number)
+
+
 def _tables(scored: Sequence[Scored], heard: Sequence[Heard]) -> list[tuple[str, list[Sequence[str]]]]:
     """Groups of utterances, and frequent confusions."""
     noises = {id(item): one.snr for item, one in zip(scored, heard, strict=True)}
     groups: list[tuple[str, Callable[[Scored], Any], Callable[[Any], str]]] = [
         ("Duration", lambda item: bisect_right(DURATIONS, item.utterance.duration_seconds), spans(DURATIONS, "s")),
         ("Speaking rate", lambda item: bisect_right(RATES, _speaking_rate(item)), spans(RATES, "words/s")),
-        ("Signal to noise", lambda item: bisect_right(NOISES, noises[id(item)] or 0.0), spans(NOISES, "dB")),
+        ("Signal to noise", lambda item: _noise_number(noises[id(item)]), _name_noise),
         ("Speaker", lambda item: item.utterance.speaker, lambda key: key or "unknown"),
     ]
     tables: list[tuple[str, list[Sequence[str]]]] = []
