@@ -17,7 +17,7 @@ from torch import Tensor
 from torchaudio.functional import forced_align
 
 from asr.audio import AudioSource, open_audio
-from asr.decoder import GreedyTokens, collapse_paths, decode_greedy
+from asr.decoder import DecodedTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import stream_log_probs
 from asr.model import CTCModel, steps_needed
@@ -66,7 +66,7 @@ def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word
     return tuple(_words(tokens, words, model))
 
 
-def align_tokens(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> GreedyTokens:
+def align_tokens(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> DecodedTokens:
     """The most probable steps of the given tokens, in their order.
 
     log_probs: (steps, vocabulary); piece_steps: longer stretches are cut at anchors.
@@ -78,7 +78,7 @@ def align_tokens(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> G
         columns[0].extend(step + begin for begin in piece.steps)
         columns[1].extend(step + end for end in piece.end_steps)
         columns[2].extend(piece.log_probs)
-    return GreedyTokens(token_ids, *columns)
+    return DecodedTokens(token_ids, *columns)
 
 
 def _cuts(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> Iterator[Place]:
@@ -99,21 +99,21 @@ def _cuts(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> Iterator
             last = step
 
 
-def _align_piece(log_probs: Tensor, token_ids: list[int]) -> GreedyTokens:
+def _align_piece(log_probs: Tensor, token_ids: list[int]) -> DecodedTokens:
     steps = len(log_probs)
     if not token_ids:
-        return GreedyTokens([], [], [], [])
+        return DecodedTokens([], [], [], [])
     if steps < steps_needed(token_ids) or steps * (2 * len(token_ids) + 1) > MOST_CELLS:
         log.warning("%d tokens cannot be placed in %d steps: text and audio differ there", len(token_ids), steps)
         edges = [steps * index // len(token_ids) for index in range(len(token_ids) + 1)]
-        return GreedyTokens(token_ids, edges[:-1], edges[1:], [-inf] * len(token_ids))
+        return DecodedTokens(token_ids, edges[:-1], edges[1:], [-inf] * len(token_ids))
     targets = torch.tensor([token_ids], device=log_probs.device)
     path, path_log_probs = forced_align(log_probs[None], targets)
     (tokens,) = collapse_paths(path, path_log_probs, torch.tensor([steps], device=log_probs.device))
     return tokens
 
 
-def _words(tokens: GreedyTokens, words: Sequence[tuple[str, str]], model: CTCModel) -> Iterator[Word]:
+def _words(tokens: DecodedTokens, words: Sequence[tuple[str, str]], model: CTCModel) -> Iterator[Word]:
     """Each written word with its tokens; one that is several in its normal form, such as MOTHER-IN-LAW, takes all."""
     vocabulary = model.vocabulary
     spans = iter(vocabulary.find_words(tokens.token_ids))

@@ -264,7 +264,6 @@ def samples_as_file(samples: Tensor | numpy.ndarray, sample_rate: int | None) ->
     if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
     file = io.BytesIO()
-    soundfile.write(
-        file, samples.astype(numpy.float32), round(sample_rate), format="RF64", subtype="FLOAT"
-    )  # of any size
+    kind = {"format": "RF64", "subtype": "FLOAT"}  # a plain WAV file ends at 4 GB
+    soundfile.write(file, samples.astype(numpy.float32), round(sample_rate), **kind)
     return file

@@ -26,7 +26,7 @@ import numpy
 from torch import Tensor
 
 from asr.alignment import align_tokens
-from asr.decoder import GreedyTokens
+from asr.decoder import DecodedTokens
 from asr.errors import AsrError
 from asr.forks import Forks
 from asr.modelfile import PACKAGED_MODEL
@@ -137,13 +137,13 @@ class BeamDecoder:
         log_shares: numpy.ndarray = numpy.log(shares)
         return log_shares
 
-    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
         rows = [row[:length] for row, length in zip(log_probs.cpu(), lengths.tolist(), strict=True)]
         found = self._forks.map(row.numpy() for row in rows)
         return [self._place(row, *found_here) for row, found_here in zip(rows, found, strict=True)]
 
-    def _place(self, log_probs: Tensor, words: Sequence[str], lm_log_prob: float) -> GreedyTokens:
+    def _place(self, log_probs: Tensor, words: Sequence[str], lm_log_prob: float) -> DecodedTokens:
         """The words' tokens where they are heard."""
         tokens = align_tokens(log_probs, self.vocabulary.encode(" ".join(words)), len(log_probs))
         return replace(tokens, lm_log_prob=lm_log_prob)

@@ -12,11 +12,11 @@ from torch import Tensor
 from asr.features import valid_positions
 from asr.text import BLANK_ID
 
-__all__ = ["Decode", "GreedyTokens", "collapse_paths", "decode_greedy"]
+__all__ = ["Decode", "DecodedTokens", "collapse_paths", "decode_greedy"]
 
 
 @dataclass(frozen=True)
-class GreedyTokens:
+class DecodedTokens:
     """One utterance, decoded: lists of the same length, without blanks and merged repeats."""
 
     token_ids: list[int]
@@ -30,11 +30,11 @@ class GreedyTokens:
     """Natural log-probability of the words under the language model that was searched with; None without one."""
 
 
-Decode = Callable[[Tensor, Tensor], list[GreedyTokens]]
+Decode = Callable[[Tensor, Tensor], list[DecodedTokens]]
 """log_probs (batch, steps, vocabulary), lengths (batch,) to tokens: `decode_greedy` or what takes its place."""
 
 
-def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
     """Best-path decoding (Graves et al., 2006), computed on the tensors' device, with one transfer per batch.
 
     log_probs: (batch, steps, vocabulary); lengths: (batch,) steps.
@@ -43,7 +43,7 @@ def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
     return collapse_paths(paths, path_log_probs, lengths)
 
 
-def collapse_paths(paths: Tensor, path_log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+def collapse_paths(paths: Tensor, path_log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
     """CTC's collapse: each run of equal tokens becomes one, and the blanks go.
 
     paths: (batch, steps) token ids; path_log_probs: (batch, steps), theirs; lengths: (batch,) steps.
@@ -54,7 +54,7 @@ def collapse_paths(paths: Tensor, path_log_probs: Tensor, lengths: Tensor) -> li
     return [_collapse(path.astype(int), scores) for path, scores in rows]
 
 
-def _collapse(path: numpy.ndarray, scores: numpy.ndarray) -> GreedyTokens:
+def _collapse(path: numpy.ndarray, scores: numpy.ndarray) -> DecodedTokens:
     """One path, (steps,), with blanks past its length."""
     changes = numpy.flatnonzero(numpy.diff(path, prepend=BLANK_ID, append=BLANK_ID))
     # Between two changes lies a run, or blanks; behind the last one nothing but blanks.
@@ -62,4 +62,4 @@ def _collapse(path: numpy.ndarray, scores: numpy.ndarray) -> GreedyTokens:
     spoken = path[starts] != BLANK_ID
     starts, ends = starts[spoken], ends[spoken]
     highest = [float(scores[start:end].max()) for start, end in zip(starts, ends)]
-    return GreedyTokens(path[starts].tolist(), starts.tolist(), ends.tolist(), highest)
+    return DecodedTokens(path[starts].tolist(), starts.tolist(), ends.tolist(), highest)

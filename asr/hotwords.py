@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import ctc_loss
 
 from asr.alignment import align_tokens
-from asr.decoder import Decode, GreedyTokens
+from asr.decoder import Decode, DecodedTokens
 from asr.errors import AsrError
 from asr.text import BLANK_ID, Vocabulary
 
@@ -50,13 +50,13 @@ class HotwordDecoder:
         """hotwords: normal words, and how many nats less probable each may make what was heard."""
         self._decode, self._vocabulary, self._hotwords = decode, vocabulary, hotwords
 
-    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
         decoded = self._decode(log_probs, lengths)
         rows = zip(log_probs, lengths.tolist(), decoded, strict=True)
         return [self._improve(row[:length], tokens) for row, length, tokens in rows]
 
-    def _improve(self, log_probs: Tensor, tokens: GreedyTokens) -> GreedyTokens:
+    def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:
         """The tokens with the changes that gain most; of two that overlap, the better one."""
         words = self._vocabulary.decode(tokens.token_ids).split()
         texts: list[str | None] = list(words)
@@ -68,7 +68,7 @@ class HotwordDecoder:
             return tokens
         return align_tokens(log_probs, self._vocabulary.encode(" ".join(improved)), len(log_probs))
 
-    def _changes(self, log_probs: Tensor, tokens: GreedyTokens, words: Sequence[str]) -> Iterator[_Change]:
+    def _changes(self, log_probs: Tensor, tokens: DecodedTokens, words: Sequence[str]) -> Iterator[_Change]:
         """All changes of one or two words by which nothing is lost."""
         from rapidfuzz.distance import Levenshtein
         from rapidfuzz.process import cdist
@@ -96,7 +96,7 @@ class HotwordDecoder:
                 if gain > 0:
                     yield _Change(start, end, hotword, gain)
 
-    def _edges(self, tokens: GreedyTokens, steps: int) -> list[tuple[int, int]]:
+    def _edges(self, tokens: DecodedTokens, steps: int) -> list[tuple[int, int]]:
         """The steps of each word; the first and the last word reach to the edges of the recording."""
         spans = self._vocabulary.find_words(tokens.token_ids)
         edges = [(tokens.steps[start], tokens.end_steps[end - 1]) for start, end in spans]

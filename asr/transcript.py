@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp
 
-from asr.decoder import GreedyTokens
+from asr.decoder import DecodedTokens
 from asr.model import CTCModel
 
 __all__ = ["Segment", "Transcript", "Word", "find_words"]
@@ -80,7 +80,7 @@ def _part(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
             first = index
 
 
-def find_words(tokens: GreedyTokens, model: CTCModel, first_step: int = 0) -> tuple[Word, ...]:
+def find_words(tokens: DecodedTokens, model: CTCModel, first_step: int = 0) -> tuple[Word, ...]:
     """The words that decoded tokens write, from the beginning of the first to the end of the last token of each.
 
     first_step: the recording's steps before the tokens' first one.
@@ -91,7 +91,7 @@ def find_words(tokens: GreedyTokens, model: CTCModel, first_step: int = 0) -> tu
     )
 
 
-def word_at(tokens: GreedyTokens, start: int, end: int, text: str, model: CTCModel, first_step: int = 0) -> Word:
+def word_at(tokens: DecodedTokens, start: int, end: int, text: str, model: CTCModel, first_step: int = 0) -> Word:
     """The tokens from index `start` to before `end` as one word, written `text`.
 
     Step k stands for the samples around k × step_samples, half a step to either side; the last one may reach past the

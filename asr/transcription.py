@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import AudioFile, AudioSource, open_audio, samples_as_file
-from asr.decoder import Decode, GreedyTokens, decode_greedy
+from asr.decoder import Decode, DecodedTokens, decode_greedy
 from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -176,7 +176,7 @@ class _Recogniser:
     batch_seconds: float
 
     @torch.inference_mode()
-    def decode_batch(self, parts: Sequence[_Part], threads: int) -> list[GreedyTokens]:
+    def decode_batch(self, parts: Sequence[_Part], threads: int) -> list[DecodedTokens]:
         """The tokens of each of some parts, computed together on so many cores; it takes their samples."""
         torch.set_num_threads(threads)
         lengths = torch.tensor([len(part.samples) for part in parts], device=self.model.device)
@@ -253,7 +253,7 @@ class _Pool:
     """Parts that are being recognised: each batch's places in `parts`, and its tokens to come."""
 
     parts: list[_Part]
-    batches: list[tuple[list[int], Future[list[GreedyTokens]]]]
+    batches: list[tuple[list[int], Future[list[DecodedTokens]]]]
     model: CTCModel
 
     def is_done(self) -> bool:

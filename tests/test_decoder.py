@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asr.decoder import GreedyTokens, collapse_paths, decode_greedy
+from asr.decoder import DecodedTokens, collapse_paths, decode_greedy
 from asr.model import steps_needed
 from asr.text import BLANK_ID
 
 
-def reference_collapse(path: list[int], scores: list[float]) -> GreedyTokens:
+def reference_collapse(path: list[int], scores: list[float]) -> DecodedTokens:
     tokens: list[tuple[int, int, int, float]] = []
     for step, (token_id, score) in enumerate(zip(path, scores, strict=True)):
         if token_id == BLANK_ID:
@@ -26,7 +26,7 @@ def reference_collapse(path: list[int], scores: list[float]) -> GreedyTokens:
         else:
             tokens.append((token_id, step, step + 1, score))
     columns = [list(column) for column in zip(*tokens)] or [[], [], [], []]
-    return GreedyTokens(*columns)  # type: ignore[arg-type]
+    return DecodedTokens(*columns)  # type: ignore[arg-type]
 
 
 def log_probs_of(paths: list[list[int]], vocabulary: int = 5) -> Tensor:
@@ -69,12 +69,12 @@ def test_the_shorter_of_a_batch_loses_the_token_past_its_length() -> None:
 
 def test_a_length_of_zero_decodes_to_nothing() -> None:
     empty, full = decode_greedy(log_probs_of([[1, 2], [1, 2]]), torch.tensor([0, 2]))
-    assert empty == GreedyTokens([], [], [], [])
+    assert empty == DecodedTokens([], [], [], [])
     assert full.token_ids == [1, 2]
 
 
 def test_a_batch_without_steps_decodes_to_nothing() -> None:
-    assert decode_greedy(torch.empty(2, 0, 5), torch.tensor([0, 0])) == [GreedyTokens([], [], [], [])] * 2
+    assert decode_greedy(torch.empty(2, 0, 5), torch.tensor([0, 0])) == [DecodedTokens([], [], [], [])] * 2
 
 
 paths_and_lengths = st.integers(1, 12).flatmap(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from asr.decoder import GreedyTokens
+from asr.decoder import DecodedTokens
 from asr.model import CTCModel
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import PAUSE_SECONDS, Transcript, Word, find_words
@@ -20,10 +20,10 @@ STEP = 0.04
 CHARACTERS = CharacterVocabulary()
 
 
-def tokens_of(text: str, first_step: int = 10) -> GreedyTokens:
+def tokens_of(text: str, first_step: int = 10) -> DecodedTokens:
     """Each character two steps long, a blank behind each."""
     steps = [first_step + 3 * place for place in range(len(text))]
-    return GreedyTokens(CHARACTERS.encode(text), steps, [step + 2 for step in steps], [math.log(0.5)] * len(text))
+    return DecodedTokens(CHARACTERS.encode(text), steps, [step + 2 for step in steps], [math.log(0.5)] * len(text))
 
 
 def word(text: str, start: float, end: float) -> Word:
@@ -43,7 +43,7 @@ def test_no_word_begins_before_the_recording(model: CTCModel) -> None:
 
 
 def test_the_confidence_is_the_geometric_mean_of_the_tokens_probabilities(model: CTCModel) -> None:
-    tokens = GreedyTokens(
+    tokens = DecodedTokens(
         CHARACTERS.encode("AB C"), [0, 1, 2, 3], [1, 2, 3, 4], [math.log(x) for x in (1, 0.25, 0.1, 0.9)]
     )
     assert [word.confidence for word in find_words(tokens, model)] == pytest.approx([0.5, 0.9])

@@ -22,7 +22,7 @@ from torch import Tensor
 import asr
 import asr.transcription
 from asr.audio import AudioFile
-from asr.decoder import GreedyTokens, decode_greedy
+from asr.decoder import DecodedTokens, decode_greedy
 from asr.errors import AsrError
 from asr.metrics import character_errors
 from asr.model import CTCModel
@@ -356,7 +356,7 @@ def test_the_language_models_scores_of_a_long_recording_are_added(
 ) -> None:
     scores = count(1)
 
-    def decode(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         return [replace(tokens, lm_log_prob=-float(next(scores))) for tokens in decode_greedy(log_probs, lengths)]
 
     result = transcribe(talk.repeat(2), sample_rate=RATE, model=packaged_model, decode=decode)
@@ -370,7 +370,7 @@ def test_a_language_models_score_that_is_not_of_all_words_is_none(packaged_model
     """A hotword that takes a word's place leaves its part without a score."""
     turns = count()
 
-    def decode(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         decoded = decode_greedy(log_probs, lengths)
         return [replace(tokens, lm_log_prob=None if next(turns) == 2 else -1.0) for tokens in decoded]
 
@@ -383,7 +383,7 @@ def test_each_step_of_a_long_recording_without_a_pause_is_decoded_once(model: CT
     talk = frames[power > 3e-3 * power.max()].flatten()[: 75 * RATE]
     steps = []
 
-    def decode(log_probs: Tensor, lengths: Tensor) -> list[GreedyTokens]:
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         steps.extend(lengths.tolist())
         return decode_greedy(log_probs, lengths)
 
