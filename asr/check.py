@@ -94,21 +94,22 @@ def check_corpus(
 def find_shared(train: CheckedCorpus, valid: CheckedCorpus) -> list[str]:
     """What makes a valid set look easier than new speech, a line for each kind: what is in the training set too.
 
-    Compared are utterance ids, sentences of at least five words, and speakers where both sets name them.
+    Compared are utterances by id and text, sentences of at least five words, and speakers where both sets name them.
     """
 
-    def kinds(corpus: CheckedCorpus) -> dict[str, set[str]]:
-        utterances = [example.utterance for example in corpus.examples]
-        references = {example.reference for example in corpus.examples}
+    def kinds(corpus: CheckedCorpus) -> dict[str, set[tuple[str, ...]]]:
+        examples = corpus.examples
+        speakers: set[tuple[str, ...]] = {(example.utterance.speaker,) for example in examples}
         return {
-            "utterances": {utterance.id for utterance in utterances},
-            "sentences": {reference for reference in references if len(reference.split()) >= SENTENCE_WORDS},
-            "speakers": {utterance.speaker for utterance in utterances} - {""},
+            # Two recordings without an id are called after their files, which may be 001.wav in either set.
+            "utterances": {(example.utterance.id, example.reference) for example in examples},
+            "sentences": {(one.reference,) for one in examples if len(one.reference.split()) >= SENTENCE_WORDS},
+            "speakers": speakers - {("",)},
         }
 
     lines = []
     for (kind, trained), validated in zip(kinds(train).items(), kinds(valid).values(), strict=True):
-        shared = sorted(trained & validated)
+        shared = sorted(name for name, *_ in trained & validated)
         if shared:
             shown = ", ".join(shared[:MOST_LISTED]) + (", ..." if len(shared) > MOST_LISTED else "")
             lines.append(f"{kind} of the valid set that are in the training set too: {len(shared)}: {shown}")

@@ -43,7 +43,7 @@ class FrontendConfig:
     def __post_init__(self) -> None:
         require(self.sample_rate >= 1000, "frontend.sample_rate", self.sample_rate, "be at least 1000 Hz")
         require(self.num_mels >= 8, "frontend.num_mels", self.num_mels, "be at least 8")
-        require(self.hop_ms > 0, "frontend.hop_ms", self.hop_ms, "be above 0 ms")
+        require(self.hop_ms * self.sample_rate >= 1000, "frontend.hop_ms", self.hop_ms, "be at least a sample")
         require(self.window_ms >= self.hop_ms, "frontend.window_ms", self.window_ms, "be at least frontend.hop_ms")
 
 
@@ -125,7 +125,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         snr = self.noise_snr_db
-        require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds", self.speeds, "be numbers above 0")
+        are_speeds = bool(self.speeds) and all(0.5 <= speed <= 2 for speed in self.speeds)
+        require(are_speeds, "augment.speeds", self.speeds, "be numbers from 0.5 to 2")
         require(len(snr) == 2 and snr[0] <= snr[1], "augment.noise_snr_db", snr, "be [lowest, highest]")
         require(0 <= self.time_mask_share <= 1, "augment.time_mask_share", self.time_mask_share, "be in [0, 1]")
         require(0 <= self.noise_probability <= 1, "augment.noise_probability", self.noise_probability, "be in [0, 1]")

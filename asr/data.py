@@ -278,10 +278,31 @@ class SpeechDataModule(lightning.LightningDataModule):
         assert self.trainer is not None
         epochs: Any = self.trainer.fit_loop.epoch_progress.current
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"epoch": epochs.processed, "batches_done": batches.processed if epochs.ready > epochs.processed else 0}
+        done = batches.processed if epochs.ready > epochs.processed else 0
+        return {"epoch": epochs.processed, "batches_done": done, "plan": self._plan_settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises AsrError in the middle of an epoch that would be planned otherwise now."""
         self._batches_done = state_dict.get("epoch", 0), state_dict["batches_done"]
+        before, now = state_dict.get("plan", {}), self._plan_settings()
+        changed = [f"{name}={before[name]}" for name in before if before[name] != now[name]]
+        if state_dict["batches_done"] > 0 and changed:
+            raise AsrError(
+                f"the run was stopped in the middle of an epoch with {', '.join(changed)}; resume it with that, "
+                "or some utterances would be heard twice and others not at all (between two epochs it may change)"
+            )
+
+    def _plan_settings(self) -> dict[str, Any]:
+        """What an epoch's batches depend on."""
+        assert self.trainer is not None
+        seconds = sum(example.utterance.duration_seconds for example in self.train_corpus.examples)
+        return {
+            "data.batch_seconds": self.config.batch_seconds,
+            "trainer.seed": self.seed,
+            "processes": self.trainer.world_size,
+            "utterances to train on": len(self.train_corpus.examples),
+            "seconds of them": round(seconds),
+        }
 
 
 def _as_is(batch: Any) -> Any:

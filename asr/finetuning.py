@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
 from asr.manifest import Utterance, write_manifest
 from asr.modelfile import PACKAGED_MODEL, load_model
+from asr.ranks import is_first_process
 from asr.recipe import load_config
-from asr.training import check_output_dir, train
+from asr.training import check_output_dir, choose_accelerator, train
 
 __all__ = ["Finetuned", "finetune", "finetune_config"]
 
@@ -37,7 +37,10 @@ DEFAULTS = [
     "trainer.patience=6",
 ]
 
-GIVEN_OTHERWISE = ("initial_model=", "data.train=", "data.valid=", "vocabulary.kind=", "vocabulary.size=")
+GIVEN_OTHERWISE = (
+    *("initial_model=", "data=", "data.train=", "data.valid="),
+    *("vocabulary=", "vocabulary.kind=", "vocabulary.size="),
+)
 """Settings of a training that a fine-tuning takes from its model and its arguments."""
 
 FEWEST_EPOCHS, MOST_EPOCHS, TOTAL_HOURS = 5, 40, 10.0
@@ -66,25 +69,31 @@ def finetune(
     config: as `finetune_config` makes it. also_valid: manifests that only the comparison reads.
     mixed: manifests of what the model learned from before; as many hours as are new are drawn from them, against
     forgetting, and listed in `mixed.jsonl` in the output folder.
+    Of several processes the first one compares.
     """
     check_output_dir(config, resume)
     manifests = [*config.data.valid, *also_valid]
-    before = _evaluate(config.initial_model, manifests)
+    before = _evaluate(config.initial_model, manifests, config)
     if mixed:
         train_manifests = [*config.data.train, _write_mixed(mixed, config)]
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=train_manifests))
     path = train(config, resume=resume)
-    finetuned = Finetuned(path, before, _evaluate(path, manifests))
+    finetuned = Finetuned(path, before, _evaluate(path, manifests, config))
     same_alphabet = not config.vocabulary.characters  # else the references differ too
     for name in config.data.valid:
-        if same_alphabet and 0 < before[name].words.rate <= finetuned.after[name].words.rate:
+        if before and same_alphabet and 0 < before[name].words.rate <= finetuned.after[name].words.rate:
             log.warning("%s: no better than before; try more recordings or a lower optimizer.learning_rate=", name)
     return finetuned
 
 
-def _evaluate(model_path: str | Path, manifests: Sequence[str]) -> dict[str, Evaluation]:
-    """Of each; raises AsrError that lists recordings that cannot be read, whose rate would say nothing of the model."""
-    model = load_model(model_path)
+def _evaluate(model_path: str | Path, manifests: Sequence[str], config: TrainConfig) -> dict[str, Evaluation]:
+    """Of each, in the first of several processes, where the training computes; the others have none.
+
+    Raises AsrError that lists recordings that cannot be read, whose rate would say nothing of the model.
+    """
+    if not is_first_process():
+        return {}
+    model = load_model(model_path, choose_accelerator(config.trainer))
     evaluations = {manifest: evaluate(model, read_data(manifest)) for manifest in manifests}
     failures = [failure.message for evaluation in evaluations.values() for failure in evaluation.failures]
     if failures:
@@ -112,7 +121,7 @@ def finetune_config(
     hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(TOTAL_HOURS / hours)))
     for override in overrides:
-        if override.startswith("model.") and not override.startswith("model.encoder.dropout="):
+        if override.startswith(("model.", "model=")) and not override.startswith("model.encoder.dropout="):
             raise AsrError(
                 f"{override}: the model keeps its shape; of its section only model.encoder.dropout can change"
             )
@@ -151,11 +160,5 @@ def _write_mixed(manifests: Sequence[str], config: TrainConfig) -> str:
         seconds += drawn[-1].duration_seconds
     log.info("mixed in: %.2f hours of what was learned before, beside %.2f", seconds / 3600, wanted / 3600)
     path = Path(config.output_dir) / "mixed.jsonl"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may write it, all the same
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_manifest(drawn, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise AsrError(f"{path}: cannot be written: {error.strerror}; choose another output_dir=") from error
+    write_manifest(drawn, path)
     return str(path)

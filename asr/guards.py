@@ -15,7 +15,9 @@ __all__ = ["Guards"]
 
 log = logging.getLogger(__name__)
 
-MOST_SKIPPED_STEPS = 20
+MOST_SKIPPED_STEPS, MOST_RESCALED_STEPS = 20, 40
+"""Without a finite gradient: in all; and in a row in 16-mixed, whose scaler begins at 2¹⁶ and halves at each."""
+
 MOST_UNREADABLE_SHARE, FEWEST_UNREADABLE = 0.01, 10
 """Recordings that may turn out unreadable: this share of the training set, or so many where that is more."""
 
@@ -26,7 +28,7 @@ class Guards(lightning.Callback):
     def __init__(self, examples: int) -> None:
         """examples: of the training set."""
         self.most_unreadable = max(FEWEST_UNREADABLE, int(MOST_UNREADABLE_SHARE * examples))
-        self.skipped_steps = 0
+        self.skipped_steps = self.rescaled_steps = 0
         self._unreadable: set[str] = set()
         self._ids: list[str] = []
 
@@ -57,11 +59,20 @@ class Guards(lightning.Callback):
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         module.log("train/gradient_norm", norm)
-        if norm.isfinite() or trainer.precision == "16-mixed":  # whose scaler meets such steps, and skips them, itself
+        shown = ", ".join(self._ids)
+        if norm.isfinite():
+            self.rescaled_steps = 0
+            return
+        if trainer.precision == "16-mixed":  # whose scaler meets such steps, and skips them, itself
+            self.rescaled_steps += 1
+            if self.rescaled_steps > MOST_RESCALED_STEPS:
+                raise AsrError(
+                    f"the gradient was not finite in {self.rescaled_steps} steps in a row, the last with {shown}; "
+                    "lower optimizer.learning_rate, or set trainer.precision=32-true"
+                )
             return
         self.skipped_steps += 1
         optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
-        shown = ", ".join(self._ids)
         log.warning("step %d left out: its gradient is not finite; utterances %s", trainer.global_step, shown)
         if self.skipped_steps > MOST_SKIPPED_STEPS:
             raise AsrError(

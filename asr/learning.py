@@ -121,8 +121,10 @@ class CTCTrainingModule(lightning.LightningModule):
         valid = valid_positions(lengths, log_probs.shape[1])
         blanks = (log_probs.argmax(2) == BLANK_ID)[valid].float().mean()
         empty = sum(not hypothesis for hypothesis in hypotheses) / len(hypotheses)
-        shares = {"valid/loss": loss, "valid/blank_share": blanks, "valid/empty_hypothesis_share": empty}
-        self.log_dict(shares, batch_size=len(batch.ids), sync_dist=True)
+        # Each is a mean over what it counts, in all batches together.
+        self.log("valid/loss", loss, batch_size=int(batch.target_lengths.sum()), sync_dist=True)
+        self.log("valid/blank_share", blanks, batch_size=int(lengths.sum()), sync_dist=True)
+        self.log("valid/empty_hypothesis_share", empty, batch_size=len(batch.ids), sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()

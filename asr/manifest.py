@@ -231,8 +231,8 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
             duration = audio.duration_seconds - (start or 0.0)
     if duration <= 0:
         raise _LineError(f"duration={duration:g} must be above 0 seconds")
-    name = str(fields.get("id") or Path(audio_path).stem)
-    speaker = str(fields.get("speaker") or "")
+    name = Path(audio_path).stem if fields.get("id") in (None, "") else str(fields["id"])
+    speaker = "" if fields.get("speaker") is None else str(fields["speaker"])
     return Utterance(name, audio_path, fields["text"], start or 0.0, duration, speaker, manifest, line)
 
 

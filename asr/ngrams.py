@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import logging
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,7 +78,7 @@ def read_sentences(
         try:
             with _open_text(Path(path)) as file:
                 yield from filter(None, map(normalize, file))
-        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
             raise AsrError(f"{path}: the text cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 

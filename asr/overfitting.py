@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
+from asr.check import check_corpus
 from asr.config import AugmentConfig, TrainConfig
-from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_many
 from asr.manifest import read_manifest, write_manifest
-from asr.modelfile import load_model
-from asr.training import train
+from asr.modelfile import load_model, save_model
+from asr.training import make_model, train
 
 __all__ = ["LEARNED_WER", "overfit", "overfit_config"]
 
@@ -32,7 +34,7 @@ NO_AUGMENTATION = AugmentConfig(
 def overfit(config: TrainConfig, count: int) -> Evaluation:
     """Train by a recipe on the first `count` usable utterances of its training set alone, and evaluate on them.
 
-    Raises AsrError as `train` does, and for a training set without a usable utterance.
+    Raises AsrError as `train` does.
     """
     small = overfit_config(config, count)
     model = load_model(train(small))
@@ -42,24 +44,24 @@ def overfit(config: TrainConfig, count: int) -> Evaluation:
 def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
     """The recipe on those utterances, without augmentation and dropout; writes their manifest to its output folder."""
     limits = config.data
-    usable = [
-        utterance
-        for utterance in read_many(config.data.train)
-        if limits.min_seconds <= utterance.duration_seconds <= limits.max_seconds
-    ][:count]
-    if not usable:
-        raise AsrError(f"data.train={list(config.data.train)} holds no utterance of a length to train on")
+    utterances = read_many(config.data.train)
+    torch.manual_seed(config.trainer.seed)
+    model = make_model(config, (utterance.text for utterance in utterances))  # few texts are too few to learn pieces
+    examples = check_corpus(utterances, model, limits, NO_AUGMENTATION).examples[:count]
     output_dir = Path(f"{config.output_dir}-overfit")
     output_dir.mkdir(parents=True, exist_ok=True)
     for checkpoint in output_dir.glob("*.ckpt"):  # of an earlier trial, which nobody resumes
         checkpoint.unlink()
     manifest = output_dir / "overfit.jsonl"
-    write_manifest(usable, manifest)
-    batch_seconds = max(limits.max_seconds, sum(utterance.duration_seconds for utterance in usable) / 4)
+    write_manifest([example.utterance for example in examples], manifest)
+    initial_model = output_dir / "initial.safetensors"
+    save_model(model, initial_model)
+    batch_seconds = max(limits.max_seconds, sum(example.utterance.duration_seconds for example in examples) / 4)
     encoder = dataclasses.replace(config.model.encoder, dropout=0.0)
     return dataclasses.replace(
         config,
         output_dir=str(output_dir),
+        initial_model=str(initial_model),
         model=dataclasses.replace(config.model, encoder=encoder),
         augment=NO_AUGMENTATION,
         data=dataclasses.replace(limits, train=[str(manifest)], valid=[str(manifest)], batch_seconds=batch_seconds),
@@ -69,5 +71,6 @@ def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
             valid_every_epochs=EPOCHS // VALIDATIONS,
             patience=VALIDATIONS,
             average_decay=0.0,
+            devices="1",
         ),
     )

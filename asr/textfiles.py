@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,9 +20,11 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
     """A text file that gets the name `path` when the block ends without an error, and is removed otherwise.
 
     path: compressed where it ends in .gz. What UTF-8 cannot write, bytes of file names in another encoding, is written
-    as in Python. Raises AsrError for a full disk and a folder that cannot be written to.
+    as in Python. Raises AsrError for a full disk, a folder that cannot be written to, and a path that is a folder.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    if not path.name or path.is_dir():
+        raise AsrError(f"{path}: is a folder; name a file in it")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # several processes may write the same
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:

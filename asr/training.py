@@ -87,9 +87,7 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     if not config.data.train or not config.data.valid:
         raise AsrError("data.train and data.valid must each name a manifest")
     utterances = read_many(config.data.train)
-    alphabet = CharacterVocabulary(config.vocabulary.characters or ALPHABET)
-    references = (alphabet.normalize(utterance.text) for utterance in utterances)  # only pieces are learned from them
-    model = make_model(config, references)
+    model = make_model(config, (utterance.text for utterance in utterances))
     train_corpus = check_corpus(utterances, model, config.data, config.augment)
     valid_corpus = check_corpus(read_many(config.data.valid), model, None, None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -98,8 +96,8 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     return model, train_corpus, valid_corpus
 
 
-def make_model(config: TrainConfig, references: Iterable[str]) -> CTCModel:
-    """A model with random weights, or with those of `config.initial_model`."""
+def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
+    """A model with random weights, or with those of `config.initial_model`; texts: what it shall learn to write."""
     if config.initial_model:
         model = load_model(config.initial_model)
         model = with_dropout(model, config.model.encoder.dropout)
@@ -110,7 +108,7 @@ def make_model(config: TrainConfig, references: Iterable[str]) -> CTCModel:
         if config.vocabulary.characters:
             model = change_characters(model, config.vocabulary.characters)
     else:
-        model = CTCModel(config.model, make_vocabulary(config, references))
+        model = CTCModel(config.model, make_vocabulary(config, texts))
     freeze(model, config.optimizer.frozen_layers)
     return model.train()
 
@@ -138,11 +136,12 @@ def freeze(model: CTCModel, num_layers: int) -> None:
             part.requires_grad_(False)
 
 
-def make_vocabulary(config: TrainConfig, references: Iterable[str]) -> Vocabulary:
-    """Characters, or pieces learned from the training references."""
+def make_vocabulary(config: TrainConfig, texts: Iterable[str]) -> Vocabulary:
+    """Characters, or pieces learned from the texts of the training set."""
+    characters = CharacterVocabulary(config.vocabulary.characters or ALPHABET)
     if config.vocabulary.kind == "characters":
-        return CharacterVocabulary(config.vocabulary.characters or ALPHABET)
-    return SentencePieceVocabulary.train(references, config.vocabulary.size)
+        return characters
+    return SentencePieceVocabulary.train(map(characters.normalize, texts), config.vocabulary.size)
 
 
 @contextmanager

@@ -32,18 +32,19 @@ def script(name: str) -> Any:
     return module
 
 
-def test_run_trains_each_model_with_each_seed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [[], ["trainer.epochs=2"]])
+def test_run_trains_each_model_with_each_seed(tmp_path: Path, arguments: list[str]) -> None:
     fake = tmp_path / "asr"
     fake.write_text('#!/bin/sh\necho "$@"\n')
     fake.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["sh", str(FOLDER / "run.sh"), "trainer.epochs=2"]
+    command = ["sh", str(FOLDER / "run.sh"), *arguments]
     lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(set(lines)) == 15
-    assert lines[3] == (
-        "train recipes/cells/cells.yaml model.encoder.cell=rnn model.encoder.hidden_size=128 trainer.seed=1 "
-        "output_dir=runs/cells/rnn-128-1 trainer.epochs=2"
-    )
+    settings = "model.encoder.cell=rnn", "model.encoder.hidden_size=128", "trainer.seed=1"
+    assert lines[3].split() == [
+        *("train", "recipes/cells/cells.yaml", *settings, "output_dir=runs/cells/rnn-128-1", *arguments)
+    ]
 
 
 def test_the_models_of_equal_size_are_of_equal_size() -> None:

@@ -255,8 +255,8 @@ def corpus_of(*utterances: tuple[str, str, str]) -> CheckedCorpus:
 
 
 def test_a_valid_set_of_its_own_shares_nothing() -> None:
-    train = corpus_of(("a", "ONE TWO THREE FOUR FIVE", "ann"), ("b", "YES SIR", ""))
-    valid = corpus_of(("c", "ONE TWO THREE FOUR SIX", "bob"), ("d", "YES SIR", ""))
+    train = corpus_of(("a", "ONE TWO THREE FOUR FIVE", "ann"), ("b", "YES SIR", ""), ("001", "HERE", ""))
+    valid = corpus_of(("001", "OF ANOTHER FOLDER", ""), ("c", "ONE TWO THREE FOUR SIX", "bob"), ("d", "YES SIR", ""))
     assert find_shared(train, valid) == []
 
 

@@ -727,6 +727,18 @@ def test_a_bad_manifest_is_told_by_file_and_line(
     assert done.errors.count("\n") == 1
 
 
+def test_a_recording_named_twice_is_done_once_and_written_to_every_place(
+    run: Run, model_path: Path, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "rec", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    shutil.copy(sample_paths[0], folder / "sub" / "a.flac")
+    done = run("transcribe", "--model", model_path, folder, folder / "sub", "none.wav", "none.wav", "--output-dir", out)
+    assert done.code == 1
+    assert "1 of 2 files" in done.errors
+    assert (out / "sub" / "a.txt").read_text(encoding="utf-8") == (out / "a.txt").read_text(encoding="utf-8") != ""
+
+
 def test_hypotheses_that_cannot_be_written_are_told(run: Run, model_path: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", model_path, SAMPLES / "manifest.jsonl", "--hypotheses")
     path = tmp_path / "none" / "h.jsonl"

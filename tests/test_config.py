@@ -115,7 +115,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
     [
         ("model.frontend.sample_rate=8", "frontend.sample_rate=8 must be at least 1000 Hz"),
         ("model.frontend.num_mels=4", "frontend.num_mels=4 must be at least 8"),
-        ("model.frontend.hop_ms=0", "frontend.hop_ms=0.0 must be above 0 ms"),
+        ("model.frontend.hop_ms=0", "frontend.hop_ms=0.0 must be at least a sample"),
         ("model.frontend.window_ms=5", "frontend.window_ms=5.0 must be at least frontend.hop_ms"),
         ("model.encoder.cell=gruu", "encoder.cell='gruu' must be gru, lstm or rnn"),
         ("model.encoder.num_layers=0", "encoder.num_layers=0 must be at least 1"),
@@ -124,7 +124,8 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
         ("model.encoder.dropout=1", "encoder.dropout=1.0 must be in [0, 1)"),
         ("vocabulary.kind=words", "vocabulary.kind='words' must be characters or sentencepiece"),
         ("vocabulary.size=1", "vocabulary.size=1 must be at least 2"),
-        ("augment.speeds=[]", "augment.speeds=[] must be numbers above 0"),
+        ("augment.speeds=[]", "augment.speeds=[] must be numbers from 0.5 to 2"),
+        ("augment.speeds=[1.0,.nan]", "augment.speeds=[1.0, nan] must be numbers from 0.5 to 2"),
         ("augment.noise_snr_db=[40,10]", "augment.noise_snr_db=[40.0, 10.0] must be [lowest, highest]"),
         ("augment.time_mask_share=2", "augment.time_mask_share=2.0 must be in [0, 1]"),
         ("augment.noise_probability=-1", "augment.noise_probability=-1.0 must be in [0, 1]"),

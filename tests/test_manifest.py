@@ -442,3 +442,9 @@ def test_an_error_while_a_manifest_is_written_leaves_the_one_before(tmp_path: Pa
         write_manifest(broken(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_that_is_zero_is_a_name_too(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_bytes(json_lines(GOOD | {"id": 0, "speaker": 0}))
+    (utterance,) = read_manifest(tmp_path / "m.jsonl")
+    assert (utterance.id, utterance.speaker) == ("0", "0")

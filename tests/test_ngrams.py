@@ -146,12 +146,23 @@ def test_text_is_read_normal_from_plain_and_packed_files(tmp_path: Path) -> None
     assert list(read_sentences(paths)) == ["IT'S HERE", "SO IS THAT"] * 3
 
 
-@pytest.mark.parametrize("name", ["none.txt", "bad.gz", "bad.xz", "latin.txt"])
+@pytest.mark.parametrize("name", ["none.txt", "bad.gz", "damaged.gz", "bad.xz", "latin.txt"])
 def test_a_text_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
-    if name != "none.txt":
+    if name == "damaged.gz":
+        packed = bytearray(gzip.compress(bytes(range(65, 91)) * 99, mtime=0))
+        packed[12] ^= 0xFF
+        (tmp_path / name).write_bytes(packed)
+    elif name != "none.txt":
         (tmp_path / name).write_bytes(b"caf\xe9")
     with pytest.raises(AsrError, match=rf"{name}: the text cannot be read: "):
         list(read_sentences([tmp_path / name]))
+
+
+def test_a_folder_is_no_place_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), tmp_path):
+        with pytest.raises(AsrError, match="is a folder; name a file in it"):
+            write_arpa(build_ngrams(TEXT, 1), folder)
 
 
 def test_kenlm_reads_the_arpa_and_gives_the_same_scores(tmp_path: Path) -> None:

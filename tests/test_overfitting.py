@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from asr.cli import main
 from asr.manifest import read_manifest
 from asr.overfitting import overfit_config
 from asr.recipe import load_config
+from asr.training import prepare_training
 
 MANIFEST = Path(__file__).parents[1] / "samples" / "manifest.jsonl"
 RECIPE = f"""
@@ -63,3 +65,20 @@ def test_what_cannot_be_meant_is_told(
     with pytest.raises(SystemExit):
         main(["train", recipe, *arguments])
     assert reason in capsys.readouterr().err
+
+
+def test_what_training_would_leave_out_is_passed_over_and_pieces_come_from_all_texts(
+    recipe: str, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in MANIFEST.read_text(encoding="utf-8").splitlines()]
+    lines = [line | {"audio": str(MANIFEST.parent / line["audio"])} for line in lines]
+    lines.sort(key=lambda line: line["duration"])
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(json.dumps(line) for line in [lines[0] | {"text": "1912"}, *lines]), encoding="utf-8")
+    pieces = ["vocabulary.kind=sentencepiece", "vocabulary.size=80"]
+    settings = [f"output_dir={tmp_path}/run", f"data.train=[{manifest}]", *pieces]
+    small = overfit_config(load_config(recipe, settings), 1)
+    assert [utterance.text for utterance in read_manifest(small.data.train[0])] == [lines[0]["text"]]
+    model, train_corpus, _ = prepare_training(small)
+    assert len(model.vocabulary) == 80
+    assert len(train_corpus.examples) == 1

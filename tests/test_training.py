@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -442,6 +443,20 @@ def test_the_progress_bar_of_a_resumed_epoch_shows_where_it_is(
     assert not any("/? [" in line or "| 1/4 [" in line for line in drawn)
 
 
+@pytest.mark.parametrize("changed", ["data.batch_seconds=14", "trainer.seed=5", "data.max_seconds=5"])
+def test_another_plan_is_refused_in_the_middle_of_an_epoch_and_taken_between_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 7), make_config(tmp_path / "middle"))
+    with pytest.raises(AsrError, match=r"^the run was stopped in the middle of an epoch with .*; resume it with that"):
+        train(make_config(tmp_path / "middle", changed), resume=True)
+    train(make_config(tmp_path / "middle"), resume=True)  # it is as it was
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_epoch_start", 2), make_config(tmp_path / "between"))
+    train(make_config(tmp_path / "between", changed), resume=True)
+
+
 def test_it_equals_where_plans_differ_in_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, counts, settings = write_uneven_manifest(tmp_path)
     train(make_config(tmp_path / "whole", *settings))
@@ -621,6 +636,22 @@ def test_too_many_such_steps_end_the_training_with_a_sentence(tmp_path: Path, mo
     spoil(monkeypatch, set(range(1, 100)))
     with pytest.raises(AsrError, match=r"the gradient was not finite in 4 steps, .*; lower optimizer\.learning_rate"):
         train(make_config(tmp_path))
+
+
+def test_a_scaler_that_never_meets_a_finite_gradient_ends_the_training_too() -> None:
+    module: Any = torch.nn.Linear(2, 2)
+    module.log = lambda *_: None
+    trainer: Any = SimpleNamespace(precision="16-mixed", global_step=0)
+    guards = asr.guards.Guards(10)
+    for step in range(100):
+        finite = step in (5, 39)
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, 1.0 if finite else float("nan"))
+        if step == 40 + asr.guards.MOST_RESCALED_STEPS:
+            with pytest.raises(AsrError, match=r"not finite in 41 steps in a row, .*trainer\.precision=32-true"):
+                guards.on_before_optimizer_step(trainer, module, torch.optim.SGD(module.parameters(), 1.0))
+            return
+        guards.on_before_optimizer_step(trainer, module, torch.optim.SGD(module.parameters(), 1.0))
 
 
 def lose(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:

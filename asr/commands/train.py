@@ -161,6 +161,7 @@ def add_finetune(commands: Commands) -> None:
 def _run_finetune(options: argparse.Namespace) -> int:
     """Train a model on with more recordings, and print the WER of each valid set before and after."""
     from asr.finetuning import finetune, finetune_config
+    from asr.ranks import is_first_process
 
     model = None if options.model == "packaged" else options.model
     config = finetune_config(
@@ -172,8 +173,9 @@ def _run_finetune(options: argparse.Namespace) -> int:
         characters=options.new_vocabulary,
     )
     finetuned = finetune(config, also_valid=options.also_valid, mixed=options.mix, resume=options.resume)
-    print(finetuned.summary())
-    print(finetuned.path)
+    if is_first_process():
+        print(finetuned.summary())
+        print(finetuned.path)
     return 0
 
 

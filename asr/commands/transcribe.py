@@ -76,7 +76,7 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     found = find_recordings(options.files)
     alone = [name for name, _ in found] == options.files[:1]
     outputs = _plan_outputs(found, options) if options.output_dir else {}
-    names = [name for name, _ in found if not options.output_dir or name in outputs]
+    names = list(outputs) if options.output_dir else [name for name, _ in found]
     model = load_model(options.model, choose_device(options.device))
     stdin: BinaryIO = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
     decode = make_decode(options, model)
@@ -91,7 +91,7 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     with audio_bar(names, shown=shown) as progress:
         results = transcribe_recordings(model, recordings, **settings, progress=progress)
         if options.output_dir:
-            return _write_all(results, outputs, done_before=len(found) - len(names))
+            return _write_all(results, outputs, done_before=len(dict(found)) - len(names))
         return _print_all(results, options.format[0], alone=alone)
 
 
@@ -164,9 +164,10 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
         if taken.setdefault(place, name) != name:
             output = options.output_dir / place
             raise AsrError(f"{taken[place]} and {name} would both be written to {output}.*; rename one")
-    outputs = {
-        name: [options.output_dir / f"{place}.{extension}" for extension in extensions] for place, name in taken.items()
-    }
+    outputs: dict[str, list[Path]] = {}
+    for place, name in taken.items():
+        paths = [options.output_dir / f"{place}.{extension}" for extension in extensions]
+        outputs[name] = outputs.get(name, []) + paths
     if options.skip_existing:
         return {name: paths for name, paths in outputs.items() if not all(path.exists() for path in paths)}
     return outputs

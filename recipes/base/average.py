@@ -17,6 +17,10 @@ from asr.modelfile import save_model
 
 def average(models: Sequence[CTCModel]) -> CTCModel:
     """A model like the first, with the mean of all weights."""
+    first = models[0]
+    for model in models[1:]:
+        if (model.config.encoder, model.vocabulary.tokens) != (first.config.encoder, first.vocabulary.tokens):
+            raise SystemExit("models of different shapes or alphabets have no mean")
     states = [model.state_dict() for model in models]
     mean = CTCModel(models[0].config, models[0].vocabulary)
     mean.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})

@@ -29,10 +29,10 @@ def main() -> None:
     manifest, folder = sys.argv[1], Path(sys.argv[2])
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
-        for utterance in read_manifest(manifest):
+        for number, utterance in enumerate(read_manifest(manifest)):
             span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
             samples = read_audio(utterance.audio_path, SAMPLE_RATE, **span)
-            copy = f"audio/{utterance.id}.mp3"
+            copy = f"audio/{number:06d}.mp3"  # not by its id, which others may have too
             soundfile.write(folder / copy, samples.numpy(), SAMPLE_RATE, format="MP3", **QUALITY)
             entry = {"audio": copy, "text": utterance.text, "speaker": utterance.speaker}
             entry["duration"] = utterance.duration_seconds

@@ -4,7 +4,7 @@
 set -e
 for seed in 1 2 3; do
     for model in gru-128 lstm-128 lstm-111 rnn-128 rnn-215; do
-        echo "$model $seed $*"
+        echo "$model $seed${*:+ $*}"  # xargs joins a line that ends in a space to the next
     done
 done | xargs -P "${JOBS:-1}" -L 1 sh -c '
     model=$1 seed=$2; shift 2
