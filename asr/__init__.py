@@ -29,6 +29,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     shards         utterances                ↔ tar files of some hundred recordings
     folders        a manifest or a folder    → utterances
     survey         utterances                → a page about them
+    plan           durations                 → the batches of an epoch
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers

@@ -59,10 +59,10 @@ class Guards(lightning.Callback):
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         module.log("train/gradient_norm", norm)
-        shown = ", ".join(self._ids)
         if norm.isfinite():
             self.rescaled_steps = 0
             return
+        shown = ", ".join(self._ids)
         if trainer.precision == "16-mixed":  # whose scaler meets such steps, and skips them, itself
             self.rescaled_steps += 1
             if self.rescaled_steps > MOST_RESCALED_STEPS:

@@ -21,7 +21,7 @@ PROGRAM = """
 import re, sys, time
 from asr.check import check_corpus
 from asr.config import AugmentConfig, DataConfig, ModelConfig
-from asr.data import DurationBatchSampler
+from asr.plan import DurationBatchSampler
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.text import CharacterVocabulary

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 from asr.audio import read_audio
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
-from asr.data import Batch, DurationBatchSampler, SpeechDataModule, SpeechDataset, plan_batches
+from asr.data import Batch, SpeechDataModule, SpeechDataset
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel
+from asr.plan import DurationBatchSampler, plan_batches
 from asr.text import CharacterVocabulary, normalize_transcript
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -34,13 +34,14 @@ import asr.training
 from asr.check import check_corpus
 from asr.checkpoints import find_checkpoint
 from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
-from asr.data import Batch, DurationBatchSampler
+from asr.data import Batch
 from asr.errors import AsrError
 from asr.evaluation import evaluate
 from asr.learning import CTCTrainingModule, disagreement, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.modelfile import load_model
+from asr.plan import DurationBatchSampler
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.training import check_output_dir, choose_accelerator, make_model, train

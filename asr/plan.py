@@ -1,0 +1,98 @@
+"""Durations to the batches of an epoch, planned so that a seed and an epoch give the same ones every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy
+from torch.utils.data import Sampler
+
+__all__ = ["DurationBatchSampler", "plan_batches"]
+
+DURATION_JITTER = 0.03
+"""Sorting key noise, share of the duration: batches mix anew each epoch and padding stays at a few percent."""
+
+
+def plan_batches(
+    durations: Sequence[float], batch_seconds: float, generator: numpy.random.Generator, world_size: int = 1
+) -> list[list[int]]:
+    """Every index once, in batches of like durations, from short to long, each to be dealt out to `world_size` ranks.
+
+    A rank's part has at most `batch_seconds`, padding included, and at least one utterance: a short last batch takes
+    the missing ones from its neighbour, and where there are too few for all, some are repeated.
+    """
+    noise = generator.uniform(1 - DURATION_JITTER, 1 + DURATION_JITTER, len(durations))
+    order = numpy.argsort(numpy.asarray(durations) * noise, kind="stable")
+    batches: list[list[int]] = [[]]
+    longest = 0.0
+    for index in order.tolist():
+        longest = max(longest, durations[index])
+        most_per_rank = len(batches[-1]) // world_size + 1
+        if batches[-1] and longest * most_per_rank > batch_seconds:
+            batches.append([])
+            longest = durations[index]
+        batches[-1].append(index)
+    for earlier, later in zip(batches[-2::-1], batches[::-1]):
+        while len(later) < world_size and earlier:
+            later.append(earlier.pop())
+    return [(batch * world_size)[: max(len(batch), world_size)] for batch in batches if batch]
+
+
+class DurationBatchSampler(Sampler[list[int]]):
+    """The batches of one rank, epoch after epoch; an epoch's plan is a function of (seed, epoch) alone.
+
+    Across ranks a plan is made of batches `world_size` times as long, and each rank takes its part of every one, so
+    that all have as many batches, of like durations, and every utterance is seen.
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float],
+        batch_seconds: float,
+        *,
+        seed: int,
+        shortest_first: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.durations = durations
+        self.shortest_first = shortest_first
+        self.batch_seconds = batch_seconds
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.batches_done = (0, 0)
+        """An epoch, and how many of its batches were done before a resume."""
+        self._planned: tuple[int, list[list[int]]] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls it before each epoch."""
+        self.epoch = epoch
+
+    def count_batches(self, epochs: int) -> int:
+        """Of the first so many epochs together, whose plans differ in length."""
+        return sum(len(self._batches(self._generator(epoch))) for epoch in range(epochs))
+
+    def _generator(self, epoch: int) -> numpy.random.Generator:
+        return numpy.random.default_rng([self.seed, epoch])
+
+    def _batches(self, generator: numpy.random.Generator) -> list[list[int]]:
+        """Of all ranks, from short to long."""
+        return plan_batches(self.durations, self.batch_seconds, generator, self.world_size)
+
+    def _plan(self) -> list[list[int]]:
+        if self._planned is None or self._planned[0] != self.epoch:
+            generator = self._generator(self.epoch)
+            batches = self._batches(generator)
+            if self.epoch > 0 or not self.shortest_first:
+                batches = [batches[place] for place in generator.permutation(len(batches))]
+            self._planned = self.epoch, [batch[self.rank :: self.world_size] for batch in batches]
+        return self._planned[1]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, done = self.batches_done
+        yield from self._plan()[done if self.epoch == epoch else 0 :]
+
+    def __len__(self) -> int:
+        return len(self._plan())
