@@ -103,8 +103,10 @@ def _align_piece(log_probs: Tensor, token_ids: list[int]) -> DecodedTokens:
     steps = len(log_probs)
     if not token_ids:
         return DecodedTokens([], [], [], [])
-    if steps < steps_needed(token_ids) or steps * (2 * len(token_ids) + 1) > MOST_CELLS:
-        log.warning("%d tokens cannot be placed in %d steps: text and audio differ there", len(token_ids), steps)
+    too_large = steps * (2 * len(token_ids) + 1) > MOST_CELLS
+    if too_large or steps < steps_needed(token_ids):
+        reason = "too long a stretch without a word that was heard" if too_large else "text and audio differ there"
+        log.warning("%d tokens cannot be placed in %d steps: %s", len(token_ids), steps, reason)
         edges = [steps * index // len(token_ids) for index in range(len(token_ids) + 1)]
         return DecodedTokens(token_ids, edges[:-1], edges[1:], [-inf] * len(token_ids))
     targets = torch.tensor([token_ids], device=log_probs.device)

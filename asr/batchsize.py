@@ -121,9 +121,8 @@ def _is_enough(trials: Sequence[Trial]) -> bool:
     last = trials[-1]
     if last.on_gpu:
         return False
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     is_slower = len(trials) > 1 and AS_FAST * last.audio_per_second < trials[-2].audio_per_second
-    return is_slower or 2 * last.memory_bytes > physical / 2
+    return is_slower or 2 * last.memory_bytes > _physical_memory() / 2
 
 
 def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batch_seconds: float) -> Trial:
@@ -176,6 +175,13 @@ class _Watch(lightning.Callback):
         elif self.fits:
             self.seconds = time.perf_counter() - self._since
             self.memory_bytes = torch.cuda.max_memory_allocated() if self.on_gpu else _process_memory()
+
+
+def _physical_memory() -> float:
+    """Of this machine, bytes; infinite on Windows, where a slower trial is the only end."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _process_memory() -> int:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asr.decoder import Decode
-from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
+from asr.textfiles import new_text_file
 from asr.transcript import Transcript
 from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
 
@@ -67,20 +67,16 @@ class Evaluation:
 
         Raises AsrError where the file cannot be written.
         """
-        lines = []
-        for item in self.scored:
-            fields = {
-                "id": item.utterance.id,
-                "audio": item.utterance.audio_path,
-                "reference": item.reference,
-                "hypothesis": item.hypothesis,
-                **dataclasses.asdict(item.words),
-            }
-            lines.append(json.dumps(fields) + "\n")
-        try:
-            Path(path).write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise AsrError(f"{path}: the hypotheses cannot be written: {error.strerror}") from error
+        with new_text_file(Path(path)) as file:
+            for item in self.scored:
+                fields = {
+                    "id": item.utterance.id,
+                    "audio": item.utterance.audio_path,
+                    "reference": item.reference,
+                    "hypothesis": item.hypothesis,
+                    **dataclasses.asdict(item.words),
+                }
+                file.write(json.dumps(fields) + "\n")
 
 
 def evaluate(

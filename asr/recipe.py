@@ -30,12 +30,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
         recipe = OmegaConf.load(path) if path is not None else OmegaConf.create()
         changes = OmegaConf.from_dotlist(list(overrides))
         for source in (recipe, changes):
+            for key in sorted(OmegaConf.missing_keys(source)):
+                raise AsrError(f"{key}=??? waits for a value")
             _check_keys(OmegaConf.to_container(source), TrainConfig, "")
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), recipe, changes)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise AsrError(f"{path or 'overrides'}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, OSError) as error:  # OmegaConf's OSError: a file that holds a bare number
         raise AsrError(f"{path or 'overrides'}: not YAML: {error}") from error
     except AsrError as error:
         raise AsrError(f"{path or 'overrides'}: {error}") from error

@@ -19,12 +19,14 @@ __all__ = ["new_text_file"]
 def new_text_file(path: Path) -> Iterator[TextIO]:
     """A text file that gets the name `path` when the block ends without an error, and is removed otherwise.
 
-    path: compressed where it ends in .gz. What UTF-8 cannot write, bytes of file names in another encoding, is written
-    as in Python. Raises AsrError for a full disk, a folder that cannot be written to, and a path that is a folder.
+    path: compressed where it ends in .gz; a pipe or a device is written to as it is. What UTF-8 cannot write, bytes of
+    file names in another encoding, is written as in Python. Raises AsrError for a full disk, a folder that cannot be written to, and a path that is a folder.
     """
     if not path.name or path.is_dir():
         raise AsrError(f"{path}: is a folder; name a file in it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # several processes may write the same
+    is_stream = path.exists() and not path.is_file()  # a pipe, a terminal
+    target = path if is_stream else path.resolve()  # a link stays one
+    temporary = target if is_stream else target.with_name(f".{target.name}.{os.getpid()}.part")  # several may write
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -32,9 +34,11 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
             if path.suffix == ".gz":  # neither name nor time in its header: the same text makes the same bytes
                 file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
             yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n"))
-        temporary.replace(path)
+        if not is_stream:
+            temporary.replace(target)
     except OSError as error:
         raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
     finally:
-        with suppress(OSError):  # where there is no folder there is no file
-            temporary.unlink()
+        if not is_stream:
+            with suppress(OSError):  # where there is no folder there is no file
+                temporary.unlink()

@@ -541,6 +541,8 @@ def test_wrong_usage_is_told_with_exit_code_2(run: Run, arguments: list[str], sa
     ("device", "said"),
     [
         ("tpu", "--device tpu must be cpu, cuda or auto"),
+        ("cpu:x", "--device cpu:x must be cpu, cuda or auto"),
+        ("meta", "--device meta must be cpu, cuda or auto"),
         pytest.param(
             "cuda",
             "--device cuda: no GPU is available here; use --device cpu",
@@ -745,7 +747,7 @@ def test_hypotheses_that_cannot_be_written_are_told(run: Run, model_path: Path, 
     assert run(*arguments, path) == Outcome(1, "", f"asr evaluate: --hypotheses {path}: its folder does not exist\n")
     done = run(*arguments, tmp_path)
     assert done.code == 1
-    assert done.errors == f"asr evaluate: {tmp_path}: the hypotheses cannot be written: Is a directory\n"
+    assert done.errors == f"asr evaluate: {tmp_path}: is a folder; name a file in it\n"
     assert "WER" in done.output, "what was computed is not lost"
 
 

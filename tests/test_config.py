@@ -99,6 +99,8 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(override: str, m
         ("trainer: 3", "trainer must be a section"),
         ("- a\n- b", "the recipe must be a section"),
         ("a: [1", "not YAML: "),
+        ("5", "not YAML: "),
+        ("trainer:\n  epochs: ???", "trainer.epochs=??? waits for a value"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(

@@ -126,6 +126,12 @@ def choose_device(name: str) -> str:
         return "cuda" if has_gpu else "cpu"
     if name.split(":")[0] == "cuda" and not has_gpu:
         raise AsrError(f"--device {name}: no GPU is available here; use --device cpu")
-    if name != "cpu" and name.split(":")[0] != "cuda":
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")  # as wrong as any name
+    if device.type not in ("cpu", "cuda"):
         raise AsrError(f"--device {name} must be {DEVICES}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise AsrError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from cuda:0")
     return name

@@ -1,0 +1,46 @@
+"""New text files: whole or not there, under the name that was asked for, whatever bears it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from asr.textfiles import new_text_file
+
+
+def test_what_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old", encoding="utf-8")
+    with pytest.raises(TypeError), new_text_file(path) as file:
+        file.writelines(["new" * 100_000, 5])  # type: ignore[list-item]
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.txt", tmp_path / "folder" / "target.txt"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        with new_text_file(link) as file:
+            file.write(text)
+        assert link.is_symlink()
+        assert target.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders there")
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = Thread(target=lambda: read.append(pipe.read_text(encoding="utf-8")), daemon=True)
+    reader.start()
+    with new_text_file(pipe) as file:
+        file.write("what the other end reads\n")
+    reader.join(timeout=30)
+    assert read == ["what the other end reads\n"]
+    assert pipe.is_fifo()
