@@ -20,7 +20,8 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
     """A text file that gets the name `path` when the block ends without an error, and is removed otherwise.
 
     path: compressed where it ends in .gz; a pipe or a device is written to as it is. What UTF-8 cannot write, bytes of
-    file names in another encoding, is written as in Python. Raises AsrError for a full disk, a folder that cannot be written to, and a path that is a folder.
+    file names in another encoding, is written as in Python. Raises AsrError for a full disk, a folder that cannot be
+    written to, and a path that is a folder.
     """
     if not path.name or path.is_dir():
         raise AsrError(f"{path}: is a folder; name a file in it")
