@@ -25,8 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's); returns the exit code."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        if sys.platform == "win32" and not sys.stdout.isatty() and "PYTHONIOENCODING" not in os.environ:
+            sys.stdout.reconfigure(encoding="utf-8")  # subtitles must be, and files that --output-dir writes are
     try:
         code: int = options.run(options)
         print(end="", flush=True)

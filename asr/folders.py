@@ -7,6 +7,7 @@ same name beside each.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
     """
     if str(path).startswith(("http://", "https://")):
         return fetch_shards(str(path))
+    if path == "":  # which a Path takes for the folder it is in
+        raise AsrError("the name of the data is empty")
     folder = Path(path)
     if not folder.is_dir():
         return read_manifest(path, faults)
@@ -45,7 +48,7 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
             return read_manifest(folder / name, faults)
     if (folder / "wav.scp").is_file() and (folder / "text").is_file():
         return _checked(folder, _read_kaldi(folder), faults)
-    if any(folder.rglob("*.trans.txt")):
+    if any(path.name.endswith(".trans.txt") for path in _find_files(folder)):
         return _checked(folder, _read_librispeech(folder), faults)
     if any(audio.with_suffix(".txt").is_file() for audio in find_audio(folder)):
         utterances = _checked(folder, _read_pairs(folder), faults)
@@ -57,8 +60,30 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """The recordings in a folder and below it, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_EXTENSIONS)
+    """The recordings in a folder and below it, by name, and the folders there that cannot be entered."""
+    shut: list[Path] = []
+    audio = [path for path in _find_files(folder, shut) if path.suffix.lower() in AUDIO_EXTENSIONS]
+    return sorted(audio + shut)
+
+
+def _find_files(folder: Path, shut: list[Path] | None = None) -> Iterator[Path]:
+    """All files in a folder and below it, through links too, but for what a Mac writes beside each (`._NAME`).
+
+    shut: gets the folders that cannot be entered.
+    """
+
+    def add(error: OSError) -> None:
+        if shut is not None:
+            shut.append(Path(error.filename))
+
+    entered: set[str] = set()  # a link may lead back
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=add):
+        folders.sort()
+        if os.path.realpath(place) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(place))
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("._"))
 
 
 class _Fault(str):
@@ -117,13 +142,13 @@ def _read_pairs(folder: Path) -> Iterator[Utterance | _Fault]:
 
 def _find_texts_alone(folder: Path) -> list[Path]:
     heard = {audio.with_suffix(".txt") for audio in find_audio(folder)}
-    return sorted(text for text in folder.rglob("*.txt") if text not in heard)
+    return sorted(path for path in _find_files(folder) if path.suffix == ".txt" and path not in heard)
 
 
 def _read_librispeech(folder: Path) -> Iterator[Utterance | _Fault]:
     from asr.corpora.chapters import read_chapter
 
-    for transcript in sorted(folder.rglob("*.trans.txt")):
+    for transcript in sorted(path for path in _find_files(folder) if path.name.endswith(".trans.txt")):
         problems: list[str] = []
         for line in read_chapter(transcript, problems):
             number = int(line.where.rpartition(":")[2])
@@ -167,7 +192,7 @@ def _table(path: Path) -> Iterator[tuple[str, str, int]]:
     if not path.is_file():
         return
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # and at no other sign
     except UnicodeDecodeError as error:
         raise AsrError(f"{path}: is not UTF-8") from error
     for number, line in enumerate(lines, start=1):

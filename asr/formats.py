@@ -18,6 +18,8 @@ LINE_CHARACTERS = 42
 CUE_LINES = 2
 CUE_SECONDS = 7.0
 """Longest time that one subtitle stands."""
+LEAST_CUE_SECONDS = 1.0
+"""Of a word alone, which may be spoken in a tenth of that; the next subtitle ends it sooner."""
 
 Cue = Sequence[Word]
 
@@ -70,11 +72,11 @@ def _json(transcript: Transcript) -> str:
 
 def _srt(transcript: Transcript) -> str:
     cues = enumerate(_cues(transcript), start=1)
-    return "\n".join(f"{number}\n{_span(cue, ',')}\n{_lines(cue)}\n" for number, cue in cues)
+    return "\n".join(f"{number}\n{_span(times, ',')}\n{_lines(cue)}\n" for number, (times, cue) in cues)
 
 
 def _vtt(transcript: Transcript) -> str:
-    cues = [f"{_span(cue, '.')}\n{html.escape(_lines(cue), quote=False)}\n" for cue in _cues(transcript)]
+    cues = [f"{_span(times, '.')}\n{html.escape(_lines(cue), quote=False)}\n" for times, cue in _cues(transcript)]
     return "\n".join(["WEBVTT\n", *cues])
 
 
@@ -153,13 +155,18 @@ def _clock(seconds: float, point: str) -> str:
     return f"{hours:02}:{minutes:02}:{whole:02}{point}{milliseconds:03}"
 
 
-def _span(cue: Cue, point: str) -> str:
-    return f"{_clock(cue[0].start_seconds, point)} --> {_clock(cue[-1].end_seconds, point)}"
+def _span(times: tuple[float, float], point: str) -> str:
+    return " --> ".join(_clock(seconds, point) for seconds in times)
 
 
-def _cues(transcript: Transcript) -> Iterator[Cue]:
-    for segment in transcript.segments:
-        yield from _split(segment.words)
+def _cues(transcript: Transcript) -> Iterator[tuple[tuple[float, float], Cue]]:
+    """Each subtitle's begin and end, and its words: long enough to be read where the next one leaves the time."""
+    cues = [cue for segment in transcript.segments for cue in _split(segment.words)]
+    next_begins = [*(cue[0].start_seconds for cue in cues[1:]), transcript.duration_seconds]
+    for cue, next_begin in zip(cues, next_begins):
+        begin = cue[0].start_seconds
+        end = max(cue[-1].end_seconds, min(begin + LEAST_CUE_SECONDS, next_begin), begin + 0.001)
+        yield (begin, end), cue
 
 
 def _split(words: Cue) -> Iterator[Cue]:
@@ -188,7 +195,8 @@ def _wrap(words: Cue) -> list[str]:
     whole = " ".join(texts)
     if len(whole) <= LINE_CHARACTERS:
         return [whole]
-    halves = [(" ".join(texts[:place]), " ".join(texts[place:])) for place in range(1, len(texts))]
+    places = range(1, len(texts)) if len(whole) <= CUE_LINES * LINE_CHARACTERS + 1 else ()
+    halves = [(" ".join(texts[:place]), " ".join(texts[place:])) for place in places]
     best = min(halves, key=lambda pair: max(map(len, pair)), default=(whole, ""))
     if max(map(len, best)) <= LINE_CHARACTERS:
         return list(best)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from asr.audio import check_rate
 from asr.errors import AsrError
 
-__all__ = ["open_stream"]
+__all__ = ["open_stream", "until_interrupted"]
 
 BLOCK_SECONDS = 0.1
 """Read at once."""
@@ -21,8 +22,11 @@ HEADER_BYTES = 36
 """Of a WAV file, to the end of its format."""
 
 TRAILING_CHUNKS = {b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"fact", b"iXML", b"smpl", b"inst", b"JUNK", b"PAD "}
-"""What may stand behind the samples of a WAV file. Anything else there is more sound: a header that was written to a
-pipe tells the length of the first block, or none."""
+"""What may stand behind the samples of a WAV file whose header does not tell that something does. Anything else there
+is more sound: a header that was written to a pipe tells the length of the first block, or none."""
+
+UNKNOWN_SIZE = 0xFFFFFFFF
+"""What stands in the header of a WAV file for a size that was not known."""
 
 
 def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator[Tensor], int] | BinaryIO:
@@ -46,28 +50,64 @@ def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator
         return file
     channels, rate = int.from_bytes(header[22:24], "little"), int.from_bytes(header[24:28], "little")
     check_rate("standard input", rate)
-    num_bytes = _skip_to_samples(stream, int.from_bytes(header[16:20], "little") - 16)
-    if channels == 0 or num_bytes is None:
-        reason = "it is cut short" if num_bytes is None else "it has no channel"
+    found = _skip_to_samples(stream, int.from_bytes(header[16:20], "little") - 16)
+    if channels == 0 or found is None:
+        reason = "it is cut short" if found is None else "it has no channel"
         raise AsrError(f"{stream.name}: the WAV header is damaged: {reason}")
-    return _mono_blocks(_Samples(stream, num_bytes).read, rate, channels), rate
+    begin, num_bytes = found
+    file_bytes = 8 + int.from_bytes(header[4:8], "little")
+    goes_on = 0 < num_bytes < UNKNOWN_SIZE and begin + num_bytes + 8 < file_bytes < UNKNOWN_SIZE
+    return _mono_blocks(_Samples(stream, num_bytes, chunks_follow=goes_on).read, rate, channels), rate
 
 
-def _skip_to_samples(stream: BinaryIO, rest_of_format: int) -> int | None:
-    """Read all that stands before the samples; how many bytes of them the header tells, None where it ends before."""
-    skipped = rest_of_format
+def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The blocks until Ctrl-C, which ends the wait for the next one but not what is computed of those before.
+
+    A second Ctrl-C ends that too, as it does where the blocks are at an end. To be used in the main thread.
+    """
+    waits = came = False
+
+    def end(*_: Any) -> None:
+        nonlocal came
+        if waits or came:
+            raise KeyboardInterrupt
+        came = True
+
+    remaining = iter(blocks)
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        while True:
+            waits = True
+            try:
+                block = None if came else next(remaining, None)
+            except KeyboardInterrupt:
+                block = None
+            finally:
+                waits = False
+            if block is None:
+                return
+            yield block
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _skip_to_samples(stream: BinaryIO, rest_of_format: int) -> tuple[int, int] | None:
+    """Read all that stands before the samples; at which byte of the file they begin, and how many bytes of them the
+    header tells. None where the stream ends before."""
+    begin, skipped = HEADER_BYTES, rest_of_format
     while len(stream.read(skipped + skipped % 2)) == skipped + skipped % 2 and len(chunk := stream.read(8)) == 8:
+        begin += skipped + skipped % 2 + len(chunk)
         skipped = int.from_bytes(chunk[4:], "little")
         if chunk[:4] == b"data":
-            return skipped
+            return begin, skipped
     return None
 
 
 class _Samples:
     """Reads the samples of a WAV file that comes through a pipe, and not what may stand behind them."""
 
-    def __init__(self, stream: BinaryIO, told_bytes: int) -> None:
-        self.stream, self.read_some = stream, _at_once(stream)
+    def __init__(self, stream: BinaryIO, told_bytes: int, *, chunks_follow: bool) -> None:
+        self.stream, self.read_some, self.chunks_follow = stream, _at_once(stream), chunks_follow
         self.told_bytes, self.is_behind = told_bytes, told_bytes == 0
 
     def read(self, size: int) -> bytes:
@@ -80,7 +120,7 @@ class _Samples:
             return self.read_some(size)
         self.is_behind = True
         following = self.stream.read(4)
-        if following not in TRAILING_CHUNKS:
+        if not self.chunks_follow and following not in TRAILING_CHUNKS:
             return following
         self.stream.read()  # else who writes it would be told of a broken pipe
         return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -34,13 +35,23 @@ _WORD_START = "\u2581"
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff07"), "'")
 _SEPARATORS = dict.fromkeys(map(ord, "-\uff0d\u2212\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
 
+_STOPS = re.compile(r"\.{2,}|[,;!?]+(?=[^\W\d_])")
+"""Signs that part words also where no space does: I...I, yes,no."""
+
+_QUOTED = re.compile(
+    r"(?<!\w)(?:'(?=\w)((?:(?!(?<!\w)'\w).)*?[.,;:!?\u2026])'|\u2018(?=\w)(.*?)\u2019)(?!\w)", re.DOTALL
+)
+"""What stands in single quotation marks: curved ones, or straight ones of which the second follows a stop. Others may
+be apostrophes, as in 'tis the boys' own."""
+
 
 def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alphabet: str = ALPHABET) -> str:
     """`text` in an alphabet, by default LibriSpeech's: upper case, A-Z, apostrophes and single spaces.
 
     A character that the alphabet lacks is written in the other case where that is there; else typographic apostrophes
-    become ', dashes and slashes become spaces, letters lose their accents. Whatever else is left is dropped, and
-    counted in `dropped` by character as it stood in the text (in Unicode NFC).
+    become ', dashes, slashes and ... become spaces, and so do stops inside words (yes,no), letters lose their accents.
+    Single quotation marks are told from apostrophes where that can be. Whatever else is left is dropped, and counted in
+    `dropped` by character as it stood in the text (in Unicode NFC).
     """
     table = _table(alphabet)
     text = unicodedata.normalize("NFC", text)
@@ -48,6 +59,8 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
         lost = {character for character in set(text) if not table[ord(character)]}
         if lost:
             dropped.update(filter(lost.__contains__, text))
+    if not table.has_marks:
+        text = _STOPS.sub(" ", _QUOTED.sub(r"\1\2", text))
     return " ".join(text.translate(table).split())
 
 
@@ -56,6 +69,8 @@ class _Table(dict[int, str]):
 
     def __init__(self, alphabet: str) -> None:
         self.alphabet = alphabet
+        self.has_marks = not set(".,;:!?\u2018\u2019\u2026").isdisjoint(alphabet)
+        """Then texts hold them for themselves."""
 
     def __missing__(self, code_point: int) -> str:
         return self.setdefault(code_point, _in_alphabet(chr(code_point), self.alphabet))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
+from zlib import crc32
 
 from asr.errors import AsrError
 
@@ -23,11 +24,11 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
     file names in another encoding, is written as in Python. Raises AsrError for a full disk, a folder that cannot be
     written to, and a path that is a folder.
     """
-    if not path.name or path.is_dir():
+    if not path.name or os.path.isdir(path):
         raise AsrError(f"{path}: is a folder; name a file in it")
-    is_stream = path.exists() and not path.is_file()  # a pipe, a terminal
-    target = path if is_stream else path.resolve()  # a link stays one
-    temporary = target if is_stream else target.with_name(f".{target.name}.{os.getpid()}.part")  # several may write
+    is_stream = os.path.exists(path) and not os.path.isfile(path)  # a pipe, a terminal
+    target = path if is_stream else Path(os.path.realpath(path))  # a link stays one
+    temporary = target if is_stream else target.with_name(_temporary_name(target.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -43,3 +44,8 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
         if not is_stream:
             with suppress(OSError):  # where there is no folder there is no file
                 temporary.unlink()
+
+
+def _temporary_name(name: str) -> str:
+    """One that no other process writes, and short where `name` is as long as a disk allows."""
+    return f".{name[:16]}-{crc32(os.fsencode(name)):08x}.{os.getpid()}.part"

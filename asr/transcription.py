@@ -9,6 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy
 import torch
@@ -132,9 +133,33 @@ def _join(parts: Sequence[_Part]) -> Transcript:
     return Transcript(parts[-1].name, words, parts[-1].duration_seconds or 0.0, lm_log_prob)
 
 
+class _Threads:
+    """How many threads a computation has, which every batch changes, given back when no one recognises any more."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._number = Lock(), 0, 1
+
+    def begin(self) -> int:
+        """The number before the first of those that recognise now changed it."""
+        with self._lock:
+            if self._running == 0:
+                self._number = torch.get_num_threads()
+            self._running += 1
+            return self._number
+
+    def end(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._running == 0:  # else threads that start later would have as few as the last batch
+                torch.set_num_threads(self._number)
+
+
+_THREADS = _Threads()
+
+
 def _recognise(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[_Part]:
     """The parts with their words, in their order, each as soon as it and all before it are ready."""
-    threads = torch.get_num_threads()
+    threads = _THREADS.begin()
     executor = ThreadPoolExecutor(threads if recogniser.model.device.type == "cpu" else 1)
     submitted: deque[_Pool] = deque()
     try:
@@ -146,7 +171,7 @@ def _recognise(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[_Par
             yield from submitted.popleft().results()
     finally:
         executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # else threads that start later would have as few as the last batch
+        _THREADS.end()
 
 
 def _pools(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[list[_Part]]:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.audio import read_audio
+from asr.audio import open_audio, read_audio
 from asr.beam import PRIOR_WEIGHT, BeamDecoder
 from asr.forks import Forks
+from asr.longform import stream_log_probs
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, pool, word_errors
 from asr.model import CTCModel
+from asr.transcription import BATCH_SECONDS, LONG_SECONDS
 
 __all__ = ["Point", "compute_log_probs", "find_best", "tune"]
 
@@ -29,9 +32,6 @@ LM_WEIGHTS, WORD_SCORES = (0.5, 1.0, 1.5, 2.0), (-1.0, 0.0, 1.0, 2.0)
 
 PRIOR_WEIGHTS = (0.0, 0.3, 0.7)
 """Tried at the best point of both, which have the decoder's own."""
-
-AT_ONCE = 16
-"""Utterances that the model computes together."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +89,45 @@ Example = tuple[str, numpy.ndarray]
 
 
 def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[Example]:
-    """What the model makes of each utterance; raises AsrError for audio that cannot be read."""
-    examples = []
+    """What the model makes of each utterance, long ones cut as `transcribe` cuts them.
+
+    Raises AsrError for audio that cannot be read.
+    """
     by_length = sorted(utterances, key=lambda utterance: utterance.duration_seconds)
-    for start in range(0, len(by_length), AT_ONCE):
-        batch = by_length[start : start + AT_ONCE]
-        samples = [
-            read_audio(
-                utterance.audio_path,
-                model.sample_rate,
-                start_seconds=utterance.start_seconds,
-                duration_seconds=utterance.duration_seconds,
-            ).to(model.device)
-            for utterance in batch
-        ]
-        sample_lengths = torch.tensor([len(each) for each in samples], device=model.device)
-        with torch.inference_mode():
-            log_probs, lengths = model(pad_sequence(samples, batch_first=True), sample_lengths)
-        for utterance, row, length in zip(batch, log_probs.cpu(), lengths.tolist(), strict=True):
-            examples.append((model.vocabulary.normalize(utterance.text), row[:length].numpy()))
-    return examples
+    rows: list[Tensor] = []
+    while len(rows) < len(by_length):
+        rest = by_length[len(rows) :]
+        if rest[0].duration_seconds > LONG_SECONDS:
+            rows.append(_of_long(model, rest[0]))
+            continue
+        seconds = [utterance.duration_seconds for utterance in rest]
+        fits = [each <= LONG_SECONDS and each * size <= BATCH_SECONDS for size, each in enumerate(seconds, start=1)]
+        rows += _of_batch(model, list(compress(rest, fits)))
+    return [
+        (model.vocabulary.normalize(utterance.text), row.cpu().numpy())
+        for utterance, row in zip(by_length, rows, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _of_batch(model: CTCModel, utterances: Sequence[Utterance]) -> Iterator[Tensor]:
+    """(steps, vocabulary) log-probs of each."""
+    samples = [
+        read_audio(
+            utterance.audio_path,
+            model.sample_rate,
+            start_seconds=utterance.start_seconds,
+            duration_seconds=utterance.duration_seconds,
+        ).to(model.device)
+        for utterance in utterances
+    ]
+    sample_lengths = torch.tensor([len(each) for each in samples], device=model.device)
+    log_probs, lengths = model(pad_sequence(samples, batch_first=True), sample_lengths)
+    return (row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True))
+
+
+def _of_long(model: CTCModel, utterance: Utterance) -> Tensor:
+    """(steps, vocabulary) log-probs of an utterance of any length."""
+    with open_audio(utterance.audio_path, model.sample_rate) as audio:
+        blocks = audio.blocks(utterance.start_seconds, utterance.duration_seconds)
+        return torch.cat(list(stream_log_probs(model, blocks, batch_seconds=BATCH_SECONDS)))

@@ -19,16 +19,20 @@ from torch import Tensor
 pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text is not installed")
 
 from asr import load_model
+from asr.audio import open_audio
 from asr.beam import BeamDecoder, read_arpa_unigrams
 from asr.cli import main
 from asr.commands.options import add_language_model_options, make_decode
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
+from asr.longform import stream_log_probs
+from asr.manifest import read_manifest
 from asr.metrics import word_errors
 from asr.ngrams import NgramModel, build_ngrams, write_arpa
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import find_words
 from asr.transcription import Recording, transcribe_recordings
+from asr.tuning import compute_log_probs
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 VOCABULARY = CharacterVocabulary()
@@ -205,6 +209,24 @@ def test_tuning_finds_the_weights_of_the_lowest_error_rate(tmp_path: Path, capsy
     options = best.removeprefix("best: ").split("\t")[0].split()
     assert main(["evaluate", *arguments, *options, "--beam-size", "100"]) == 0
     assert f"WER {min(rates):.2f}%" in capsys.readouterr().out
+
+
+def test_tuning_hears_what_transcription_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, utterances = load_model(), read_manifest(SAMPLES / "manifest.jsonl")[:4]
+    sorted_utterances = sorted(utterances, key=lambda utterance: utterance.duration_seconds)
+    alone = [compute_log_probs(model, [utterance])[0] for utterance in sorted_utterances]
+    for most in (160.0, sorted_utterances[1].duration_seconds * 2):
+        monkeypatch.setattr("asr.tuning.BATCH_SECONDS", most)
+        together = compute_log_probs(model, utterances)
+        assert [text for text, _ in together] == [text for text, _ in alone]
+        for (_, ours), (_, theirs) in zip(together, alone, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=1e-3)
+    monkeypatch.setattr("asr.tuning.LONG_SECONDS", 0.0)
+    for utterance, (text, ours) in zip(sorted_utterances, compute_log_probs(model, utterances), strict=True):
+        with open_audio(utterance.audio_path, model.sample_rate) as audio:
+            stretches = list(stream_log_probs(model, audio.blocks(), batch_seconds=160.0))
+        assert text == model.vocabulary.normalize(utterance.text)
+        torch.testing.assert_close(torch.tensor(ours), torch.cat(stretches), rtol=0, atol=1e-3)
 
 
 def test_the_packaged_language_model_takes_a_quarter_of_the_errors_on_real_speech(

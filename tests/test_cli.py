@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 import pytest
@@ -31,6 +32,7 @@ from torch import Tensor
 import asr
 from asr.audio import read_audio
 from asr.cli import build_parser, main
+from asr.commands.progress import audio_bar
 from asr.formats import as_dict
 from asr.metrics import ErrorCounts, character_errors, pool, word_errors
 from asr.model import CTCModel
@@ -739,6 +741,32 @@ def test_a_recording_named_twice_is_done_once_and_written_to_every_place(
     assert done.code == 1
     assert "1 of 2 files" in done.errors
     assert (out / "sub" / "a.txt").read_text(encoding="utf-8") == (out / "a.txt").read_text(encoding="utf-8") != ""
+
+
+def test_a_name_that_no_disk_takes_stops_no_other(run: Run, model_path: Path, sample_paths: list[Path]) -> None:
+    name = "x" * 300 + ".wav"
+    for names in ([name, sample_paths[0]], [sample_paths[0], name]):
+        done = run("transcribe", "--model", model_path, *names)
+        assert done.code == 1
+        assert done.output.startswith(f"{sample_paths[0]}\t")
+        assert done.errors.startswith(f"{name}: ")
+
+
+def test_an_empty_name_is_not_the_folder_one_is_in(run: Run) -> None:
+    done = run("transcribe", "")
+    assert (done.code, done.output) == (2, "")
+    assert done.errors.endswith("FILE must not be empty\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in folders there")
+def test_the_bar_leaves_a_pipe_to_the_transcription(tmp_path: Path, sample_paths: list[Path]) -> None:
+    pipe, content = tmp_path / "pipe", sample_paths[0].read_bytes()
+    os.mkfifo(pipe)
+    writer = Thread(target=lambda: pipe.write_bytes(content), daemon=True)
+    writer.start()
+    with audio_bar([str(pipe), str(sample_paths[0])], shown=True):
+        assert pipe.read_bytes() == content
+    writer.join()
 
 
 def test_hypotheses_that_cannot_be_written_are_told(run: Run, model_path: Path, tmp_path: Path) -> None:

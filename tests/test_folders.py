@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asr.cli import main
 from asr.errors import MOST_PROBLEMS, AsrError
-from asr.folders import read_data, read_many
+from asr.folders import find_audio, read_data, read_many
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 ONE, OTHER = SAMPLES / "84-121123-0001.flac", SAMPLES / "174-168635-0000.flac"
@@ -114,6 +117,59 @@ def test_a_folder_of_no_known_kind_is_told(tmp_path: Path) -> None:
     shutil.copy(ONE, tmp_path)
     with pytest.raises(AsrError, match="the folder holds no data of a known kind"):
         read_data(tmp_path)
+
+
+def test_a_folder_from_a_mac_holds_its_recordings_alone(tmp_path: Path) -> None:
+    shutil.copy(ONE, tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("BUT")
+    for name in ("._a.flac", "._a.txt"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7\xff")
+    assert [utterance.id for utterance in read_data(tmp_path)] == ["a"]
+    assert find_audio(tmp_path) == [tmp_path / "a.flac"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    other, folder = tmp_path / "other", tmp_path / "folder"
+    other.mkdir()
+    folder.mkdir()
+    shutil.copy(ONE, other / "a.flac")
+    (folder / "link").symlink_to(other)
+    (other / "back").symlink_to(folder)
+    assert find_audio(folder) == [folder / "link" / "a.flac"]
+
+
+def test_a_folder_that_cannot_be_entered_is_told_as_a_recording_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    shutil.copy(ONE, tmp_path)
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if Path(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find_audio(tmp_path) == sorted([tmp_path / ONE.name, shut])
+    assert main(["transcribe", str(tmp_path)]) == 1
+    done = capsys.readouterr()
+    assert done.out.startswith(f"{tmp_path / ONE.name}\t")
+    assert done.err.startswith(f"{shut}: ")
+
+
+def test_data_without_a_name_is_not_the_folder_one_is_in() -> None:
+    with pytest.raises(AsrError, match="the name of the data is empty"):
+        read_data("")
+
+
+def test_texts_of_kaldi_are_parted_at_line_breaks_alone(tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text(f"a {ONE}\n", encoding="utf-8")
+    (tmp_path / "text").write_bytes("a ONE\u2028TWO\x0cTHREE\r\n".encode())
+    (utterance,) = read_data(tmp_path)
+    assert utterance.text.split() == ["ONE", "TWO", "THREE"]
 
 
 def test_manifests_and_folders_are_read_one_after_another(tmp_path: Path) -> None:

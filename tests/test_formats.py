@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.errors import AsrError
-from asr.formats import CUE_SECONDS, FORMATS, LINE_CHARACTERS, as_dict, format_transcript, write_transcript
+from asr.formats import (
+    CUE_SECONDS,
+    FORMATS,
+    LEAST_CUE_SECONDS,
+    LINE_CHARACTERS,
+    as_dict,
+    format_transcript,
+    write_transcript,
+)
 from asr.transcript import Transcript, Word
 
 
@@ -41,11 +50,24 @@ def test_subtitles_hold_every_word_at_its_time(transcript: Transcript) -> None:
     assert " ".join(cue.content for cue in cues).split() == transcript.text.split()
     assert [cue.index for cue in cues] == list(range(1, len(cues) + 1))
     starts = {round(word.start_seconds, 3) for word in transcript.words}
-    ends = {round(word.end_seconds, 3) for word in transcript.words}
     assert {cue.start.total_seconds() for cue in cues} <= starts
-    assert {cue.end.total_seconds() for cue in cues} <= ends
-    for cue in cues:
+    last_words = iter(transcript.words)
+    for cue, following in zip(cues, [*cues[1:], None]):
+        (*_, last) = islice(last_words, len(cue.content.split()))
+        begin, end = cue.start.total_seconds(), cue.end.total_seconds()
+        most = following.start.total_seconds() if following else transcript.duration_seconds
+        assert end == pytest.approx(max(last.end_seconds, min(begin + LEAST_CUE_SECONDS, most)), abs=0.0011)
+
+
+def test_even_words_without_a_duration_have_subtitles_that_begin_before_they_end() -> None:
+    words = [Word(text, 2.0, 2.0, 0.0) for text in ("FAR" * 20, "AWAY" * 20, "WORDS" * 20)]
+    for cue in srt.parse(format_transcript(Transcript("a.wav", tuple(words), 2.0), "srt")):
         assert cue.start < cue.end
+
+
+def test_a_text_of_many_words_at_one_place_is_split_soon() -> None:
+    words = tuple(Word("WORD", 1.0, 1.0, 0.0) for _ in range(20_000))
+    assert format_transcript(Transcript("a.wav", words, 2.0), "srt").count("WORD") == len(words)
 
 
 @given(transcripts())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import soundfile
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 import asr
+from asr.commands.transcribe import _print_live
 from asr.errors import AsrError
-from asr.live import open_stream
+from asr.live import open_stream, until_interrupted
 from asr.metrics import character_errors
+from asr.modelfile import load_model
 
 RATE = 16000
 COMMAND = [sys.executable, "-m", "asr", "transcribe", "-"]
@@ -157,6 +160,42 @@ def test_ctrl_c_ends_the_recording_and_not_what_was_said(speech: list[Tensor]) -
 
     blocks, _ = opened(io.BufferedReader(Interrupted(), 4000))
     torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
+
+
+def test_ctrl_c_while_words_are_looked_for_loses_none_of_them(
+    speech: list[Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transcribe = asr.transcribe
+    whole = transcribe(speech[1], sample_rate=RATE).text
+
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return transcribe(*arguments, **settings)
+
+    monkeypatch.setattr("asr.transcription.transcribe", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    recorded = torch.cat([speech[1], torch.zeros(2 * RATE), speech[2]])  # of which the last is not waited for
+    assert _print_live(iter(recorded.split(RATE // 10)), RATE, load_model(), None) == 0
+    assert character_errors(whole, capsys.readouterr().out.replace("\n", " ").strip()).rate < 0.35
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_second_ctrl_c_ends_what_is_computed_too() -> None:
+    blocks = until_interrupted([torch.zeros(1)] * 3)
+    next(blocks)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert list(blocks) == []
+
+
+def test_what_stands_behind_the_samples_is_not_heard_whatever_its_name() -> None:
+    samples = torch.rand(RATE) - 0.5
+    content = bytearray(as_wav(samples))
+    content += b"_PMX" + (3000).to_bytes(4, "little") + b"<x:xmpmeta>" * 300
+    content[4:8] = (len(content) - 8).to_bytes(4, "little")
+    blocks, _ = opened(Pipe(bytes(content)))
+    torch.testing.assert_close(torch.cat(list(blocks)), samples, rtol=0, atol=1e-4)
 
 
 def test_samples_without_a_header_say_what_the_file_says(speech: list[Tensor]) -> None:

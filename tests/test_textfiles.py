@@ -9,6 +9,7 @@ from threading import Thread
 
 import pytest
 
+from asr.errors import AsrError
 from asr.textfiles import new_text_file
 
 
@@ -44,3 +45,15 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     reader.join(timeout=30)
     assert read == ["what the other end reads\n"]
     assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its paths are counted otherwise")
+def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_told(tmp_path: Path) -> None:
+    for letter in ("a", "é"):
+        size = len(letter.encode())
+        path = tmp_path / (letter * (251 // size) + ".txt")
+        with new_text_file(path) as file:
+            file.write("whole")
+        assert path.read_text(encoding="utf-8") == "whole"
+        with pytest.raises(AsrError, match="cannot be written"), new_text_file(tmp_path / f"{letter * 251}.json"):
+            pass

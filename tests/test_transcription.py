@@ -27,7 +27,7 @@ from asr.errors import AsrError
 from asr.metrics import character_errors
 from asr.model import CTCModel
 from asr.transcript import Transcript
-from asr.transcription import Failure, Recording, transcribe, transcribe_recordings
+from asr.transcription import _THREADS, Failure, Recording, transcribe, transcribe_recordings
 
 RATE = 16000
 
@@ -623,3 +623,14 @@ def test_progress_counts_silence_too_which_is_not_kept_in_memory(
     assert sum(seconds) == pytest.approx(200)
     assert len(parts) > 2
     assert sum(len(part.samples) for part in parts) == 0
+
+
+def test_the_number_of_threads_is_given_back_when_the_last_of_several_callers_is_done() -> None:
+    before = torch.get_num_threads()
+    first = _THREADS.begin()
+    torch.set_num_threads(before + 1)  # as a batch of the first one does
+    second = _THREADS.begin()
+    _THREADS.end()
+    assert torch.get_num_threads() == before + 1
+    _THREADS.end()
+    assert first == second == torch.get_num_threads() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -25,11 +26,11 @@ def audio_bar(paths: Iterable[str], *, shown: bool) -> Iterator[Callable[[float]
 
 
 def _seconds(path: str) -> float:
-    """How long a file is by its header; 0 of standard input and of what cannot be read, which is told later."""
+    """How long a file is by its header; 0 of what cannot be read, which is told later, or cannot be read twice."""
     from asr.audio import open_audio
     from asr.errors import AsrError
 
-    if path == "-":
+    if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
         return 0.0
     try:
         with open_audio(path, sample_rate=16000) as audio:

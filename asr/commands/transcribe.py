@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from asr.transcription import Failure
 
 __all__ = ["add_align", "add_transcribe", "find_recordings"]
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if hasattr(errno, "EDQUOT") else (errno.ENOSPC, errno.EROFS)
+"""Why a disk takes no other file either."""
 
 
 def add_transcribe(commands: Commands) -> None:
@@ -111,11 +115,12 @@ def _print_all(results: Iterable[Transcript | Failure], kind: str, *, alone: boo
 
 def _print_live(blocks: Iterable[Tensor], sample_rate: int, model: CTCModel, decode: Decode | None) -> int:
     """Print each utterance as soon as the pause behind it is long enough."""
+    from asr.live import until_interrupted
     from asr.pauses import cut_at_pauses
     from asr.transcription import SHORTEST_SECONDS, transcribe
 
     frame_samples = round(model.step_samples * sample_rate / model.sample_rate)
-    for stretch in cut_at_pauses(blocks, sample_rate, frame_samples):
+    for stretch in cut_at_pauses(until_interrupted(blocks), sample_rate, frame_samples):
         if not stretch.may_hold_speech or len(stretch.samples) < SHORTEST_SECONDS * sample_rate:
             continue
         text = transcribe(stretch.samples, sample_rate=sample_rate, model=model, decode=decode).text
@@ -136,10 +141,13 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     for argument in arguments:
         if argument.startswith("@"):
             found += [(line, Path(Path(line).stem)) for line in _read_list(argument)]
-        elif argument != "-" and Path(argument).is_dir():
+        elif argument != "-" and os.path.isdir(argument):  # where a Path raises for names that the disk refuses
             inside = find_audio(Path(argument))
-            found += [(str(path), path.relative_to(argument).with_suffix("")) for path in inside]
-            found += [] if inside else [(argument, Path(argument))]  # which is told as a file that cannot be opened
+            found += [
+                (str(path), path.relative_to(argument).with_suffix("")) for path in inside if path != Path(argument)
+            ]
+            if inside in ([], [Path(argument)]):
+                found.append((argument, Path(argument)))  # which is told as a file that cannot be opened
         else:
             found.append((argument, Path("stdin" if argument == "-" else Path(argument).stem)))
     return found
@@ -147,7 +155,7 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
 
 def _read_list(argument: str) -> list[str]:
     try:
-        lines = Path(argument[1:]).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(argument[1:]).read_text(encoding="utf-8-sig").split("\n")  # reading makes it of any line break
     except (OSError, UnicodeDecodeError) as error:
         raise AsrError(f"{argument}: the list cannot be read: {getattr(error, 'strerror', None) or error}") from error
     names = [line for line in lines if line.strip()]
@@ -169,7 +177,7 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
         paths = [options.output_dir / f"{place}.{extension}" for extension in extensions]
         outputs[name] = outputs.get(name, []) + paths
     if options.skip_existing:
-        return {name: paths for name, paths in outputs.items() if not all(path.exists() for path in paths)}
+        return {name: paths for name, paths in outputs.items() if not all(map(os.path.exists, paths))}
     return outputs
 
 
@@ -187,7 +195,7 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
             try:
                 write_transcript(result, outputs[result.name])
             except AsrError as error:
-                if getattr(error.__cause__, "errno", None) != errno.ENAMETOOLONG:  # a full disk holds no other either
+                if getattr(error.__cause__, "errno", None) in NO_ROOM:
                     raise
                 print(error, file=sys.stderr)
                 failed.append(result.name)
@@ -205,7 +213,9 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
 def _find_output_conflict(options: argparse.Namespace) -> str | None:
     """What options of transcribe do not go together, or None."""
     first = options.files[0]
-    kinds, several = ",".join(options.format), len(options.files) > 1 or first.startswith("@") or Path(first).is_dir()
+    kinds, several = ",".join(options.format), len(options.files) > 1 or first.startswith("@") or os.path.isdir(first)
+    if "" in options.files:
+        return "FILE must not be empty"
     if options.pcm is not None and (options.files != ["-"] or kinds != "text" or options.output_dir is not None):
         return "--pcm is of standard input alone, printed as text"
     if options.output_dir is not None:
