@@ -6,6 +6,7 @@ import ast
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -225,3 +226,30 @@ def test_augmentation_is_used_in_the_training_step_and_its_picture_and_nowhere_e
         "learning.py": {"training_step"},
         "monitor.py": {"on_train_batch_start"},
     }
+
+
+def test_as_much_is_masked_as_the_settings_say() -> None:
+    config = AugmentConfig(num_frequency_masks=1, frequency_mask_mels=20, num_time_masks=1, time_mask_share=0.1)
+    kept = augment_features(torch.ones(400, 200, 80), torch.full((400,), 200), config, seeded()) != 0
+    bands, frames = (~kept.any(1)).sum(1).float(), (~kept.any(2)).sum(1).float()
+    assert bands.mean().item() == pytest.approx(10, rel=0.1)
+    assert frames.mean().item() == pytest.approx(10, rel=0.1)
+    assert len(set(bands.tolist())) == len(set(frames.tolist())) == 21
+
+
+def test_the_colour_of_noise_is_between_white_and_brown() -> None:
+    silence = torch.zeros(200, 4000)
+    silence[:, ::2] = 0.1
+    noise = add_noise(silence, torch.full((200,), 4000), 1.0, 10.0, 10.0, seeded()) - silence
+    power = torch.fft.rfft(noise).abs().square()
+    low = power[:, : power.shape[1] // 4].sum(1) / power.sum(1)
+    assert 0.2 < low.min() < 0.35
+    assert low.max() > 0.95
+
+
+@pytest.mark.parametrize("only", [{"speeds": [0.9]}, {"gain_db": 6.0}, {"noise_probability": 1.0}], ids=str)
+def test_each_setting_alone_changes_the_waveforms(speech: list[Tensor], only: dict[str, Any]) -> None:
+    waveforms, lengths = speech[0][None, 16000:32000], torch.tensor([16000])
+    off = {"speeds": [1.0], "gain_db": 0.0, "noise_probability": 0.0}
+    changed, _ = augment_waveforms(waveforms, lengths, AugmentConfig(**{**off, **only}), seeded())
+    assert not torch.equal(changed[:, :16000], waveforms)

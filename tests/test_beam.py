@@ -377,3 +377,15 @@ def test_a_model_that_the_search_cannot_read_is_refused_where_it_is_built(
     (tmp_path / "text.txt").write_text("\n".join(TEXT))
     assert main(["lm", "build", str(tmp_path / "text.txt"), "--order", order, "-o", str(tmp_path / "lm.arpa")]) == 1
     assert f"--order {order} must be 2 to 6: the beam search reads no other models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word_score", [1.0, 3.0])
+@pytest.mark.parametrize(("share", "written"), [(0.9, "A CAT"), (1.1, "ACAT")])
+def test_the_word_score_is_added_for_every_word(tmp_path: Path, word_score: float, share: float, written: str) -> None:
+    write_arpa(build_ngrams(["A CAT", "ACAT"], 2), tmp_path / "lm.arpa")
+    heard = log_probs_of("A CAT").exp()
+    heard[0, 3:5] = 1e-6
+    heard[0, 3:5, 0] = 1.0
+    heard[0, 3:5, VOCABULARY.encode(" ")[0]] = math.exp(-share * word_score)
+    decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=0.0, word_score=word_score, prior_weight=0.0)
+    assert text_of(decoder, heard.log()) == written

@@ -745,7 +745,7 @@ def test_a_recording_named_twice_is_done_once_and_written_to_every_place(
 
 def test_a_name_that_no_disk_takes_stops_no_other(run: Run, model_path: Path, sample_paths: list[Path]) -> None:
     name = "x" * 300 + ".wav"
-    for names in ([name, sample_paths[0]], [sample_paths[0], name]):
+    for names in ((name, sample_paths[0]), (sample_paths[0], name)):
         done = run("transcribe", "--model", model_path, *names)
         assert done.code == 1
         assert done.output.startswith(f"{sample_paths[0]}\t")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -22,6 +23,7 @@ from asr.audio import read_audio
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
 from asr.data import Batch, SpeechDataModule, SpeechDataset
+from asr.errors import AsrError
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel
 from asr.plan import DurationBatchSampler, plan_batches
@@ -319,3 +321,14 @@ def test_only_the_training_keeps_its_workers(model: CTCModel) -> None:
     (worker,) = set(multiprocessing.active_children()) - before
     list(data.val_dataloader())
     assert set(multiprocessing.active_children()) - before == {worker}
+
+
+def test_another_number_of_processes_is_refused_in_the_middle_of_an_epoch(model: CTCModel) -> None:
+    corpus = CheckedCorpus(examples=sample_examples())
+    data = SpeechDataModule(corpus, corpus, DataConfig(), model, seed=1)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2, current_epoch=0)  # type: ignore[assignment]
+    plan = data._plan_settings()
+    data.trainer.world_size = 3
+    with pytest.raises(AsrError, match=r"with processes=2; resume it with that"):
+        data.load_state_dict({"epoch": 1, "batches_done": 4, "plan": plan})
+    data.load_state_dict({"epoch": 1, "batches_done": 0, "plan": plan})

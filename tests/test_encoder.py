@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from asr.config import EncoderConfig
-from asr.encoder import BidirectionalLayer, BiGRUEncoder, ConvSubsampling, flip_valid
+from asr.encoder import BidirectionalLayer, BiGRUEncoder, ConvSubsampling, UtteranceDropout, flip_valid
 
 CONFIG = EncoderConfig(num_layers=2, hidden_size=6, conv_channels=3, dropout=0.0)
 NUM_MELS = 13
@@ -199,3 +199,18 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(encoder(features, lengths)[0], encoder(features, lengths)[0])
     encoder.eval()
     assert torch.equal(encoder(features, lengths)[0], encoder(features, lengths)[0])
+
+
+def test_dropout_zeroes_the_same_units_at_all_steps_of_an_utterance_and_others_in_the_next() -> None:
+    torch.manual_seed(0)
+    kept = UtteranceDropout(0.5)(torch.ones(7, 3, 40)) != 0
+    assert torch.equal(kept, kept[:1].expand(7, -1, -1))
+    assert len({tuple(row) for row in kept[0].tolist()}) == 3
+
+
+def test_a_layer_drops_of_what_it_adds_and_keeps_what_it_was_given() -> None:
+    torch.manual_seed(0)
+    layer, inputs = BidirectionalLayer(EncoderConfig(hidden_size=20, dropout=0.5)), torch.randn(7, 3, 40)
+    dropped = (layer(inputs, torch.tensor([7, 7, 7])) == inputs).all(0)
+    assert dropped.any(1).all()
+    assert not dropped.all(1).any()

@@ -15,6 +15,7 @@ import srt
 import webvtt
 from hypothesis import given
 from hypothesis import strategies as st
+from praatio import textgrid
 
 from asr.errors import AsrError
 from asr.formats import (
@@ -181,3 +182,21 @@ def test_a_file_that_cannot_be_written_whole_is_not_there(tmp_path: Path, monkey
     with pytest.raises(AsrError, match=r"a\.srt: cannot be written \(No space left on device\); make room"):
         write_transcript(Transcript("a", (), 1.0), [tmp_path / "a.srt"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_and_textgrid_hold_the_times_of_every_word(tmp_path: Path) -> None:
+    words = (Word("A", 0.25, 0.5, 0.75), Word("B", 0.625, 1.0, 0.5), Word("C", 3.0, 3.125, 0.25))
+    transcript = Transcript("a.wav", words, 4.0)
+    first, second = as_dict(transcript)["segments"]
+    assert [(segment["start_seconds"], segment["end_seconds"]) for segment in (first, second)] == [
+        (0.25, 1.0),
+        (3.0, 3.125),
+    ]
+    assert [tuple(word.values()) for word in (*first["words"], *second["words"])] == [
+        (word.text, word.start_seconds, word.end_seconds, word.confidence) for word in words
+    ]
+    (tmp_path / "a.TextGrid").write_text(format_transcript(transcript, "TextGrid"))
+    tier = textgrid.openTextgrid(str(tmp_path / "a.TextGrid"), includeEmptyIntervals=False).getTier("words")
+    assert [(one.label, one.start, one.end) for one in tier.entries] == [
+        (w.text, w.start_seconds, w.end_seconds) for w in words
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,17 @@ def test_a_hotword_is_read_in_its_normal_form(text: str, expected: tuple[str, fl
 def test_what_is_no_hotword_is_told(text: str) -> None:
     with pytest.raises(AsrError, match=r"--hotword .* must be one word, or one word, a colon and a number"):
         parse_hotword(text, VOCABULARY)
+
+
+def test_of_two_hotwords_the_better_one_is_taken() -> None:
+    for names in (("QUILTER", "QUILTEN"), ("QUILTEN", "QUILTER")):
+        assert decode(UNCLEAR, dict.fromkeys(names, 30.0)) == "MR QUILTER IS"
+
+
+def test_the_most_alike_of_many_hotwords_are_tried() -> None:
+    others = {f"QUIL{a}{b}{c}": 0.0 for a, b, c in product("XYZ", repeat=3)}
+    assert decode(UNCLEAR, {**others, "QUILTER": 5.0}) == "MR QUILTER IS"
+
+
+def test_a_hotword_that_was_heard_gives_way_to_no_other() -> None:
+    assert decode(log_probs_of("MR QUILTER IS"), {"QUILTER": 5.0, "QUILTERS": 40.0}) == "MR QUILTER IS"

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from asr.longform import stream_log_probs
 from asr.model import CTCModel
+from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses
+from asr.transcription import transcribe
 
 HOP, STEP, RATE = 160, 640, 16000
 
@@ -67,3 +69,17 @@ def test_no_more_is_read_ahead_than_is_computed_at_once(make_model: Callable[...
         given += len(part) * STEP
     assert len(computed) > 8
     assert max(samples for _, samples in computed) <= 41 * RATE
+
+
+def test_words_of_a_long_recording_are_where_its_stretches_begin(talk: Tensor) -> None:
+    model = load_model()
+    long = talk.repeat(2)[: 60 * RATE]
+    expected = [
+        (word.text, stretch.start / RATE + word.start_seconds)
+        for stretch in cut_at_pauses([long], RATE, model.step_samples)
+        for word in transcribe(stretch.samples, sample_rate=RATE, model=model).words
+    ]
+    found = [(word.text, word.start_seconds) for word in transcribe(long, sample_rate=RATE, model=model).words]
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    differences = [abs(start - other) for (_, start), (_, other) in zip(found, expected)]
+    assert max(differences) < 0.06, differences

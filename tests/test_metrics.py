@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import jiwer
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,3 +123,10 @@ def test_a_perfect_corpus_has_an_interval_of_zero_width() -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_fewer_than_two_utterances_say_nothing(size: int) -> None:
     assert bootstrap_interval(corpus_of(size)) == (0.0, float("inf"))
+
+
+def test_the_interval_is_as_wide_as_that_of_a_proportion() -> None:
+    wrong = numpy.random.default_rng(0).random(400) < 0.3
+    low, high = bootstrap_interval([ErrorCounts(int(each), 0, 0, 1) for each in wrong], resamples=4000)
+    rate = wrong.mean()
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(rate * (1 - rate) / 400), rel=0.06)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from asr.config import EncoderConfig, FrontendConfig, ModelConfig
 from asr.errors import AsrError
-from asr.model import CTCModel
+from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import FORMAT_NUMBER, load_model, save_model
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 
@@ -257,3 +257,9 @@ def test_a_kill_while_saving_leaves_the_old_file(
     save_model(make_model(seed=1), path)
     assert path.read_bytes() != before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_new_token_begins_as_improbable_as_the_rarest_old_one(make_model: Callable[..., CTCModel]) -> None:
+    model = make_model()
+    changed = with_vocabulary(model, CharacterVocabulary(" ABCDEFGHIJKLMNOPQRSTUVWXYZÄ"))
+    assert changed.head.bias[-1] == model.head.bias.min()

@@ -117,3 +117,17 @@ def test_half_precision_gives_nearly_the_same_step() -> None:
         Muon([{"params": [parameter], "blocks": 1}], lr=0.01, dtype=dtype).step()
     assert parameters[1].dtype == torch.float32
     torch.testing.assert_close(*parameters, atol=1e-4, rtol=0)
+
+
+def test_its_steps_follow_nesterovs_momentum_and_decay_the_weights() -> None:
+    parameter = nn.Parameter(torch.randn(8, 20, generator=torch.Generator().manual_seed(9)))
+    expected, average = parameter.detach().clone(), torch.zeros(8, 20)
+    optimizer = Muon([{"params": [parameter], "blocks": 1}], lr=0.01, momentum=0.9, weight_decay=0.3)
+    for seed in range(4):
+        gradient = torch.randn(8, 20, generator=torch.Generator().manual_seed(seed))
+        average = 0.9 * average + 0.1 * gradient
+        direction = orthogonalize((0.9 * average + 0.1 * gradient)[None])[0]
+        expected = (1 - 0.01 * 0.3) * expected - 0.01 * STEP_SIZE * 20**0.5 * direction
+        parameter.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(parameter.detach(), expected)

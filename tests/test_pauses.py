@@ -107,3 +107,19 @@ def test_silence_is_what_nothing_is_loud_in(peak: float, expected: bool) -> None
 def test_a_recording_without_a_sample_is_one_empty_stretch_of_silence() -> None:
     (stretch,) = cut([])
     assert (len(stretch.samples), stretch.is_last, stretch.may_hold_speech) == (0, True, False)
+
+
+def test_sound_without_a_pause_is_cut_where_it_is_quietest_in_its_second_half() -> None:
+    drone = 0.1 * torch.randn(25 * RATE, generator=torch.Generator().manual_seed(0))
+    drone[15 * RATE : 15 * RATE + 3200] *= 0.3
+    first = next(cut_at_pauses([drone], RATE, 640))
+    assert 15 * RATE <= len(first.samples) <= 15 * RATE + 3200
+
+
+@pytest.mark.parametrize(("seconds", "is_cut"), [(3.0, False), (7.0, True)])
+def test_a_short_utterance_waits_for_a_longer_pause(seconds: float, is_cut: bool) -> None:
+    voice = 0.1 * torch.randn(round(seconds * RATE), generator=torch.Generator().manual_seed(0))
+    room = 1e-3 * torch.randn(round(0.7 * RATE), generator=torch.Generator().manual_seed(1))
+    first = next(cut_at_pauses([torch.cat([voice, room, voice[: 2 * RATE], room, room])], RATE, 640))
+    end = len(first.samples) / RATE
+    assert (seconds < end < seconds + 0.7) == is_cut

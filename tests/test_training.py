@@ -26,6 +26,7 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import asr.checkpoints
 import asr.data
@@ -44,7 +45,7 @@ from asr.modelfile import load_model
 from asr.plan import DurationBatchSampler
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
-from asr.training import check_output_dir, choose_accelerator, make_model, train
+from asr.training import check_output_dir, choose_accelerator, choose_precision, make_model, train
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "samples" / "manifest.jsonl"
@@ -1055,3 +1056,59 @@ def test_the_checked_corpus_of_the_samples_is_whole(model: CTCModel) -> None:
     config = TrainConfig()
     corpus = check_corpus(read_manifest(MANIFEST), model, config.data, config.augment)
     assert (len(corpus.examples), corpus.findings) == (6, {})
+
+
+def real_batch(speech: list[Tensor]) -> Batch:
+    rows = [speech[0][16000:40000], speech[1][16000:32000]]
+    lengths = torch.tensor([len(row) for row in rows])
+    targets = torch.tensor([[3, 9, 4], [5, 6, 0]])
+    return Batch(pad_sequence(rows, batch_first=True), lengths, targets, torch.tensor([3, 2]), ["", ""], ["a", "b"])
+
+
+def test_every_step_and_every_process_has_draws_of_its_own(
+    tmp_path: Path, speech: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch, seen = make_module(make_config(tmp_path)), real_batch(speech), []
+    for step, rank in product(range(2), range(2)):
+        monkeypatch.setattr(CTCTrainingModule, "global_step", step)
+        monkeypatch.setattr(CTCTrainingModule, "global_rank", rank)
+        features, _ = module.augmented_features(batch)
+        assert all(features.shape != other.shape or not torch.equal(features, other) for other in seen)
+        assert torch.equal(features, module.augmented_features(batch)[0])
+        seen.append(features)
+
+
+def test_the_training_step_masks_features(tmp_path: Path, speech: list[Tensor]) -> None:
+    module = make_module(
+        make_config(tmp_path, "augment.speeds=[1.0]", "augment.gain_db=0", "augment.noise_probability=0")
+    )
+    batch = real_batch(speech)
+    plain, lengths = module.model.frontend(batch.waveforms, batch.sample_lengths)
+    masked, masked_lengths = module.augmented_features(batch)
+    assert torch.equal(masked_lengths, lengths)
+    assert torch.equal(torch.where(masked == 0, 0.0, plain), masked)
+    assert 0.05 < ((masked == 0) & (plain != 0)).float().mean() < 0.9
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_memory_of_squared_gradients_is_the_settings(make_model: Callable[..., CTCModel], name: str) -> None:
+    optimizer = make_optimizer(make_model(), OptimizerConfig(name=name, beta2=0.7), 10)["optimizer"]
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.7)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_gpu", "has_bf16", "chosen"),
+    [
+        ({}, True, False, "16-mixed"),
+        ({}, False, True, "bf16-mixed"),
+        ({}, False, False, "32-true"),
+        ({"accelerator": "cpu"}, True, False, "32-true"),
+        ({"precision": "32-true"}, True, True, "32-true"),
+    ],
+)
+def test_the_precision_is_half_where_the_device_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], has_gpu: bool, has_bf16: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert choose_precision(TrainerConfig(**settings)) == chosen
