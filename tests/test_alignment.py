@@ -6,6 +6,7 @@ import io
 import json
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -14,10 +15,12 @@ from praatio import textgrid
 from test_decoder import reference_collapse
 from torch import Tensor
 
+import asr.alignment
 from asr import load_model, transcribe
 from asr.alignment import align, align_log_probs, align_tokens
 from asr.cli import main
 from asr.errors import AsrError
+from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.text import CharacterVocabulary
 from asr.transcript import Word
@@ -185,3 +188,31 @@ def test_the_screen_shows_one_format(tmp_path: Path, capsys: pytest.CaptureFixtu
         main(["align", str(SAMPLES / "1272-128104-0000.flac"), str(tmp_path / "a.txt"), "--format", "srt,json"])
     assert exited.value.code == 2
     assert "--format srt,json: the screen shows one format" in capsys.readouterr().err
+
+
+def test_a_long_recording_is_really_cut(speech: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, whole = load_model(), asr.alignment.forced_align
+    sizes: list[int] = []
+
+    def watched(log_probs: Tensor, targets: Tensor) -> Any:
+        sizes.append(log_probs.shape[1])
+        return whole(log_probs, targets)
+
+    monkeypatch.setattr(asr.alignment, "forced_align", watched)
+    long = torch.cat(speech)
+    with torch.inference_mode():
+        log_probs = model(long[None], torch.tensor([len(long)]))[0][0]
+    text = " ".join(utterance.text for utterance in read_manifest(SAMPLES / "manifest.jsonl"))
+    align_tokens(log_probs, model.vocabulary.encode(text), 50)
+    assert len(sizes) > 3
+    assert sum(sizes) == len(log_probs)
+
+
+def test_a_stretch_that_is_too_large_to_search_is_spread_evenly_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("asr.alignment.MOST_CELLS", 10)
+    tokens = align_tokens(torch.randn(8, 29).log_softmax(1), [3, 4], 50)
+    assert (tokens.steps, tokens.end_steps) == ([0, 4], [4, 8])
+    assert tokens.log_probs == [-float("inf")] * 2
+    assert "too long a stretch without a word that was heard" in caplog.text

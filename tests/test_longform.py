@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from asr.decoder import DecodedTokens
 from asr.longform import stream_log_probs
 from asr.model import CTCModel
-from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses
 from asr.transcription import transcribe
 
@@ -71,15 +71,13 @@ def test_no_more_is_read_ahead_than_is_computed_at_once(make_model: Callable[...
     assert max(samples for _, samples in computed) <= 41 * RATE
 
 
-def test_words_of_a_long_recording_are_where_its_stretches_begin(talk: Tensor) -> None:
-    model = load_model()
+def test_words_of_a_long_recording_are_where_its_stretches_begin(model: CTCModel, talk: Tensor) -> None:
     long = talk.repeat(2)[: 60 * RATE]
-    expected = [
-        (word.text, stretch.start / RATE + word.start_seconds)
-        for stretch in cut_at_pauses([long], RATE, model.step_samples)
-        for word in transcribe(stretch.samples, sample_rate=RATE, model=model).words
-    ]
-    found = [(word.text, word.start_seconds) for word in transcribe(long, sample_rate=RATE, model=model).words]
-    assert [text for text, _ in found] == [text for text, _ in expected]
-    differences = [abs(start - other) for (_, start), (_, other) in zip(found, expected)]
-    assert max(differences) < 0.06, differences
+    stretches = [each for each in cut_at_pauses([long], RATE, model.step_samples) if each.may_hold_speech]
+
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
+        return [DecodedTokens([3], [3], [4], [0.0]) for _ in lengths]
+
+    words = transcribe(long, sample_rate=RATE, model=model, decode=decode).words
+    assert len(stretches) > 5
+    assert [word.start_seconds for word in words] == pytest.approx([each.start / RATE + 0.1 for each in stretches])

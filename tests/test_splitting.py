@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from asr.batchsize import Sizes, Trial
 from asr.cli import main
 from asr.errors import AsrError
 from asr.model import CTCModel
@@ -169,3 +170,11 @@ def test_find_batch_tells_where_nothing_fits(
 ) -> None:
     assert main([*recipe, "--find-batch"]) == 1
     assert "does not fit into the memory; lower data.max_seconds" in capsys.readouterr().err
+
+
+def test_the_smallest_of_the_fast_sizes_is_the_best() -> None:
+    rates = {10: 90, 20: 99, 40: 100, 80: 0}
+    trials = [Trial(seconds, rate, 1, on_gpu=True, fits=rate > 0) for seconds, rate in rates.items()]
+    sizes = Sizes(trials)
+    assert (sizes.best.batch_seconds, sizes.largest.batch_seconds) == (20, 40)
+    assert "data.batch_seconds=36\n" in sizes.summary(), "a tenth of what fits is kept free"

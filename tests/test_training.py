@@ -32,6 +32,7 @@ import asr.checkpoints
 import asr.data
 import asr.guards
 import asr.training
+from asr.audio import read_audio
 from asr.check import check_corpus
 from asr.checkpoints import find_checkpoint
 from asr.config import EncoderConfig, ModelConfig, OptimizerConfig, TrainConfig, TrainerConfig
@@ -42,10 +43,11 @@ from asr.learning import CTCTrainingModule, disagreement, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.modelfile import load_model
+from asr.monitor import TrainingMonitor
 from asr.plan import DurationBatchSampler
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
-from asr.training import check_output_dir, choose_accelerator, choose_precision, make_model, train
+from asr.training import check_output_dir, choose_accelerator, choose_precision, make_model, prepare_training, train
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "samples" / "manifest.jsonl"
@@ -1112,3 +1114,92 @@ def test_the_precision_is_half_where_the_device_computes_in_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     assert choose_precision(TrainerConfig(**settings)) == chosen
+
+
+class Norms(lightning.Callback):
+    """The lengths of the gradients that the optimizer stepped with."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        self.norms += [float(torch.nn.utils.get_total_norm(gradients))] if gradients else []
+
+
+def test_longer_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped_with = Norms()
+    train_with(monkeypatch, stepped_with, make_config(tmp_path, "trainer.epochs=1", "optimizer.clip_norm=0.01"))
+    found = [values[0] for values in read_scalars(tmp_path)["train/gradient_norm"].values()]
+    assert stepped_with.norms
+    assert max(stepped_with.norms) <= 0.01001 < min(found)
+
+
+def test_what_the_fastest_speed_leaves_no_steps_for_is_not_trained_on(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in MANIFEST.read_text(encoding="utf-8").splitlines()][:2]
+    lines = [line | {"audio": str(MANIFEST.parent / line["audio"])} for line in lines]
+    lines[0].update(text="ABABABABAB", duration=0.39)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    _, corpus, _ = prepare_training(make_config(tmp_path, f"data.train=[{manifest}]"))
+    assert list(corpus.findings) == ["left out, too few steps for CTC"]
+
+
+def test_the_logged_loss_and_share_of_blanks_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1", "trainer.average_decay=0", "optimizer.learning_rate=1e-2"))
+    model, nats, tokens, blanks, steps = load_model(tmp_path / "model.safetensors"), 0.0, 0, 0, 0
+    for utterance in read_manifest(MANIFEST):
+        samples = read_audio(utterance.audio_path, 16000)
+        targets = torch.tensor([model.vocabulary.encode(utterance.text)])
+        with torch.no_grad():
+            log_probs, lengths = model(samples[None], torch.tensor([len(samples)]))
+        sizes = lengths, torch.tensor([targets.shape[1]])
+        nats += float(torch.nn.functional.ctc_loss(log_probs.transpose(0, 1), targets, *sizes, reduction="sum"))
+        tokens, steps = tokens + targets.shape[1], steps + int(lengths)
+        blanks += int((log_probs.argmax(2) == 0).sum())
+    assert last_value(tmp_path, "valid/loss") == pytest.approx(nats / tokens, rel=1e-3)
+    assert last_value(tmp_path, "valid/blank_share") == pytest.approx(blanks / steps, abs=3 / steps)
+
+
+def test_what_both_sets_hold_is_told(finished_run: Path) -> None:
+    told = (finished_run / "data.txt").read_text(encoding="utf-8")
+    assert "utterances of the valid set that are in the training set too: 6" in told
+
+
+def test_speeds_are_per_second_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    logged: dict[str, float] = {}
+    monkeypatch.setattr("asr.monitor.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    module: Any = SimpleNamespace(log_dict=lambda rates, **_: logged.update(rates))
+    trainer: Any = SimpleNamespace(global_step=1)
+    lengths, none = torch.tensor([32000, 16000]), torch.zeros(2)
+    batch = Batch(torch.zeros(2, 9), lengths, none, none, ["", ""], ["a", "b"])
+    monitor = TrainingMonitor(16000, log_every_steps=1)
+    monitor.on_train_start(trainer, module)
+    now[0] = 1.0
+    monitor.on_train_batch_start(trainer, module, batch, 0)
+    now[0] = 4.0
+    monitor.on_train_batch_end(trainer, module, None, batch, 0)
+    assert logged == {
+        "speed/utterances_per_second": 0.5,
+        "speed/audio_seconds_per_second": 0.75,
+        "speed/data_wait_share": 0.25,
+    }
+
+
+def test_a_step_that_is_left_out_moves_no_weight() -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.5)
+    module: Any = SimpleNamespace(parameters=layer.parameters, log=lambda *_: None)
+    trainer: Any = SimpleNamespace(precision="32-true", global_step=1)
+    guards = asr.guards.Guards(100)
+    weights = []
+    for gradient in (1.0, float("nan"), 1.0):
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        guards.on_before_optimizer_step(trainer, module, optimizer)
+        optimizer.step()
+        weights.append(layer.weight.detach().clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    assert guards.skipped_steps == 1
