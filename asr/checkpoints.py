@@ -152,7 +152,7 @@ class Checkpoints(lightning.Callback):
         self._saved_at = time.monotonic()
         if not trainer.is_global_zero:
             return
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows syncs only what may be written to
             os.fsync(file.fileno())
         if path == self.last and path.exists():
             os.replace(path, path.with_name(PREVIOUS_CHECKPOINT))

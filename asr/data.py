@@ -130,6 +130,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         self.train_corpus, self.valid_corpus = train, valid
         self.config, self.model, self.seed = config, model, seed
         self._batches_done = (0, 0)
+        self._steps_done: int | None = None
         self._loaders: dict[str, DataLoader[Batch]] = {}
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -153,8 +154,14 @@ class SpeechDataModule(lightning.LightningDataModule):
         return self._loaders["valid"]
 
     def count_steps(self, epochs: int) -> int:
-        """Of a whole training: a function of the seed and the number of processes, not of where it is resumed."""
-        return self._train_sampler().count_batches(epochs)
+        """Of a whole training. Where it is resumed changes nothing, unless the plan of its epochs is another one since:
+        then those that are done count as they were.
+        """
+        sampler = self._train_sampler()
+        if self._steps_done is None:
+            return sampler.count_batches(epochs)
+        epoch, batches_done = self._batches_done
+        return self._steps_done + sampler.count_batches(epochs) - sampler.count_batches(epoch) - batches_done
 
     def _train_sampler(self) -> DurationBatchSampler:
         return self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
@@ -191,12 +198,14 @@ class SpeechDataModule(lightning.LightningDataModule):
         epochs: Any = self.trainer.fit_loop.epoch_progress.current
         batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         done = batches.processed if epochs.ready > epochs.processed else 0
-        return {"epoch": epochs.processed, "batches_done": done, "plan": self._plan_settings()}
+        progress = {"epoch": epochs.processed, "batches_done": done, "steps": self.trainer.global_step}
+        return {**progress, "plan": self._plan_settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises AsrError in the middle of an epoch that would be planned otherwise now."""
         self._batches_done = state_dict.get("epoch", 0), state_dict["batches_done"]
         before, now = state_dict.get("plan", {}), self._plan_settings()
+        self._steps_done = state_dict.get("steps")
         changed = [f"{name}={before[name]}" for name in before if before[name] != now[name]]
         if state_dict["batches_done"] > 0 and changed:
             raise AsrError(
@@ -212,6 +221,7 @@ class SpeechDataModule(lightning.LightningDataModule):
             "data.batch_seconds": self.config.batch_seconds,
             "trainer.seed": self.seed,
             "processes": self.trainer.world_size,
+            "data.shortest_first": self.config.shortest_first,
             "utterances to train on": len(self.train_corpus.examples),
             "seconds of them": round(seconds),
         }

@@ -164,8 +164,10 @@ def _read_kaldi(folder: Path) -> Iterator[Utterance | _Fault]:
         place = folder / "text", line
         fields, segment_line = spans.get(name, ([name], 0))
         where = f"{folder / 'segments'}:{segment_line}: " if segment_line else f"{place[0]}:{line}: "
-        written = recordings.get(fields[0], "")
-        if not written:
+        written = recordings.get(fields[0], "") if fields else ""
+        if not fields:
+            yield _Fault(f"{where}{name} must have a recording, a start and a later end in seconds")
+        elif not written:
             yield _Fault(f"{where}{name} has no recording in wav.scp")
         elif written.endswith("|"):
             yield _Fault(

@@ -46,7 +46,7 @@ class Guards(lightning.Callback):
     def _note_unreadable(self, batch: Batch) -> None:
         for problem in set(batch.unreadable) - self._unreadable:
             self._unreadable.add(problem)
-            log.warning("left out: %s", problem)
+            log.error("left out: %s", problem)  # which each of several processes tells of its own
         if len(self._unreadable) > self.most_unreadable:
             raise AsrError(
                 f"{len(self._unreadable)} recordings cannot be read any more, such as {min(self._unreadable)}; "
@@ -73,7 +73,7 @@ class Guards(lightning.Callback):
             return
         self.skipped_steps += 1
         optimizer.zero_grad(set_to_none=True)  # parameters without a gradient stay as they are
-        log.warning("step %d left out: its gradient is not finite; utterances %s", trainer.global_step, shown)
+        log.error("step %d left out: its gradient is not finite; utterances %s", trainer.global_step, shown)
         if self.skipped_steps > MOST_SKIPPED_STEPS:
             raise AsrError(
                 f"the gradient was not finite in {self.skipped_steps} steps, the last with {shown}; "

@@ -49,12 +49,25 @@ class CTCTrainingModule(lightning.LightningModule):
         checkpoint["vocabulary"] = self.model.vocabulary.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises AsrError where the weights are of other tokens, of the same number."""
+        """Has the recipe's rates replace those that the run had. Raises AsrError where the weights are of other tokens,
+        of the same number.
+        """
         vocabulary = self.model.vocabulary.to_dict()
         if checkpoint.get("vocabulary", vocabulary) != vocabulary:
             raise AsrError(
                 "the training texts have changed, and their pieces with them; start with another output_dir="
             )
+        config = self.config.optimizer
+        for state in checkpoint.get("optimizer_states", []):
+            *matrices, vectors = state["param_groups"]
+            for group in (*matrices, vectors):
+                group["lr"] *= config.learning_rate / group["initial_lr"]
+                group["initial_lr"] = config.learning_rate
+                group["betas"] = (group["betas"][0], config.beta2)
+            for group in matrices:
+                group["weight_decay"] = config.weight_decay
+        for state in checkpoint.get("lr_schedulers", []):
+            state["base_lrs"] = [config.learning_rate] * len(state["base_lrs"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(self._step_seed())  # dropout's draws
@@ -88,12 +101,16 @@ class CTCTrainingModule(lightning.LightningModule):
         return loss
 
     def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them."""
+        """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them, in float32.
+
+        Resampling in half precision would fill the bands that are all but silent with noise, in training alone.
+        """
         generator = torch.Generator().manual_seed(self._step_seed())
         augment = self.config.augment
-        waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
-        features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
-        return augment_features(features, feature_lengths, augment, generator), feature_lengths
+        with torch.autocast(batch.waveforms.device.type, enabled=False):
+            waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
+            features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
+            return augment_features(features, feature_lengths, augment, generator), feature_lengths
 
     def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """CTC loss of a batch over `tokens`, in float32, and how many utterances CTC could not write in their steps."""

@@ -272,4 +272,4 @@ def _relative(audio_path: str, folder: str) -> str:
     place = os.path.realpath(place)
     with suppress(ValueError):  # of another of Windows' drives
         place = os.path.relpath(place, folder)
-    return os.path.join(place, name, *inside)
+    return "/".join([os.path.join(place, name), *inside])

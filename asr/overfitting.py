@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from asr.check import check_corpus
-from asr.config import AugmentConfig, TrainConfig
+from asr.config import AugmentConfig, TrainConfig, VocabularyConfig
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_many
 from asr.manifest import read_manifest, write_manifest
@@ -63,6 +63,7 @@ def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
         output_dir=str(output_dir),
         initial_model=str(initial_model),
         model=dataclasses.replace(config.model, encoder=encoder),
+        vocabulary=VocabularyConfig(config.vocabulary.kind),  # of the initial model's letters
         augment=NO_AUGMENTATION,
         data=dataclasses.replace(limits, train=[str(manifest)], valid=[str(manifest)], batch_seconds=batch_seconds),
         trainer=dataclasses.replace(

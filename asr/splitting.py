@@ -27,8 +27,8 @@ class MemoryLimit:
     def __init__(self) -> None:
         self.most_frames = math.inf
         """Utterances times frames, padding included."""
-        self._tried = (1, 1)
-        """Utterances, and frames of each, that were last computed at once."""
+        self._tried: tuple[int, int] | None = None
+        """Utterances, and frames of each, that were last computed at once; None where it did not come to that."""
 
     def compute(
         self, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], features: Tensor, feature_lengths: Tensor
@@ -53,6 +53,7 @@ class MemoryLimit:
         Raises AsrError where it may not, and where a single utterance is too long.
         """
         while True:
+            self._tried = None
             try:
                 return compute()
             except RuntimeError as error:
@@ -63,6 +64,8 @@ class MemoryLimit:
             self._halve(frame_seconds, reason, may_split)
 
     def _halve(self, frame_seconds: float, reason: str, may_split: bool) -> None:
+        if self._tried is None:
+            raise AsrError(f"the features of a batch do not fit into the memory; lower data.batch_seconds: {reason}")
         rows, frames = self._tried
         seconds = rows * frames * frame_seconds
         if not may_split:

@@ -180,7 +180,7 @@ def make_trainer(
         _Reports(config, train_corpus, valid_corpus),
     ]
     if settings.patience > 0:
-        callbacks.append(EarlyStopping("valid/wer", patience=settings.patience, stopping_threshold=NO_ERROR))
+        callbacks.append(_Patience(settings.patience))
     if settings.average_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
     return lightning.Trainer(
@@ -237,7 +237,21 @@ def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
     for name in ("name", "frozen_layers"):
         if (value := getattr(before.optimizer, name)) != getattr(config.optimizer, name):
             raise AsrError(f"{config.output_dir} was trained with optimizer.{name}={value}; resume it with that")
+    if (before.trainer.average_decay > 0) != (config.trainer.average_decay > 0):
+        kept = f"trainer.average_decay={before.trainer.average_decay}"
+        raise AsrError(f"{config.output_dir} was trained with {kept}; resume it with an average or without one as then")
     return checkpoint
+
+
+class _Patience(EarlyStopping):
+    """Ends a training without progress; counts before an epoch's checkpoint is written, and in it."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("valid/wer", patience=patience, stopping_threshold=NO_ERROR, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """All but the patience, which the recipe may have changed."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class _Reports(lightning.Callback):

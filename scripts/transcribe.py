@@ -4,4 +4,5 @@ import sys
 
 from asr.cli import main
 
-sys.exit(main(["transcribe", *sys.argv[1:]]))
+if __name__ == "__main__":  # which a process that reads audio ahead is not, where it imports this
+    sys.exit(main(["transcribe", *sys.argv[1:]]))

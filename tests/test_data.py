@@ -332,3 +332,34 @@ def test_another_number_of_processes_is_refused_in_the_middle_of_an_epoch(model:
     with pytest.raises(AsrError, match=r"with processes=2; resume it with that"):
         data.load_state_dict({"epoch": 1, "batches_done": 4, "plan": plan})
     data.load_state_dict({"epoch": 1, "batches_done": 0, "plan": plan})
+
+
+@pytest.mark.parametrize(("epoch", "batches_done"), [(1, 0), (2, 0), (1, 3)])
+def test_the_steps_of_a_resumed_training_are_those_done_and_those_to_come(
+    model: CTCModel, epoch: int, batches_done: int
+) -> None:
+    def begin(batch_seconds: float) -> SpeechDataModule:
+        data = SpeechDataModule(corpus, corpus, DataConfig(batch_seconds=batch_seconds), model, seed=1)
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0)  # type: ignore[assignment]
+        return data
+
+    corpus = CheckedCorpus(examples=sample_examples() * 20)
+    before, same, other = begin(20.0), begin(20.0), begin(40.0)
+    steps = before.count_steps(epoch) + batches_done
+    state = {"epoch": epoch, "batches_done": batches_done, "steps": steps, "plan": before._plan_settings()}
+    same.load_state_dict(state)
+    assert same.count_steps(4) == before.count_steps(4)
+    if batches_done == 0:
+        expected = steps + other.count_steps(4) - other.count_steps(epoch)
+        other.load_state_dict(state)
+        assert other.count_steps(4) == expected < before.count_steps(4)
+
+
+@pytest.mark.parametrize("name", ["data.batch_seconds", "data.shortest_first", "trainer.seed", "seconds of them"])
+def test_each_thing_that_a_plan_depends_on_is_named_where_it_is_another(model: CTCModel, name: str) -> None:
+    corpus = CheckedCorpus(examples=sample_examples())
+    data = SpeechDataModule(corpus, corpus, DataConfig(), model, seed=1)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0)  # type: ignore[assignment]
+    plan = {**data._plan_settings(), name: -1}
+    with pytest.raises(AsrError, match=f"with {name}=-1; resume it with that"):
+        data.load_state_dict({"epoch": 0, "batches_done": 4, "plan": plan})

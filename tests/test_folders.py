@@ -186,3 +186,11 @@ def test_a_folder_can_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "a.txt").write_text("But in less than five minutes")
     assert main(["evaluate", "packaged", str(tmp_path)]) == 0
     assert "utterances 1 " in capsys.readouterr().out
+
+
+def test_a_segment_of_kaldi_that_is_a_name_alone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text(f"rec {ONE}\n", encoding="utf-8")
+    (tmp_path / "text").write_text("utt1 ONE\n", encoding="utf-8")
+    (tmp_path / "segments").write_text("utt1\n", encoding="utf-8")
+    with pytest.raises(AsrError, match=r"segments:1: utt1 must have a recording, a start and a later end in seconds"):
+        read_data(tmp_path)

@@ -178,3 +178,13 @@ def test_the_smallest_of_the_fast_sizes_is_the_best() -> None:
     sizes = Sizes(trials)
     assert (sizes.best.batch_seconds, sizes.largest.batch_seconds) == (20, 40)
     assert "data.batch_seconds=36\n" in sizes.summary(), "a tenth of what fits is kept free"
+
+
+def test_memory_that_ends_before_the_model_is_told_as_that() -> None:
+    limit = MemoryLimit()
+
+    def compute() -> None:
+        raise RuntimeError(OUT_OF_MEMORY)
+
+    with pytest.raises(AsrError, match=r"^the features of a batch do not fit into the memory; lower data.batch_sec"):
+        limit.fit(compute, 0.01)

@@ -1203,3 +1203,60 @@ def test_a_step_that_is_left_out_moves_no_weight() -> None:
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
     assert guards.skipped_steps == 1
+
+
+def test_half_precision_begins_behind_the_augmentation(tmp_path: Path, speech: list[Tensor]) -> None:
+    module, batch = make_module(make_config(tmp_path, "augment.speeds=[0.9]")), real_batch(speech)
+    plain, _ = module.augmented_features(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, _ = module.augmented_features(batch)
+    assert torch.equal(features, plain)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path, name: str) -> None:
+    def begin(*overrides: str) -> tuple[CTCTrainingModule, dict[str, Any]]:
+        module = make_module(make_config(tmp_path, f"optimizer.name={name}", *overrides))
+        return module, make_optimizer(module.model, module.config.optimizer, 10)
+
+    def step(parts: dict[str, Any]) -> None:
+        parts["optimizer"].step()
+        parts["lr_scheduler"]["scheduler"].step()
+
+    changed = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.5", "optimizer.beta2=0.7")
+    _, before = begin("optimizer.learning_rate=2e-3")
+    module, expected = begin(*changed)
+    for _ in range(4):
+        step(before)
+        step(expected)
+    scheduler = before["lr_scheduler"]["scheduler"]
+    checkpoint = {"optimizer_states": [before["optimizer"].state_dict()], "lr_schedulers": [scheduler.state_dict()]}
+    module.on_load_checkpoint({"vocabulary": module.model.vocabulary.to_dict(), **checkpoint})
+    _, resumed = begin(*changed)
+    resumed["optimizer"].load_state_dict(checkpoint["optimizer_states"][0])
+    resumed["lr_scheduler"]["scheduler"].load_state_dict(checkpoint["lr_schedulers"][0])
+    for _ in range(6):
+        for ours, theirs in zip(resumed["optimizer"].param_groups, expected["optimizer"].param_groups, strict=True):
+            assert ours["lr"] == pytest.approx(theirs["lr"])
+            assert (ours["weight_decay"], ours["betas"]) == (theirs["weight_decay"], theirs["betas"])
+        step(resumed)
+        step(expected)
+
+
+def test_what_patience_has_counted_is_in_the_checkpoint_and_the_patience_is_the_recipes(tmp_path: Path) -> None:
+    settings = ["trainer.patience=2", "optimizer.learning_rate=1e-12"]
+    train(make_config(tmp_path, "trainer.epochs=5", *settings))
+    states = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
+    (state,) = (state for state in states.values() if "wait_count" in state)
+    assert state["wait_count"] == 2
+    patience = asr.training._Patience(5)
+    patience.load_state_dict(state)
+    assert (patience.patience, patience.wait_count) == (5, 2)
+
+
+def test_a_run_with_an_average_is_not_resumed_without_one(tmp_path: Path, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    average = load_config(finished_run / "config.yaml").trainer.average_decay
+    other = 0.0 if average > 0 else 0.9
+    with pytest.raises(AsrError, match=f"was trained with trainer.average_decay={average}"):
+        train(make_config(tmp_path / "run", f"trainer.average_decay={other}"), resume=True)

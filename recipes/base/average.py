@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -17,14 +18,17 @@ from asr.modelfile import save_model
 
 def average(models: Sequence[CTCModel]) -> CTCModel:
     """A model like the first, with the mean of all weights."""
-    first = models[0]
     for model in models[1:]:
-        if (model.config.encoder, model.vocabulary.tokens) != (first.config.encoder, first.vocabulary.tokens):
-            raise SystemExit("models of different shapes or alphabets have no mean")
+        if _kind(model) != _kind(models[0]):
+            raise SystemExit("models of different shapes, features or alphabets have no mean")
     states = [model.state_dict() for model in models]
     mean = CTCModel(models[0].config, models[0].vocabulary)
     mean.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
     return mean.eval()
+
+
+def _kind(model: CTCModel) -> tuple[object, ...]:
+    return model.config.frontend, replace(model.config.encoder, dropout=0.0), tuple(model.vocabulary.tokens)
 
 
 def main() -> None:
