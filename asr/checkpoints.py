@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
+import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from asr.errors import AsrError
@@ -90,32 +91,47 @@ class Checkpoints(lightning.Callback):
         self.best_model = best_model
         self.minutes = minutes
         self._saved_at = time.monotonic()
-        self._stop_asked = False
+        self._stop_asked = self._end_asked = False
         self._has_begun = False
         """Whether all of a checkpoint has been restored; before that there is nothing to save."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._has_begun = True
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            # Lightning's handler waits for the other ranks wherever the signal comes, and they may wait elsewhere.
+            signal.signal(signal.SIGTERM, self._ask_to_end)
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._ask_to_stop)
+
+    def _ask_to_end(self, *_: Any) -> None:
+        self._end_asked = True
 
     def _ask_to_stop(self, *_: Any) -> None:
         self._stop_asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log.info("stopping after this step; Ctrl-C again stops at once")
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if self._stop_asked:
-            raise KeyboardInterrupt
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
         is_due = trainer.global_step > 0 and time.monotonic() - self._saved_at >= 60 * self.minutes
-        if trainer.strategy.broadcast(is_due):  # the clocks of the ranks differ
+        asked = [self._end_asked, self._stop_asked, is_due]
+        if (
+            trainer.world_size > 1
+        ):  # a signal may have come to some only, and their clocks differ: what one must, all do
+            counts = torch.tensor(asked, dtype=torch.float32, device=module.device)
+            asked = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        must_end, must_stop, must_save = asked
+        if must_end:
+            raise SIGTERMException
+        if must_stop:
+            raise KeyboardInterrupt
+        if must_save:
             with between_two_steps(trainer):
                 self._save(trainer, self.last)
 
-    def on_validation_batch_start(self, *_: Any) -> None:
-        if self._stop_asked:
+    def on_validation_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if self._stop_asked and trainer.world_size == 1:  # ranks have unlike numbers of these batches
             raise KeyboardInterrupt
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

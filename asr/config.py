@@ -184,9 +184,6 @@ class OptimizerConfig:
     """AdamW's memory of squared gradients."""
     clip_norm: float = 5.0
     """Longest gradient, L2 norm over all weights."""
-    middle_weight: float = 0.0
-    """Weight, in the loss, of CTC on the output of the middle recurrent layer, through the same head (Lee and
-    Watanabe, 2021, who take 0.3); the rest is the last layer's."""
     frozen_layers: int = 0
     """Recurrent layers, from below, that keep their weights, with the convolutions before them; 0: all learn."""
 
@@ -197,7 +194,6 @@ class OptimizerConfig:
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "be at least 0")
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "be in [0, 1)")
         require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "be above 0")
-        require(0 <= self.middle_weight < 1, "optimizer.middle_weight", self.middle_weight, "be in [0, 1)")
         require(self.frozen_layers >= 0, "optimizer.frozen_layers", self.frozen_layers, "be at least 0")
 
 

@@ -146,16 +146,9 @@ class BiGRUEncoder(nn.Module):
         features: (batch, frames, num_mels); feature_lengths: (batch,).
         returns: (batch, steps, 2 × hidden_size), (batch,); what stands past a length is undefined.
         """
-        encodings, _, encoding_lengths = self.with_middle(features, feature_lengths)
-        return encodings, encoding_lengths
-
-    def with_middle(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, and between its results what the norm makes of the lower half of the layers."""
         images, encoding_lengths = self.subsampling(features, feature_lengths)
         # Steps first: a recurrent cell reads all utterances' first steps, then all second ones.
-        encodings = middle = self.dropout(images.transpose(0, 1).contiguous())
-        for number, layer in enumerate(self.layers, 1):
+        encodings = self.dropout(images.transpose(0, 1).contiguous())
+        for layer in self.layers:
             encodings = layer(encodings, encoding_lengths)
-            if number == len(self.layers) // 2:
-                middle = encodings
-        return self.norm(encodings).transpose(0, 1), self.norm(middle).transpose(0, 1), encoding_lengths
+        return self.norm(encodings).transpose(0, 1), encoding_lengths

@@ -77,23 +77,16 @@ class CTCTrainingModule(lightning.LightningModule):
         return int(draws.generate_state(1)[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """CTC loss per target token of an augmented batch, and what else has a weight: the middle layer's, its views'
-        disagreement."""
+        """CTC loss per target token of an augmented batch, and its views' disagreement where that has a weight."""
         size, weight = len(batch.ids), self.config.augment.consistency_weight
-        middle_weight = self.config.optimizer.middle_weight
         if weight > 0:
             batch = _twice(batch)
-        function = self.model.log_probs_with_middle if middle_weight > 0 else self.model.log_probs
-        log_probs, *middle, lengths = self.memory.compute(function, *self.augmented_features(batch))
+        log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
         tokens = self._tokens(batch)
         loss, impossible = self._loss(log_probs, lengths, batch, tokens)
         impossible = impossible * size / len(lengths)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=size, sync_dist=True)
-        for middle_log_probs in middle:
-            middle_loss, _ = self._loss(middle_log_probs, lengths, batch, tokens)
-            self.log("train/middle_loss", middle_loss, batch_size=size, sync_dist=True)
-            loss = (1 - middle_weight) * loss + middle_weight * middle_loss
         if weight > 0:
             apart = disagreement(log_probs, lengths) / tokens
             self.log("train/disagreement", apart, batch_size=size, sync_dist=True)

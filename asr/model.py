@@ -66,12 +66,6 @@ class CTCModel(nn.Module):
         encodings, encoding_lengths = self.encoder(features, feature_lengths)
         return self.head(encodings).float().log_softmax(dim=2), encoding_lengths
 
-    def log_probs_with_middle(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `log_probs`, and between its results the log-probabilities after the lower half of the layers."""
-        encodings, middle, encoding_lengths = self.encoder.with_middle(features, feature_lengths)
-        log_probs, middle_log_probs = (self.head(some).float().log_softmax(dim=2) for some in (encodings, middle))
-        return log_probs, middle_log_probs, encoding_lengths
-
     def transcribe(
         self,
         source: AudioSource | Tensor | numpy.ndarray,

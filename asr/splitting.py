@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from asr.errors import AsrError
+from asr.model import CTCModel
 
 __all__ = ["MemoryLimit"]
 
@@ -30,21 +31,17 @@ class MemoryLimit:
         self._tried: tuple[int, int] | None = None
         """Utterances, and frames of each, that were last computed at once; None where it did not come to that."""
 
-    def compute(
-        self, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], features: Tensor, feature_lengths: Tensor
-    ) -> tuple[Tensor, ...]:
-        """What `function` makes of features; in parts, what the backward pass needs of one is computed again there.
-
-        Of (batch, frames, num_mels) and (batch,) it must make tensors with a row for each utterance.
-        """
+    def log_probs(self, model: CTCModel, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As `model.log_probs`; in parts, what the backward pass needs of one is computed again when its turn comes."""
         size, frames = features.shape[:2]
         rows = max(1, int(min(size, self.most_frames / frames)))
         self._tried = rows, frames
         if rows == size:
-            return function(features, feature_lengths)
+            return model.log_probs(features, feature_lengths)
         parts = zip(features.split(rows), feature_lengths.split(rows))
-        done = [checkpoint(function, *part, use_reentrant=False) for part in parts]
-        return tuple(map(torch.cat, zip(*done)))
+        done = [checkpoint(model.log_probs, *part, use_reentrant=False) for part in parts]
+        log_probs, lengths = zip(*done)
+        return torch.cat(log_probs), torch.cat(lengths)
 
     def fit(self, compute: Callable[[], Result], frame_seconds: float, *, may_split: bool = True) -> Result:
         """What `compute` returns; while the memory does not hold it, again in parts of half the size.

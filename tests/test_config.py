@@ -140,7 +140,6 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
         ("optimizer.learning_rate=0", "optimizer.learning_rate=0.0 must be above 0"),
         ("optimizer.warmup_share=10", "optimizer.warmup_share=10.0 must be in [0, 1]"),
         ("optimizer.beta2=1", "optimizer.beta2=1.0 must be in [0, 1)"),
-        ("optimizer.middle_weight=1", "optimizer.middle_weight=1.0 must be in [0, 1)"),
         ("optimizer.frozen_layers=-1", "optimizer.frozen_layers=-1 must be at least 0"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0 must be at least 0"),
         ("optimizer.name=sgd", "optimizer.name='sgd' must be adamw or muon"),

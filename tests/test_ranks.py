@@ -149,6 +149,25 @@ def test_a_run_whose_process_is_killed_goes_on_by_itself_and_ends_with_the_same_
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_of_two_ends_both_with_a_checkpoint(recipe: str, tmp_path: Path, number: int) -> None:
+    settings = ["data.batch_seconds=3.5", "trainer.epochs=4000", "trainer.valid_every_epochs=4000"]
+    training = ["-m", "asr", "train", recipe, f"output_dir={tmp_path}/run", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", NEW_STORE: "1"}
+    talk = tmp_path / "talk.txt"
+    with talk.open("w") as stderr:
+        process = subprocess.Popen([*TORCHRUN[:-1], *training], cwd=ROOT, env=environment, stderr=stderr)
+    wait_for(tmp_path / "run" / "last.ckpt")  # of the end of the first epoch
+    time.sleep(1)
+    saved_at = (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), number)
+    process.wait(timeout=120)
+    assert (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns > saved_at
+    assert "--resume continues from" in talk.read_text()
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 120
     while not path.exists() and time.monotonic() < deadline:

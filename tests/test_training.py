@@ -973,24 +973,6 @@ def test_a_step_with_two_views_has_their_mean_ctc_loss_and_their_weighted_disagr
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in weighted.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer
-def test_the_middle_layers_loss_is_that_of_a_model_without_the_upper_ones(tmp_path: Path) -> None:
-    settings = ["model.encoder.num_layers=4", "model.encoder.dropout=0"]
-    both = make_module(make_config(tmp_path, "optimizer.middle_weight=0.3", *settings))
-    last = make_module(make_config(tmp_path, *settings))
-    middle = make_module(make_config(tmp_path, "model.encoder.num_layers=2", "model.encoder.dropout=0"))
-    last.load_state_dict(both.state_dict())
-    middle.load_state_dict(both.state_dict(), strict=False)
-    waveforms, sample_lengths = torch.randn(2, 16000) * 0.1, torch.tensor([16000, 12000])
-    targets, target_lengths = torch.tensor([[3, 9, 4], [5, 6, 0]]), torch.tensor([3, 2])
-    batch = Batch(waveforms, sample_lengths, targets, target_lengths, ["", ""], ["a", "b"])
-    losses = [module.training_step(batch, 0) for module in (both, last, middle)]
-    torch.testing.assert_close(losses[0], 0.7 * losses[1] + 0.3 * losses[2])
-    assert abs(losses[1] - losses[2]) > 0.01
-    losses[0].backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in both.parameters())
-
-
 def views_of(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch."""
     return Batch(**{name: value if name == "unreadable" else value[rows] for name, value in vars(batch).items()})
