@@ -116,9 +116,8 @@ class Checkpoints(lightning.Callback):
     def on_train_batch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
         is_due = trainer.global_step > 0 and time.monotonic() - self._saved_at >= 60 * self.minutes
         asked = [self._end_asked, self._stop_asked, is_due]
-        if (
-            trainer.world_size > 1
-        ):  # a signal may have come to some only, and their clocks differ: what one must, all do
+        if trainer.world_size > 1:
+            # A signal may have come to some ranks only, and their clocks differ: what one is asked for, all do.
             counts = torch.tensor(asked, dtype=torch.float32, device=module.device)
             asked = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         must_end, must_stop, must_save = asked

@@ -159,9 +159,9 @@ class SpeechDataModule(lightning.LightningDataModule):
         """
         sampler = self._train_sampler()
         if self._steps_done is None:
-            return sampler.count_batches(epochs)
+            return sampler.count_batches(range(epochs))
         epoch, batches_done = self._batches_done
-        return self._steps_done + sampler.count_batches(epochs) - sampler.count_batches(epoch) - batches_done
+        return self._steps_done + sampler.count_batches(range(epoch, epochs)) - batches_done
 
     def _train_sampler(self) -> DurationBatchSampler:
         return self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)

@@ -57,17 +57,7 @@ class CTCTrainingModule(lightning.LightningModule):
             raise AsrError(
                 "the training texts have changed, and their pieces with them; start with another output_dir="
             )
-        config = self.config.optimizer
-        for state in checkpoint.get("optimizer_states", []):
-            *matrices, vectors = state["param_groups"]
-            for group in (*matrices, vectors):
-                group["lr"] *= config.learning_rate / group["initial_lr"]
-                group["initial_lr"] = config.learning_rate
-                group["betas"] = (group["betas"][0], config.beta2)
-            for group in matrices:
-                group["weight_decay"] = config.weight_decay
-        for state in checkpoint.get("lr_schedulers", []):
-            state["base_lrs"] = [config.learning_rate] * len(state["base_lrs"])
+        _take_rates(checkpoint, self.config.optimizer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(self._step_seed())  # dropout's draws
@@ -234,3 +224,17 @@ def make_optimizer(
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _take_rates(checkpoint: dict[str, Any], config: OptimizerConfig) -> None:
+    """Have the rates of a recipe stand in a checkpoint, for `make_optimizer`'s, in place of those that the run had."""
+    for state in checkpoint.get("optimizer_states", []):
+        *matrices, vectors = state["param_groups"]
+        for group in (*matrices, vectors):
+            group["lr"] *= config.learning_rate / group["initial_lr"]
+            group["initial_lr"] = config.learning_rate
+            group["betas"] = (group["betas"][0], config.beta2)
+        for group in matrices:
+            group["weight_decay"] = config.weight_decay
+    for state in checkpoint.get("lr_schedulers", []):
+        state["base_lrs"] = [config.learning_rate] * len(state["base_lrs"])

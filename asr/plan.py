@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy
 from torch.utils.data import Sampler
@@ -70,9 +70,9 @@ class DurationBatchSampler(Sampler[list[int]]):
         """Lightning calls it before each epoch."""
         self.epoch = epoch
 
-    def count_batches(self, epochs: int) -> int:
-        """Of the first so many epochs together, whose plans differ in length."""
-        return sum(len(self._batches(self._generator(epoch))) for epoch in range(epochs))
+    def count_batches(self, epochs: Iterable[int]) -> int:
+        """Of these epochs together, whose plans differ in length."""
+        return sum(len(self._batches(self._generator(epoch))) for epoch in epochs)
 
     def _generator(self, epoch: int) -> numpy.random.Generator:
         return numpy.random.default_rng([self.seed, epoch])

@@ -60,7 +60,9 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
         if lost:
             dropped.update(filter(lost.__contains__, text))
     if not table.has_marks:
-        text = _STOPS.sub(" ", _QUOTED.sub(r"\1\2", text))
+        if "'" in text or "\u2018" in text:
+            text = _QUOTED.sub(r"\1\2", text)
+        text = _STOPS.sub(" ", text)
     return " ".join(text.translate(table).split())
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 
 import numpy
 import torch
@@ -22,6 +21,7 @@ from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses, is_silent
+from asr.threads import lent_threads
 from asr.transcript import Transcript, Word, find_words
 
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
@@ -133,45 +133,20 @@ def _join(parts: Sequence[_Part]) -> Transcript:
     return Transcript(parts[-1].name, words, parts[-1].duration_seconds or 0.0, lm_log_prob)
 
 
-class _Threads:
-    """How many threads a computation has, which every batch changes, given back when no one recognises any more."""
-
-    def __init__(self) -> None:
-        self._lock, self._running, self._number = Lock(), 0, 1
-
-    def begin(self) -> int:
-        """The number before the first of those that recognise now changed it."""
-        with self._lock:
-            if self._running == 0:
-                self._number = torch.get_num_threads()
-            self._running += 1
-            return self._number
-
-    def end(self) -> None:
-        with self._lock:
-            self._running -= 1
-            if self._running == 0:  # else threads that start later would have as few as the last batch
-                torch.set_num_threads(self._number)
-
-
-_THREADS = _Threads()
-
-
 def _recognise(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[_Part]:
     """The parts with their words, in their order, each as soon as it and all before it are ready."""
-    threads = _THREADS.begin()
-    executor = ThreadPoolExecutor(threads if recogniser.model.device.type == "cpu" else 1)
-    submitted: deque[_Pool] = deque()
-    try:
-        for pool in _pools(recogniser, parts):
-            submitted.append(_submit(executor, recogniser, pool, threads))
-            while len(submitted) > 1 or (submitted and submitted[0].is_done()):
+    with lent_threads() as threads:
+        executor = ThreadPoolExecutor(threads if recogniser.model.device.type == "cpu" else 1)
+        submitted: deque[_Pool] = deque()
+        try:
+            for pool in _pools(recogniser, parts):
+                submitted.append(_submit(executor, recogniser, pool, threads))
+                while len(submitted) > 1 or (submitted and submitted[0].is_done()):
+                    yield from submitted.popleft().results()
+            while submitted:
                 yield from submitted.popleft().results()
-        while submitted:
-            yield from submitted.popleft().results()
-    finally:
-        executor.shutdown(cancel_futures=True)
-        _THREADS.end()
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 def _pools(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[list[_Part]]:

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -26,8 +27,9 @@ from asr.decoder import DecodedTokens, decode_greedy
 from asr.errors import AsrError
 from asr.metrics import character_errors
 from asr.model import CTCModel
+from asr.threads import lent_threads
 from asr.transcript import Transcript
-from asr.transcription import _THREADS, Failure, Recording, transcribe, transcribe_recordings
+from asr.transcription import Failure, Recording, transcribe, transcribe_recordings
 
 RATE = 16000
 
@@ -627,10 +629,9 @@ def test_progress_counts_silence_too_which_is_not_kept_in_memory(
 
 def test_the_number_of_threads_is_given_back_when_the_last_of_several_callers_is_done() -> None:
     before = torch.get_num_threads()
-    first = _THREADS.begin()
-    torch.set_num_threads(before + 1)  # as a batch of the first one does
-    second = _THREADS.begin()
-    _THREADS.end()
-    assert torch.get_num_threads() == before + 1
-    _THREADS.end()
-    assert first == second == torch.get_num_threads() == before
+    with ExitStack() as second:
+        with lent_threads() as first_number:
+            torch.set_num_threads(before + 1)  # as a batch of the first caller does
+            second_number = second.enter_context(lent_threads())
+        assert torch.get_num_threads() == before + 1
+    assert first_number == second_number == torch.get_num_threads() == before

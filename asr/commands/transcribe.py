@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_align", "add_transcribe", "find_recordings"]
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if hasattr(errno, "EDQUOT") else (errno.ENOSPC, errno.EROFS)
+NO_ROOM = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """Why a disk takes no other file either."""
 
 
