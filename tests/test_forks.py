@@ -72,8 +72,8 @@ def test_the_copies_end_with_the_process_and_say_nothing(how: signal.Signals) ->
 import os, signal, time
 from asr.forks import Forks
 forks = Forks(lambda number: (time.sleep(0.3), os.getpid())[1], 2)
-print(*set(forks.map(range(4))), flush=True)
 try:
+    print(*set(forks.map(range(4))), flush=True)
     signal.pause()
 except KeyboardInterrupt:
     pass
