@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
@@ -216,14 +218,15 @@ class SpeechDataModule(lightning.LightningDataModule):
     def _plan_settings(self) -> dict[str, Any]:
         """What an epoch's batches depend on."""
         assert self.trainer is not None
-        seconds = sum(example.utterance.duration_seconds for example in self.train_corpus.examples)
+        seconds = [example.utterance.duration_seconds for example in self.train_corpus.examples]
         return {
             "data.batch_seconds": self.config.batch_seconds,
             "trainer.seed": self.seed,
             "processes": self.trainer.world_size,
             "data.shortest_first": self.config.shortest_first,
-            "utterances to train on": len(self.train_corpus.examples),
-            "seconds of them": round(seconds),
+            "utterances to train on": len(seconds),
+            "seconds of them": round(sum(seconds)),
+            "checksum of their order": zlib.crc32(numpy.array(seconds).tobytes()),
         }
 
 

@@ -119,6 +119,19 @@ def test_the_prior_takes_off_how_common_a_letter_is(tmp_path: Path, weight: floa
     assert text_of(decoder, unclear) == written
 
 
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize(("share", "written"), [(0.9, "CAT"), (1.1, "ACAT")])
+def test_a_blank_is_as_common_as_all_that_is_written(tmp_path: Path, weight: float, share: float, written: str) -> None:
+    write_arpa(build_ngrams(["CAT ACAT", "ACAT CAT"], 2), tmp_path / "lm.arpa")
+    unigrams = [(word, 10**probability) for word, probability in read_arpa_unigrams(tmp_path / "lm.arpa")]
+    of_a = sum(word.count("A") * probability for word, probability in unigrams)
+    of_all = sum((len(word) + 1) * probability for word, probability in unigrams)  # the space behind it included
+    unclear = log_probs_of("ACAT")
+    unclear[0, :2, 0] = unclear[0, :2, VOCABULARY.encode("A")[0]] - math.log((of_a / of_all) ** weight * share)
+    decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=0.0, prior_weight=weight)
+    assert text_of(decoder, unclear) == written
+
+
 @pytest.mark.parametrize("text", ["THE CAT SAT", "A CAT AND A DOG", ""])
 def test_the_score_is_the_language_models_own(tmp_path: Path, text: str) -> None:
     model = build_ngrams([*TEXT, "A CAT AND A DOG"], 2)

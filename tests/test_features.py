@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.config import FrontendConfig
@@ -154,6 +155,14 @@ def test_normalize_features_equals_its_definition_written_out() -> None:
     torch.testing.assert_close(normalized[1, :3].double(), expected, atol=1e-5, rtol=0)
     assert not normalized[1, 3:].any()
     assert not normalized[2].any()  # one frame is its own mean
+
+
+@pytest.mark.parametrize("padding", [1, 100, 3000])
+def test_the_sums_of_long_utterances_do_not_round_by_their_padding(padding: int) -> None:
+    features = torch.randn(1, 997, 80, generator=torch.Generator().manual_seed(0)) * 3 - 12
+    alone = normalize_features(features, torch.tensor([997]))
+    padded = normalize_features(pad(features, (0, 0, 0, padding)), torch.tensor([997]))
+    assert torch.equal(padded[:, :997], alone)
 
 
 def test_mask_padding_zeroes_all_past_each_length_and_nothing_before() -> None:

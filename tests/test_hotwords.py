@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from pathlib import Path
 
@@ -46,6 +47,26 @@ def test_a_hotword_wins_where_its_boost_makes_up_for_its_probability() -> None:
 def test_a_hotword_of_which_nothing_was_heard_changes_nothing() -> None:
     clear = log_probs_of("MR CUILTER IS")
     assert decode(clear, {"ZANZIBAR": 8.0, "QUILTERS": 8.0, "MISSISSIPPI": 8.0}) == "MR CUILTER IS"
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "heard", "hotword", "expected"),
+    [
+        ("ULTER IS", 0, "Q", "QULTER", "QULTER IS"),  # before the first word
+        ("MR ULTER IS", 8, "Q", "QULTER", "MR QULTER IS"),  # between it and the word before
+        ("MR ULTER IS", 23, "S", "ULTERS", "MR ULTERS IS"),  # between it and the word behind
+        ("MR ULTER", 23, "S", "ULTERS", "MR ULTERS"),  # behind the last word
+    ],
+)
+def test_what_was_heard_beside_a_word_counts_for_its_hotword(
+    text: str, step: int, heard: str, hotword: str, expected: str
+) -> None:
+    log_probs = log_probs_of(text)
+    if step == 0:
+        log_probs = torch.cat([log_probs[:, 2:3], log_probs], dim=1)  # a blank
+    log_probs[0, step, 0], log_probs[0, step, VOCABULARY.encode(heard)[0]] = math.log(0.6), math.log(0.4)
+    assert decode(log_probs, {}) == text
+    assert decode(log_probs, {hotword: 5.0}) == expected
 
 
 def test_two_words_can_be_one_hotword() -> None:

@@ -131,6 +131,20 @@ def test_the_page_holds_every_utterance_and_names_no_other_place(report: Path) -
     assert "missing.flac" in " ".join(utterances[6]["notes"])
 
 
+def test_the_page_says_which_model_has_fewer_errors_in_each_utterance(report: Path) -> None:
+    """As its own aligned words tell."""
+    data = data_of(report)
+    fewer = [column["name"] for column in data["columns"]].index("fewer errors than small")
+    seen = set()
+    for utterance in data["utterances"]:
+        ours, theirs = (sum(kind != "equal" for kind, *_ in text["steps"]) for text in utterance["texts"])
+        verdict = ["better than small"] if ours < theirs else ["worse than small"] if ours > theirs else []
+        assert utterance["filters"][0] == ["with errors" if ours else "without an error", *verdict]
+        assert (utterance["cells"][0], utterance["cells"][fewer]) == (ours, theirs - ours)
+        seen.update(verdict)
+    assert "better than small" in seen
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
     assert main(["evaluate", "packaged", str(SAMPLES), "--report", str(tmp_path)]) == 1

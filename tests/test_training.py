@@ -40,7 +40,7 @@ from asr.data import Batch
 from asr.errors import AsrError
 from asr.evaluation import evaluate
 from asr.learning import CTCTrainingModule, disagreement, make_optimizer
-from asr.manifest import read_manifest
+from asr.manifest import read_manifest, write_manifest
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.monitor import TrainingMonitor
@@ -461,6 +461,15 @@ def test_another_plan_is_refused_in_the_middle_of_an_epoch_and_taken_between_two
     train(make_config(tmp_path / "between", changed), resume=True)
 
 
+def test_the_same_utterances_in_another_order_are_another_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backwards = tmp_path / "backwards.jsonl"
+    write_manifest(read_manifest(MANIFEST)[::-1], backwards)
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 7), make_config(tmp_path / "run"))
+    with pytest.raises(AsrError, match="in the middle of an epoch with checksum of their order="):
+        train(make_config(tmp_path / "run", f"data.train=[{backwards}]"), resume=True)
+
+
 def test_it_equals_where_plans_differ_in_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, counts, settings = write_uneven_manifest(tmp_path)
     train(make_config(tmp_path / "whole", *settings))
@@ -579,6 +588,34 @@ def test_a_killed_run_with_checkpoints_inside_epochs_loses_one_step_and_equals(
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == call - 1
     train(config, resume=True)
     assert_same_run(finished_run, tmp_path)
+
+
+class FiveMinutes(lightning.Callback):
+    """A clock by which the sixth step takes five minutes; the run is stopped before the seventh."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.now = 300.0 if trainer.global_step == 6 else 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.now:
+            raise SystemExit
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(4.9, 6), (5.1, 4)])
+def test_a_checkpoint_is_written_every_so_many_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, saved: int
+) -> None:
+    clock = FiveMinutes()
+    monkeypatch.setattr(asr.checkpoints, "time", clock)
+    monkeypatch.setattr(asr.checkpoints.Checkpoints, "on_exception", lambda *_: None)  # as kill -9 leaves it
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, clock, make_config(tmp_path, f"trainer.checkpoint_minutes={minutes}"))
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == saved
 
 
 def test_checkpoints_inside_epochs_change_nothing(tmp_path: Path, finished_run: Path) -> None:
