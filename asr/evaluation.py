@@ -13,7 +13,7 @@ from asr.decoder import Decode
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
-from asr.textfiles import new_text_file
+from asr.newfiles import new_text_file
 from asr.transcript import Transcript
 from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr.textfiles import new_text_file
+from asr.newfiles import new_text_file
 from asr.transcript import Transcript, Word
 
 __all__ = ["FORMATS", "as_dict", "format_transcript", "write_transcript"]

@@ -28,8 +28,8 @@ import orjson
 
 from asr.audio import open_audio
 from asr.errors import AsrError, DamagedError
+from asr.newfiles import new_text_file
 from asr.tarfiles import split_path
-from asr.textfiles import new_text_file
 
 __all__ = ["Utterance", "read_manifest", "write_manifest"]
 

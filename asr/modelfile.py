@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from safetensors.torch import save
 from asr.config import model_config_from_dict
 from asr.errors import AsrError
 from asr.model import CTCModel
+from asr.newfiles import new_file
 from asr.text import vocabulary_from_dict
 
 __all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "save_model"]
@@ -31,7 +30,7 @@ PACKAGED_MODEL = Path(str(files("asr") / "models" / "base.safetensors"))
 
 
 def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write a model file, to a temporary name first, so that `path` is whole or as it was.
+    """Write a model file; where that fails, `path` is as it was.
 
     dtype: of the weights in the file; half precision halves its size, and moved no word of the valid set.
     Raises AsrError where it cannot be written.
@@ -43,15 +42,8 @@ def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.
     }
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
     content = save(weights, metadata)
-    temporary = Path(f"{path}.tmp")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)  # safetensors' own save_file hides the file from other users
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):  # where there is no folder there is no file
-            temporary.unlink()
-        raise AsrError(f"{path}: the model file cannot be written ({error.strerror})") from error
+    with new_file(Path(path)) as file:
+        file.write(content)  # safetensors' own save_file hides the file from other users
 
 
 def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> CTCModel:

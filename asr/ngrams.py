@@ -20,8 +20,8 @@ import numpy
 from numpy.typing import NDArray
 
 from asr.errors import AsrError
+from asr.newfiles import new_text_file
 from asr.text import normalize_transcript
-from asr.textfiles import new_text_file
 
 __all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_sentences", "write_arpa"]
 

@@ -20,6 +20,7 @@ from typing import Any
 from asr.audio import open_audio, read_audio
 from asr.errors import AsrError, DamagedError
 from asr.manifest import Utterance, read_manifest
+from asr.newfiles import new_file, new_text_file
 from asr.tarfiles import is_recording, open_recording
 
 __all__ = ["fetch_shards", "is_shard_folder", "read_shards", "write_shards"]
@@ -81,8 +82,10 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
         listing = json.dumps(_index(temporary), indent=1) + "\n"
         if folder.is_dir():
             folder.rmdir()  # it is empty, and Windows replaces none
-        temporary.replace(folder)
-        index.write_text(listing, encoding="utf-8")
+        with new_text_file(index) as file:
+            file.write(listing)
+            file.flush()
+            temporary.replace(folder)
     except OSError as error:
         raise AsrError(f"{folder}: cannot be written ({error.strerror}); make room or choose another folder") from error
     finally:
@@ -193,7 +196,8 @@ def fetch_shards(url: str) -> list[Utterance]:
             for name, file in files.items():
                 if not (folder / name).is_file():
                     fetch(f"{url}/{name}", folder / name, md5=file["md5"], size=file["size"])
-            saved.write_bytes(listing)
+            with new_file(saved) as copy:
+                copy.write(listing)
     except OSError as error:
         raise AsrError(
             f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to where there is room"

@@ -29,6 +29,7 @@ from asr.learning import CTCTrainingModule
 from asr.model import CTCModel, with_dropout, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor
+from asr.newfiles import new_text_file
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
@@ -68,8 +69,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """
     output_dir = Path(config.output_dir)
     checkpoint = check_output_dir(config, resume)
-    resume = resume and checkpoint is not None
-    if resume:
+    if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     torch.manual_seed(config.trainer.seed)
     model, train_corpus, valid_corpus = prepare_training(config)
@@ -78,7 +78,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     module = CTCTrainingModule(model, config)
     with quiet_lightning():
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
-        trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return output_dir / MODEL_NAME
 
 
@@ -265,10 +265,11 @@ class _Reports(lightning.Callback):
         if not is_first_process():
             return
         output_dir = Path(self.config.output_dir)
-        (output_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(self.config)), encoding="utf-8")
+        with new_text_file(output_dir / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.structured(self.config)))
         shared = find_shared(self.train, self.valid)
         for line in shared:
             log.warning("%s", line)
         pages = [f"train: {self.train.report(most=None)}", f"valid: {self.valid.report(most=None)}", *shared]
-        content = "\n".join(pages) + "\n"
-        (output_dir / "data.txt").write_text(content, encoding="utf-8", errors="backslashreplace")
+        with new_text_file(output_dir / "data.txt") as file:
+            file.write("\n".join(pages) + "\n")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -272,6 +273,14 @@ def test_a_shard_that_the_server_lacks_is_told(address: str, shards: Path) -> No
     (shards / "recording.000002.tar").unlink()
     with pytest.raises(AsrError, match=rf"{address}/recording\.000002\.tar"):
         read_data(address)
+
+
+def test_a_full_disk_leaves_neither_shards_nor_an_index(tmp_path: Path, full_disk: Any) -> None:
+    utterances = read_manifest(MANIFEST)
+    with full_disk(), pytest.raises(AsrError, match=r"cannot be written \(File too large\); make room or choose"):
+        write_shards(utterances, tmp_path / "shards")
+    assert list(tmp_path.iterdir()) == []
+    assert write_shards(utterances, tmp_path / "shards") == 1
 
 
 @pytest.mark.parametrize(

@@ -762,6 +762,17 @@ def test_a_broken_write_leaves_the_last_checkpoint_whole(
     assert list((tmp_path / "run").glob("*.tmp")) == [], "it would fill the disk"
 
 
+def test_a_disk_that_is_full_at_a_resume_leaves_what_it_goes_on_from(
+    tmp_path: Path, finished_run: Path, full_disk: Any
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "last.ckpt")}
+    with full_disk(), pytest.raises(AsrError, match=r"cannot be written \(File too large\); make room"):
+        train(make_config(tmp_path / "run", "trainer.epochs=4"), resume=True)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+    train(make_config(tmp_path / "run", "trainer.epochs=4"), resume=True)
+
+
 def start_process(config: TrainConfig, folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
     """`asr train` as a process of its own that has done a step, and what it writes to stderr."""
     recipe, talk = folder / "recipe.yaml", folder / "stderr.txt"

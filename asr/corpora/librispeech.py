@@ -14,7 +14,7 @@ from asr.corpora.archive import unpack
 from asr.corpora.chapters import Header, TranscriptLine, read_chapter, with_headers
 from asr.corpora.download import fetch
 from asr.errors import AsrError
-from asr.textfiles import new_text_file
+from asr.newfiles import new_text_file
 
 __all__ = [
     "SUBSETS",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.errors import AsrError
+from asr.newfiles import new_text_file
 from asr.report.analysis import Step
 
 __all__ = ["Column", "Page", "Row", "check_report", "write_page"]
@@ -87,11 +88,8 @@ def write_page(page: Page, folder: Path) -> Path:
         data=Markup(_as_json(page)),
     )
     path = folder / "index.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(rendered, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise AsrError(f"{path}: the report cannot be written: {error.strerror}") from error
+    with new_text_file(path) as file:
+        file.write(rendered)
     return path
 
 

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from asr.errors import AsrError
-from asr.textfiles import new_text_file
+from asr.newfiles import new_text_file
 
 
 def test_what_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Files that are either whole or not there; of text, the same for the same text, and compressed by their name."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+from zlib import crc32
+
+from asr.errors import AsrError
+
+__all__ = ["new_file", "new_text_file"]
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets the name `path` when the block ends without an error, and is removed otherwise.
+
+    path: a pipe or a device is written to as it is, and a link stays one. Raises AsrError for a full disk, a folder
+    that cannot be written to, and a path that is a folder.
+    """
+    if not path.name or os.path.isdir(path):
+        raise AsrError(f"{path}: is a folder; name a file in it")
+    is_stream = os.path.exists(path) and not os.path.isfile(path)  # a pipe, a terminal
+    target = path if is_stream else Path(os.path.realpath(path))
+    temporary = target if is_stream else target.with_name(_temporary_name(target.name))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+        if not is_stream:
+            temporary.replace(target)
+    except OSError as error:
+        raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
+    finally:
+        if not is_stream:
+            with suppress(OSError):  # where there is no folder there is no file
+                temporary.unlink()
+
+
+@contextmanager
+def new_text_file(path: Path) -> Iterator[TextIO]:
+    """As `new_file`, for text; compressed where the path ends in .gz.
+
+    What UTF-8 cannot write, bytes of file names in another encoding, is written as in Python.
+    """
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(new_file(path))
+        if path.suffix == ".gz":  # neither name nor time in its header: the same text makes the same bytes
+            file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
+        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n"))
+
+
+def _temporary_name(name: str) -> str:
+    """One that no other process writes, and short where `name` is as long as a disk allows."""
+    return f".{name[:16]}-{crc32(os.fsencode(name)):08x}.{os.getpid()}.part"
