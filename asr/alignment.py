@@ -19,15 +19,13 @@ from torchaudio.functional import forced_align
 from asr.audio import AudioSource, open_audio
 from asr.decoder import DecodedTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
-from asr.longform import stream_log_probs
+from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.model import CTCModel, steps_needed
 from asr.transcript import Transcript, Word, word_at
 
 __all__ = ["align", "align_log_probs", "align_tokens"]
 
 log = logging.getLogger(__name__)
-
-BATCH_SECONDS = 160.0
 
 PIECE_SECONDS = 60.0
 """Shortest piece that a longer recording is cut into."""
@@ -118,7 +116,7 @@ def _align_piece(log_probs: Tensor, token_ids: list[int]) -> DecodedTokens:
 def _words(tokens: DecodedTokens, words: Sequence[tuple[str, str]], model: CTCModel) -> Iterator[Word]:
     """Each written word with its tokens; one that is several in its normal form, such as MOTHER-IN-LAW, takes all."""
     vocabulary = model.vocabulary
-    spans = iter(vocabulary.find_words(tokens.token_ids))
+    spans = iter(vocabulary.word_spans(tokens.token_ids))
     for written, normal in words:
         own = [next(spans) for _ in normal.split()]
         start, end = own[0][0], own[-1][1]

@@ -21,15 +21,27 @@ import torchaudio
 from torch import Tensor
 
 from asr.containers import count_ogg_recordings, with_whole_length
-from asr.errors import AsrError
+from asr.errors import AsrError, reason_of
 from asr.tarfiles import open_recording
 
-__all__ = ["AudioFile", "AudioSource", "check_rate", "open_audio", "read_audio", "samples_as_file"]
+__all__ = [
+    "AUDIO_EXTENSIONS",
+    "AudioFile",
+    "AudioSource",
+    "check_rate",
+    "frame_powers",
+    "open_audio",
+    "read_audio",
+    "samples_as_file",
+]
 
 AudioSource = str | Path | BinaryIO
 
 KINDS = "WAV, FLAC, OGG/Opus, MP3"
 """Of audio that can be read."""
+
+AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+"""Of what is taken out of a folder, the best first; a file that is named is known by its content."""
 
 BLOCK_SECONDS = 30.0
 """How much of a long file is decoded at once."""
@@ -73,11 +85,11 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile h
 class AudioFile:
     """An open recording: its length, and its samples as mono float32 in [-1, 1] at `sample_rate`."""
 
-    def __init__(self, file: soundfile.SoundFile, name: str, sample_rate: int) -> None:
+    def __init__(self, file: soundfile.SoundFile, name: str, sample_rate: int | None) -> None:
         self.file = file
         self.frames = _count_frames(file) if file.frames == UNKNOWN_FRAMES else file.frames
         self.name = name
-        self.sample_rate = sample_rate
+        self.sample_rate: int = sample_rate or file.samplerate
 
     @property
     def duration_seconds(self) -> float:
@@ -162,17 +174,22 @@ def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
     return resampled
 
 
+def frame_powers(samples: Tensor, size: int) -> Tensor:
+    """Mean square of each whole frame of `size` samples: (frames,) of (samples,)."""
+    return samples[: len(samples) // size * size].view(-1, size).square().mean(1)
+
+
 def _ratio(rate: int, new_rate: int) -> tuple[int, int]:
     """The two rates in lowest terms: so many samples become so many."""
     return Fraction(rate, new_rate).limit_denominator(LARGEST_DENOMINATOR).as_integer_ratio()
 
 
 @contextmanager
-def open_audio(source: AudioSource, sample_rate: int) -> Iterator[AudioFile]:
+def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[AudioFile]:
     """An AudioFile, closed at the end; raises AsrError for what is not there, not audio, or empty.
 
     source: a path, or a binary file object; one that cannot seek (standard input) is read to its end first.
-    sample_rate: Hz that the samples shall have.
+    sample_rate: Hz that the samples shall have; None: those of the file.
     """
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
     with _seekable(source, name) as original:
@@ -237,7 +254,7 @@ def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
             stream.seek(0)
         except (OSError, ValueError) as error:  # a ValueError is a null byte in a path
             is_folder = isinstance(error, IsADirectoryError)
-            reason = f"a folder, not {KINDS}" if is_folder else getattr(error, "strerror", None) or error
+            reason = f"a folder, not {KINDS}" if is_folder else reason_of(error)
             raise AsrError(f"{name}: audio file cannot be opened: {reason}") from error
         yield stream
 

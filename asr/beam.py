@@ -27,7 +27,7 @@ from torch import Tensor
 
 from asr.alignment import align_tokens
 from asr.decoder import DecodedTokens
-from asr.errors import AsrError
+from asr.errors import AsrError, reason_of
 from asr.forks import Forks
 from asr.modelfile import PACKAGED_MODEL
 from asr.text import BLANK_ID, Vocabulary
@@ -190,9 +190,7 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
                     yield fields[1], min(0.0, float(fields[0]))  # KenLM tells of one above 0
                 begun = begun or line.strip() == "\\1-grams:"
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise AsrError(
-            f"{path}: the language model cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise AsrError(f"{path}: the language model cannot be read: {reason_of(error)}") from error
     raise AsrError(f"{path}: not a language model in ARPA form; `asr lm` makes one")
 
 

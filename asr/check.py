@@ -134,19 +134,21 @@ def find_problem(
     reference: its normal transcript; dropped: the characters that are not in it; missing: paths of audio that is not
     there. Otherwise as `check_corpus`.
     """
-    seconds = utterance.duration_seconds
     if utterance.audio_path in missing:
         return "audio file not found", utterance.audio_path
-    if limits is not None and not limits.min_seconds <= seconds <= limits.max_seconds:
+    if limits is None:
+        return None
+    seconds = utterance.duration_seconds
+    if not limits.min_seconds <= seconds <= limits.max_seconds:
         kind = "left out, too short" if seconds < limits.min_seconds else "left out, too long"
         return kind, f"{seconds:.2f} s (allowed: {limits.min_seconds:g} to {limits.max_seconds:g} s)"
     lost = "".join(sorted(filter(str.isalpha, dropped)))
-    if lost and limits is not None:  # without its letters a word would be learned wrong
+    if lost:  # without its letters a word would be learned wrong
         return "left out, letters that are not in the vocabulary", f"{lost} of {utterance.text!r}"
     token_ids = model.vocabulary.encode(reference)
-    if not token_ids and limits is not None:
+    if not token_ids:
         return "left out, nothing left of the transcript", repr(utterance.text)
     steps = model.output_lengths(int(seconds / speed * model.sample_rate))
-    if limits is not None and steps < steps_needed(token_ids):
+    if steps < steps_needed(token_ids):
         return "left out, too few steps for CTC", f"{seconds:.2f} s at speed {speed:g} for {len(token_ids)} tokens"
     return None

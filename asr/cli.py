@@ -23,6 +23,9 @@ __all__ = ["console_script", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's); returns the exit code."""
+    if sys.stderr is None:  # it was closed; libraries write to its number, which another file could get
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -257,5 +257,5 @@ class TrainConfig:
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
-    """The inverse of dataclasses.asdict for a ModelConfig; raises TypeError or KeyError for any other dict."""
+    """The inverse of dataclasses.asdict for a ModelConfig; raises TypeError, KeyError or AsrError for others."""
     return ModelConfig(frontend=FrontendConfig(**values["frontend"]), encoder=EncoderConfig(**values["encoder"]))

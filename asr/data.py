@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from asr.audio import read_audio
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
 from asr.errors import AsrError
@@ -28,16 +27,16 @@ __all__ = ["Batch", "SpeechDataModule", "SpeechDataset"]
 
 @dataclass(frozen=True)
 class Batch:
-    """B utterances, longest first or not, padded with zeros."""
+    """Utterances, padded with zeros."""
 
     waveforms: Tensor
-    """(B, samples) in [-1, 1]."""
+    """(batch, samples) in [-1, 1]."""
     sample_lengths: Tensor
-    """(B,)"""
+    """(batch,)"""
     targets: Tensor
-    """(B, tokens) token ids."""
+    """(batch, tokens) token ids."""
     target_lengths: Tensor
-    """(B,)"""
+    """(batch,)"""
     references: list[str]
     ids: list[str]
     unreadable: tuple[str, ...] = ()
@@ -96,13 +95,7 @@ class SpeechDataset(Dataset[Batch]):
         """(samples,) float32; with a cache rounded as what it keeps, held or not: a resumed run may hold others."""
         if index in self._cache:
             return _from_16_bits(*self._cache[index])
-        utterance = self.examples[index].utterance
-        samples = read_audio(
-            utterance.audio_path,
-            self.sample_rate,
-            start_seconds=utterance.start_seconds,
-            duration_seconds=utterance.duration_seconds,
-        )
+        samples = self.examples[index].utterance.read(self.sample_rate)
         if not self._is_cached:
             return samples
         rounded = _to_16_bits(samples)
@@ -188,7 +181,6 @@ class SpeechDataModule(lightning.LightningDataModule):
             SpeechDataset(corpus.examples, self.model.vocabulary, self.model.sample_rate, cache_hours),
             sampler=sampler,
             batch_size=None,
-            collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=stays and workers > 0,
             worker_init_fn=_leave_signals_to_the_trainer,
@@ -228,10 +220,6 @@ class SpeechDataModule(lightning.LightningDataModule):
             "seconds of them": round(sum(seconds)),
             "checksum of their order": zlib.crc32(numpy.array(seconds).tobytes()),
         }
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -146,9 +146,9 @@ class BiGRUEncoder(nn.Module):
         features: (batch, frames, num_mels); feature_lengths: (batch,).
         returns: (batch, steps, 2 × hidden_size), (batch,); what stands past a length is undefined.
         """
-        images, encoding_lengths = self.subsampling(features, feature_lengths)
+        projected, encoding_lengths = self.subsampling(features, feature_lengths)
         # Steps first: a recurrent cell reads all utterances' first steps, then all second ones.
-        encodings = self.dropout(images.transpose(0, 1).contiguous())
+        encodings = self.dropout(projected.transpose(0, 1).contiguous())
         for layer in self.layers:
             encodings = layer(encodings, encoding_lengths)
         return self.norm(encodings).transpose(0, 1), encoding_lengths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["MOST_PROBLEMS", "AsrError", "DamagedError"]
+__all__ = ["MOST_PROBLEMS", "AsrError", "DamagedError", "reason_of"]
 
 MOST_PROBLEMS = 20
 """That an error of many lists before it only counts them."""
@@ -25,3 +25,8 @@ class AsrError(Exception):
 
 class DamagedError(AsrError):
     """A file that is empty, cut short or overwritten; others of its kind may still be good."""
+
+
+def reason_of(error: Exception) -> str:
+    """The operating system's own words where it refused, else the error's."""
+    return str(getattr(error, "strerror", None) or error)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from asr.decoder import Decode
+from asr.longform import BATCH_SECONDS
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
 from asr.newfiles import new_text_file
 from asr.transcript import Transcript
-from asr.transcription import BATCH_SECONDS, Failure, Recording, transcribe_recordings
+from asr.transcription import Failure, Recording, transcribe_recordings
 
 __all__ = ["Evaluation", "Scored", "evaluate"]
 
@@ -42,6 +44,8 @@ class Evaluation:
     """Utterances without a hypothesis; every word of theirs counts as deleted."""
     audio_seconds: float
     processing_seconds: float
+    dropped_characters: Counter[str] = field(default_factory=Counter)
+    """Letters and digits of the references that the model cannot write."""
 
     @property
     def words(self) -> ErrorCounts:
@@ -58,9 +62,15 @@ class Evaluation:
                 f"{name} {total.rate:.2%}  [{low:.2%}, {high:.2%}]  substitutions {total.substitutions:,}  "
                 f"deletions {total.deletions:,}  insertions {total.insertions:,}  of {total.reference_length:,}"
             )
+        if self.dropped_characters:
+            lines.append(f"dropped from the references, for the model cannot write them: {self.dropped()}")
         rtf = self.processing_seconds / self.audio_seconds
         lines.append(f"RTF {rtf:.4f}  ({1 / rtf:.0f} times real time)")
         return "\n".join(lines)
+
+    def dropped(self) -> str:
+        """The commonest characters that are missing from the references, with their numbers."""
+        return ", ".join(f"{character!r} × {count}" for character, count in self.dropped_characters.most_common(8))
 
     def write_hypotheses(self, path: str | Path) -> None:
         """One line of JSON per utterance: id, audio, reference, hypothesis and its word errors.
@@ -97,9 +107,9 @@ def evaluate(
     begin = time.perf_counter()
     results = list(transcribe_recordings(model, recordings, batch_seconds=batch_seconds, decode=decode))
     elapsed = time.perf_counter() - begin
-    scored = []
+    scored, dropped = [], Counter[str]()
     for utterance, result in zip(utterances, results, strict=True):
-        reference = model.vocabulary.normalize(utterance.text)
+        reference = model.vocabulary.normalize(utterance.text, dropped)
         hypothesis = "" if isinstance(result, Failure) else result.text
         words, characters = word_errors(reference, hypothesis), character_errors(reference, hypothesis)
         transcript = None if isinstance(result, Failure) else result
@@ -109,4 +119,5 @@ def evaluate(
         [result for result in results if isinstance(result, Failure)],
         sum(utterance.duration_seconds for utterance in utterances),
         elapsed,
+        Counter({character: count for character, count in dropped.items() if character.isalnum()}),
     )

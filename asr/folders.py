@@ -7,19 +7,17 @@ same name beside each.
 
 from __future__ import annotations
 
-import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from asr.audio import open_audio
+from asr.audio import AUDIO_EXTENSIONS, open_audio
 from asr.errors import AsrError
+from asr.files import find_files
 from asr.manifest import Utterance, read_manifest
 from asr.shards import fetch_shards, is_shard_folder, read_shards
 
-__all__ = ["AUDIO_EXTENSIONS", "find_audio", "read_data", "read_many"]
-
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-"""Of what is taken out of a folder; a file that is named is known by its content."""
+__all__ = ["find_audio", "read_data", "read_many"]
 
 
 def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
@@ -48,7 +46,7 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
             return read_manifest(folder / name, faults)
     if (folder / "wav.scp").is_file() and (folder / "text").is_file():
         return _checked(folder, _read_kaldi(folder), faults)
-    if any(path.name.endswith(".trans.txt") for path in _find_files(folder)):
+    if any(path.name.endswith(".trans.txt") for path in find_files(folder)):
         return _checked(folder, _read_librispeech(folder), faults)
     if any(audio.with_suffix(".txt").is_file() for audio in find_audio(folder)):
         utterances = _checked(folder, _read_pairs(folder), faults)
@@ -62,28 +60,8 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
 def find_audio(folder: Path) -> list[Path]:
     """The recordings in a folder and below it, by name, and the folders there that cannot be entered."""
     shut: list[Path] = []
-    audio = [path for path in _find_files(folder, shut) if path.suffix.lower() in AUDIO_EXTENSIONS]
+    audio = [path for path in find_files(folder, shut) if path.suffix.lower() in AUDIO_EXTENSIONS]
     return sorted(audio + shut)
-
-
-def _find_files(folder: Path, shut: list[Path] | None = None) -> Iterator[Path]:
-    """All files in a folder and below it, through links too, but for what a Mac writes beside each (`._NAME`).
-
-    shut: gets the folders that cannot be entered.
-    """
-
-    def add(error: OSError) -> None:
-        if shut is not None:
-            shut.append(Path(error.filename))
-
-    entered: set[str] = set()  # a link may lead back
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=add):
-        folders.sort()
-        if os.path.realpath(place) in entered:
-            folders.clear()
-            continue
-        entered.add(os.path.realpath(place))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("._"))
 
 
 class _Fault(str):
@@ -120,7 +98,7 @@ def _utterance(
         return _Fault(f"{manifest}:{line}: {name} has no text")
     try:
         if span is None:
-            with open_audio(audio, 16000) as opened:
+            with open_audio(audio) as opened:
                 span = 0.0, opened.duration_seconds
     except AsrError as error:
         return _Fault(f"{manifest}:{line}: {error}")
@@ -129,8 +107,11 @@ def _utterance(
 
 
 def _read_pairs(folder: Path) -> Iterator[Utterance | _Fault]:
+    recordings: dict[Path, list[Path]] = defaultdict(list)
     for audio in find_audio(folder):
-        text = audio.with_suffix(".txt")
+        recordings[audio.with_suffix(".txt")].append(audio)
+    for text, (audio, *others) in recordings.items():
+        yield from (_Fault(f"{other}: has the same text as {audio.name} beside it") for other in others)
         if not text.is_file():
             yield _Fault(f"{audio}: has no {text.name} beside it")
             continue
@@ -138,34 +119,37 @@ def _read_pairs(folder: Path) -> Iterator[Utterance | _Fault]:
             yield _utterance(audio.stem, audio, text.read_text(encoding="utf-8-sig"), (text, 1))
         except UnicodeDecodeError:
             yield _Fault(f"{text}: is not UTF-8")
+        except OSError as error:
+            yield _Fault(f"{text}: cannot be opened: {error.strerror}")
 
 
 def _find_texts_alone(folder: Path) -> list[Path]:
     heard = {audio.with_suffix(".txt") for audio in find_audio(folder)}
-    return sorted(path for path in _find_files(folder) if path.suffix == ".txt" and path not in heard)
+    return sorted(path for path in find_files(folder) if path.suffix == ".txt" and path not in heard)
 
 
 def _read_librispeech(folder: Path) -> Iterator[Utterance | _Fault]:
-    from asr.corpora.chapters import read_chapter
+    from asr.corpora.chapters import find_transcripts, read_chapter
 
-    for transcript in sorted(path for path in _find_files(folder) if path.name.endswith(".trans.txt")):
-        problems: list[str] = []
+    problems: list[str] = []
+    for transcript in find_transcripts(folder, problems):
         for line in read_chapter(transcript, problems):
-            number = int(line.where.rpartition(":")[2])
-            yield _utterance(line.utterance_id, line.audio, line.text, (transcript, number), line.speaker)
-        yield from map(_Fault, problems)
+            yield _utterance(line.utterance_id, line.audio, line.text, (line.file, line.number), line.speaker)
+    yield from map(_Fault, problems)
 
 
 def _read_kaldi(folder: Path) -> Iterator[Utterance | _Fault]:
     recordings = {name: rest for name, rest, _ in _table(folder / "wav.scp")}
     speakers = {name: rest for name, rest, _ in _table(folder / "utt2spk")}
     spans = {name: (rest.split(), line) for name, rest, line in _table(folder / "segments")}
+    silent = dict.fromkeys(spans or recordings)
     for name, text, line in _table(folder / "text"):
         place = folder / "text", line
+        silent.pop(name, None)
         fields, segment_line = spans.get(name, ([name], 0))
         where = f"{folder / 'segments'}:{segment_line}: " if segment_line else f"{place[0]}:{line}: "
         written = recordings.get(fields[0], "") if fields else ""
-        if not fields:
+        if not fields or (segment_line and not _is_span(fields[1:])):
             yield _Fault(f"{where}{name} must have a recording, a start and a later end in seconds")
         elif not written:
             yield _Fault(f"{where}{name} has no recording in wav.scp")
@@ -173,12 +157,11 @@ def _read_kaldi(folder: Path) -> Iterator[Utterance | _Fault]:
             yield _Fault(
                 f"{where}{fields[0]} is a command in wav.scp, and commands are not run; write its output to a file"
             )
-        elif segment_line and not _is_span(fields[1:]):
-            yield _Fault(f"{where}{name} must have a recording, a start and a later end in seconds")
         else:
             audio = folder / written if (folder / written).exists() else Path(written)
             span = (float(fields[1]), float(fields[2])) if segment_line else None
             yield _utterance(name, audio, text, place, speakers.get(name, ""), span)
+    yield from (_Fault(f"{folder / 'text'}: has no line for {name}") for name in silent)
 
 
 def _is_span(fields: list[str]) -> bool:
@@ -197,6 +180,8 @@ def _table(path: Path) -> Iterator[tuple[str, str, int]]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # and at no other sign
     except UnicodeDecodeError as error:
         raise AsrError(f"{path}: is not UTF-8") from error
+    except OSError as error:
+        raise AsrError(f"{path}: cannot be opened: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
         name, rest = [*line.split(maxsplit=1), "", ""][:2]
         if name:

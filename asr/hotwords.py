@@ -7,6 +7,7 @@ hotword's boost. Works behind any decoder.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ class HotwordDecoder:
 
     def _edges(self, tokens: DecodedTokens, steps: int) -> list[tuple[int, int]]:
         """The steps of each word; the first and the last word reach to the edges of the recording."""
-        spans = self._vocabulary.find_words(tokens.token_ids)
+        spans = self._vocabulary.word_spans(tokens.token_ids)
         edges = [(tokens.steps[start], tokens.end_steps[end - 1]) for start, end in spans]
         if edges:
             edges[0] = (0, edges[0][1])
@@ -123,7 +124,10 @@ class HotwordDecoder:
 def parse_hotword(text: str, vocabulary: Vocabulary, default_boost: float = BOOST) -> tuple[str, float]:
     """`WORD` or `WORD:BOOST` as a normal word and nats; raises AsrError for anything else."""
     written, _, given = text.partition(":")
-    word = vocabulary.normalize(written)
+    dropped: Counter[str] = Counter()
+    word = vocabulary.normalize(written, dropped)
+    if lost := "".join(filter(str.isalnum, dropped)):
+        raise AsrError(f"--hotword {text}: the model cannot write {lost!r}; write the word as it is spoken")
     try:
         boost = float(given) if given else default_boost
     except ValueError:

@@ -16,7 +16,7 @@ import numpy
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
-from torch.nn.functional import ctc_loss
+from torch.nn.functional import ctc_loss, kl_div
 
 from asr.augment import augment_features, augment_waveforms
 from asr.config import OptimizerConfig, TrainConfig
@@ -183,11 +183,11 @@ def disagreement(log_probs: Tensor, lengths: Tensor) -> Tensor:
     """How far the outputs for two views of utterances are apart: the sum of KL(other view ‖ this view), nats.
 
     Each view is drawn to the other, which stands still for it: the consistency term of CR-CTC (Yao et al., ICLR 2025).
-    log_probs: (2 × batch, steps, tokens), the second views behind the first ones; lengths: (2 × batch,) steps.
+    log_probs: (2 × batch, steps, vocabulary), the second views behind the first ones; lengths: (2 × batch,) steps.
     """
     first, second = log_probs.chunk(2)
     other = torch.cat([second, first]).detach()
-    divergences = (other.exp() * (other - log_probs)).sum(2)
+    divergences = kl_div(log_probs, other, reduction="none", log_target=True).sum(2)
     return divergences[valid_positions(lengths, log_probs.shape[1])].sum()
 
 

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
+from torch import Tensor
 
-from asr.audio import open_audio
+from asr.audio import open_audio, read_audio
 from asr.errors import AsrError, DamagedError
 from asr.newfiles import new_text_file
 from asr.tarfiles import split_path
 
-__all__ = ["Utterance", "read_manifest", "write_manifest"]
+__all__ = ["Utterance", "check_output", "read_manifest", "write_manifest"]
 
 ALIASES = {
     "audio": ("audio_filepath", "file_name", "path"),
@@ -64,6 +65,11 @@ class Utterance:
     def place(self) -> str:
         """Where it is written, for messages."""
         return f"{self.manifest}:{self.line}"
+
+    def read(self, sample_rate: int) -> Tensor:
+        """Its samples, as `asr.audio.read_audio` gives them."""
+        span = {"start_seconds": self.start_seconds, "duration_seconds": self.duration_seconds}
+        return read_audio(self.audio_path, sample_rate, **span)
 
 
 class _LineError(Exception):
@@ -114,8 +120,9 @@ def _garbage_left_alone() -> Iterator[None]:
 
 def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     """Line number and content: a JSON text, or the columns of a CSV or TSV line."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    name = path.name.lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
         if kind in (".csv", ".tsv"):
             yield from _columns(path, file, "\t" if kind == ".tsv" else ",")
         else:
@@ -145,7 +152,7 @@ def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int
                 row["path"] = os.path.join("clips", row["path"])
             yield table.line_num, row
     except csv.Error as error:
-        line = table.reader.line_num  # table.line_num is that of the last good line
+        line = table.line_num + 1  # behind the last good one; an open quote may reach to the end of the file
         raise AsrError(f"{path}:{line}: {error}; double the quotes in a text, and quote it") from error
 
 
@@ -222,12 +229,14 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
             raise _LineError(f"{name}={value!r} must be a string")
         if not value or not value.strip():
             raise _LineError(f"{name!r} is empty")
+    if not fields["text"].isascii() and any("\ud800" <= character <= "\udfff" for character in fields["text"]):
+        raise _LineError(f"text={fields['text']!r} holds half a character; save it anew")
     audio_path = os.path.join(folder, fields["audio"])
     start, duration = _seconds(fields, "start", 0.0), _seconds(fields, "duration", None)
     if duration is None and (end := _seconds(fields, "end", None)) is not None:
         duration = end - (start or 0.0)
     if duration is None:
-        with open_audio(audio_path, 16000) as audio:
+        with open_audio(audio_path) as audio:
             duration = audio.duration_seconds - (start or 0.0)
     if duration <= 0:
         raise _LineError(f"duration={duration:g} must be above 0 seconds")
@@ -249,6 +258,12 @@ def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float 
     if not isfinite(seconds) or seconds < 0:
         raise _LineError(f"{name}={value} must be a finite number of seconds, not below 0")
     return seconds
+
+
+def check_output(path: Path, option: str, utterances: Iterable[Utterance]) -> None:
+    """Raise AsrError where a file that an option names would replace a file that utterances come from."""
+    if path.resolve() in {Path(name).resolve() for name in {utterance.manifest for utterance in utterances}}:
+        raise AsrError(f"{option} {path}: would replace the data themselves; choose another file")
 
 
 def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:

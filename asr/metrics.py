@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 
-__all__ = ["ErrorCounts", "bootstrap_interval", "character_errors", "pool", "word_errors"]
+__all__ = ["ErrorCounts", "bootstrap_interval", "character_errors", "pool", "resampled_rates", "word_errors"]
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,20 @@ def word_errors(reference: str, hypothesis: str) -> ErrorCounts:
     """Errors between the words of two normal transcripts; an empty hypothesis deletes every word of the reference."""
     import jiwer
 
-    if not reference.split():
-        return ErrorCounts(insertions=len(hypothesis.split()))
-    counts = jiwer.process_words(reference, hypothesis)
-    return ErrorCounts(counts.substitutions, counts.deletions, counts.insertions, len(reference.split()))
+    return _counts(jiwer.process_words(reference, hypothesis))
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCounts:
     """As `word_errors`, over characters; single spaces between words count as characters."""
     import jiwer
 
-    reference, hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
-    if not reference:
-        return ErrorCounts(insertions=len(hypothesis))
-    counts = jiwer.process_characters(reference, hypothesis)
-    return ErrorCounts(counts.substitutions, counts.deletions, counts.insertions, len(reference))
+    return _counts(jiwer.process_characters(" ".join(reference.split()), " ".join(hypothesis.split())))
+
+
+def _counts(found: Any) -> ErrorCounts:
+    """Those of jiwer's output."""
+    length = found.hits + found.substitutions + found.deletions
+    return ErrorCounts(found.substitutions, found.deletions, found.insertions, length)
 
 
 def pool(counts: Sequence[ErrorCounts]) -> ErrorCounts:
@@ -74,13 +74,21 @@ def bootstrap_interval(
     """
     if len(counts) < 2:
         return 0.0, float("inf")
-    errors = numpy.array([count.errors for count in counts])
-    lengths = numpy.array([count.reference_length for count in counts])
-    generator = numpy.random.default_rng(seed)
-    rates = []
-    for _ in range(resamples):
-        drawn = generator.integers(len(counts), size=len(counts))
-        rates.append(errors[drawn].sum() / max(1, lengths[drawn].sum()))
+    errors = [count.errors for count in counts]
+    lengths = [count.reference_length for count in counts]
     tail = (1 - confidence) / 2
-    low, high = numpy.quantile(rates, [tail, 1 - tail])
+    low, high = numpy.quantile(resampled_rates(errors, lengths, resamples, seed), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def resampled_rates(errors: Sequence[int], lengths: Sequence[int], resamples: int, seed: int = 0) -> numpy.ndarray:
+    """(resamples,) pooled rates of as many utterances as there are, drawn with repetition.
+
+    errors, lengths: of the reference, of each utterance; errors may be a difference of two models' errors.
+    """
+    pairs = numpy.array([errors, lengths], dtype=numpy.float64)
+    generator = numpy.random.default_rng(seed)
+    draws = (generator.integers(len(errors), size=len(errors)) for _ in range(resamples))
+    sums = numpy.array([pairs[:, drawn].sum(axis=1) for drawn in draws])
+    rates: numpy.ndarray = sums[:, 0] / sums[:, 1].clip(min=1.0)
+    return rates

@@ -91,7 +91,7 @@ class SampleTranscripts(lightning.Callback):
     """Writes a few references and hypotheses of each validation to TensorBoard's text page."""
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        if trainer.sanity_checking or not isinstance(trainer.logger, TensorBoardLogger):
+        if not isinstance(trainer.logger, TensorBoardLogger):
             return
         pairs = sorted(module.valid_pairs)[:PAIRS_PER_EPOCH]
         text = "\n\n".join(f"    ref {reference}\n    hyp {hypothesis}" for reference, hypothesis in pairs)

@@ -10,6 +10,7 @@ import gzip
 import logging
 import lzma
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +20,7 @@ from typing import TextIO
 import numpy
 from numpy.typing import NDArray
 
-from asr.errors import AsrError
+from asr.errors import AsrError, reason_of
 from asr.newfiles import new_text_file
 from asr.text import normalize_transcript
 
@@ -30,6 +31,8 @@ SPECIAL = ["<unk>", "<s>", "</s>"]
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 """Of counts 1, 2 and more where a text is too small to estimate them, as in `lmplz --discount_fallback`."""
+
+MOST_LISTED = 8
 
 SHARED_WORDS = 8
 """As many in a row are no coincidence."""
@@ -68,18 +71,23 @@ class NgramModel:
 
 
 def read_sentences(
-    paths: Iterable[str | Path], normalize: Callable[[str], str] = normalize_transcript
+    paths: Iterable[str | Path], normalize: Callable[[str, Counter[str]], str] = normalize_transcript
 ) -> Iterator[str]:
     """The lines of text files (plain, .gz, .xz) as normal transcripts; those of which nothing is left are dropped.
 
-    Raises AsrError for a file that cannot be read.
+    Letters and digits that cannot be written are counted in the log. Raises AsrError for a file that cannot be read.
     """
+    dropped: Counter[str] = Counter()
     for path in paths:
         try:
             with _open_text(Path(path)) as file:
-                yield from filter(None, map(normalize, file))
+                yield from filter(None, (normalize(line, dropped) for line in file))
         except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-            raise AsrError(f"{path}: the text cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise AsrError(f"{path}: the text cannot be read: {reason_of(error)}") from error
+    lost = Counter({character: count for character, count in dropped.items() if character.isalnum()})
+    if lost:
+        shown = ", ".join(f"{character!r} × {count:,}" for character, count in lost.most_common(MOST_LISTED))
+        log.warning("dropped from the text, for the model cannot write them: %s", shown)
 
 
 def _open_text(path: Path) -> TextIO:

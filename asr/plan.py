@@ -7,10 +7,28 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy
 from torch.utils.data import Sampler
 
-__all__ = ["DurationBatchSampler", "plan_batches"]
+__all__ = ["DurationBatchSampler", "fill_batches", "plan_batches"]
 
 DURATION_JITTER = 0.03
 """Sorting key noise, share of the duration: batches mix anew each epoch and padding stays at a few percent."""
+
+
+def fill_batches(
+    durations: Sequence[float], order: Iterable[int], batch_seconds: float, world_size: int = 1
+) -> list[list[int]]:
+    """The indices in this order, in batches of which each of `world_size` equal parts has at most `batch_seconds`.
+
+    Padding to a batch's longest is included; what is longer alone is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    longest = 0.0
+    for index in order:
+        longest = max(longest, durations[index])
+        if not batches or longest * (len(batches[-1]) // world_size + 1) > batch_seconds:
+            batches.append([])
+            longest = durations[index]
+        batches[-1].append(index)
+    return batches
 
 
 def plan_batches(
@@ -23,19 +41,11 @@ def plan_batches(
     """
     noise = generator.uniform(1 - DURATION_JITTER, 1 + DURATION_JITTER, len(durations))
     order = numpy.argsort(numpy.asarray(durations) * noise, kind="stable")
-    batches: list[list[int]] = [[]]
-    longest = 0.0
-    for index in order.tolist():
-        longest = max(longest, durations[index])
-        most_per_rank = len(batches[-1]) // world_size + 1
-        if batches[-1] and longest * most_per_rank > batch_seconds:
-            batches.append([])
-            longest = durations[index]
-        batches[-1].append(index)
+    batches = fill_batches(durations, order.tolist(), batch_seconds, world_size)
     for earlier, later in zip(batches[-2::-1], batches[::-1]):
         while len(later) < world_size and earlier:
             later.append(earlier.pop())
-    return [(batch * world_size)[: max(len(batch), world_size)] for batch in batches if batch]
+    return [(batch * world_size)[: max(len(batch), world_size)] for batch in batches]
 
 
 class DurationBatchSampler(Sampler[list[int]]):

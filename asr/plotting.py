@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy
 
-from asr.errors import AsrError
+from asr.errors import AsrError, reason_of
 
 __all__ = ["plot_runs", "read_curves"]
 
@@ -69,8 +69,7 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:  # a ValueError is a kind of file that matplotlib does not know
-        reason = getattr(error, "strerror", None) or error
-        raise AsrError(f"{path}: the picture cannot be written: {reason}") from error
+        raise AsrError(f"{path}: the picture cannot be written: {reason_of(error)}") from error
 
 
 def _smooth(steps: numpy.ndarray, values: numpy.ndarray) -> Curve:

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -53,44 +54,69 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
     Raises AsrError that lists each recording that cannot be read; for a folder or an index that is there already, and
     a full disk.
     """
-    from lhotse.shar.writers.cut import JsonlShardWriter
-    from lhotse.shar.writers.tar import TarWriter
-
     folder = Path(os.path.abspath(folder))
+    if not folder.name:
+        raise AsrError(f"{folder}: name a new folder")
     index, temporary = folder.with_name(folder.name + INDEX_SUFFIX), folder.with_name(f".{folder.name}.part")
     if index.exists() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise AsrError(f"{index if index.exists() else folder}: is there already; name a new folder")
-    problems: list[str] = []
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        pattern = str(temporary).replace("%", "%%")
-        recordings = TarWriter(f"{pattern}/recording.%06d.tar", shard_size)
-        cuts = JsonlShardWriter(f"{pattern}/cuts.%06d.jsonl.gz", shard_size)
-        with recordings, cuts:
-            for utterance, name in _with_unique_names(utterances):
-                try:
-                    content, extension, cut = _packed(utterance, name)
-                except AsrError as error:
-                    problems.append(f"{utterance.place}: {error}")
-                    continue
-                recordings.write(f"{name}.{extension}", BytesIO(content))
-                recordings.write(f"{name}.json", BytesIO(json.dumps(cut["recording"]).encode()), count=False)
-                cuts.write(cut)
-        if problems:
-            raise AsrError.of_many(problems, "recordings that cannot be packed")
-        listing = json.dumps(_index(temporary), indent=1) + "\n"
-        if folder.is_dir():
-            folder.rmdir()  # it is empty, and Windows replaces none
-        with new_text_file(index) as file:
-            file.write(listing)
-            file.flush()
-            temporary.replace(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(temporary):
+            temporary.mkdir()
+            _write_parts(utterances, temporary, shard_size)
+            listing = json.dumps(_index(temporary), indent=1) + "\n"
+            if folder.is_dir():
+                folder.rmdir()  # it is empty, and Windows replaces none
+            with new_text_file(index) as file:
+                file.write(listing)
+                file.flush()
+                temporary.replace(folder)
     except OSError as error:
         raise AsrError(f"{folder}: cannot be written ({error.strerror}); make room or choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return len(list(folder.glob("recording.*.tar")))
+
+
+@contextmanager
+def _alone(temporary: Path) -> Iterator[None]:
+    """The only process that has this folder, which is gone before and afterwards; raises AsrError where one is."""
+    from filelock import FileLock, Timeout
+
+    lock = temporary.with_suffix(".lock")
+    try:
+        with FileLock(lock, blocking=False):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+                yield
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+                with suppress(OSError):  # Windows keeps what is open
+                    lock.unlink()
+    except Timeout as error:
+        raise AsrError(f"{temporary}: another process is writing there; name another folder") from error
+
+
+def _write_parts(utterances: Iterable[Utterance], folder: Path, shard_size: int) -> None:
+    """The tar files and cuts of `write_shards`."""
+    from lhotse.shar.writers.cut import JsonlShardWriter
+    from lhotse.shar.writers.tar import TarWriter
+
+    problems: list[str] = []
+    pattern = str(folder).replace("%", "%%")
+    recordings = TarWriter(f"{pattern}/recording.%06d.tar", shard_size)
+    cuts = JsonlShardWriter(f"{pattern}/cuts.%06d.jsonl.gz", shard_size)
+    with recordings, cuts:
+        for utterance, name in _with_unique_names(utterances):
+            try:
+                content, extension, cut = _packed(utterance, name)
+            except AsrError as error:
+                problems.append(f"{utterance.place}: {error}")
+                continue
+            recordings.write(f"{name}.{extension}", BytesIO(content))
+            recordings.write(f"{name}.json", BytesIO(json.dumps(cut["recording"]).encode()), count=False)
+            cuts.write(cut)
+    if problems:
+        raise AsrError.of_many(problems, "recordings that cannot be packed")
 
 
 def _with_unique_names(utterances: Iterable[Utterance]) -> Iterable[tuple[Utterance, str]]:
@@ -113,7 +139,7 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
     if name.endswith("/") or not name.isprintable():  # unprintable is also what was not UTF-8
         raise AsrError(f"the id {name!r} cannot name a file in a tar file; give the utterance another")
     start, seconds = utterance.start_seconds, utterance.duration_seconds
-    with open_audio(utterance.audio_path, 16000) as audio:
+    with open_audio(utterance.audio_path) as audio:
         rate, frames, kind = audio.file.samplerate, audio.frames, audio.file.format.lower()
         is_whole = start == 0 and seconds > audio.duration_seconds - WHOLE_SECONDS
         is_mono = audio.file.channels == 1

@@ -12,7 +12,7 @@ from statistics import median
 
 from torch import Tensor
 
-from asr.audio import open_audio
+from asr.audio import frame_powers, open_audio
 from asr.check import find_problem
 from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
@@ -115,10 +115,12 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
     found = Survey(model.vocabulary, list(utterances), [facts for _, facts in known])
     unreadable = [(utterance, reason) for utterance, reason in pairs if isinstance(reason, str)]
     readable = [utterance for utterance, _ in known]
+    problems = _training_problems(readable, model, found.dropped_characters)
+    kept_out = {id(utterance) for places in problems.values() for utterance, _ in places}
     found.keeping_out = {
         "audio that cannot be read": unreadable,
-        **_training_problems(readable, model, found.dropped_characters),
-        "recordings that come again": _repeats(readable),
+        **problems,
+        "recordings that come again": _repeats(each for each in readable if id(each) not in kept_out),
     }
     rates = [(utterance, letters_per_second(utterance, model.vocabulary)) for utterance in readable]
     found.odd = {
@@ -139,7 +141,7 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
     """Write the usable utterances with normal texts as JSON lines; returns a line for each change.
 
     In LibriSpeech's alphabet characters with an English word of their own (& and the like) become that word; what keeps
-    an utterance out leaves it out.
+    an utterance out leaves it out. Raises AsrError where nothing is left, and where the file cannot be written.
     """
     is_english = set(found.vocabulary.tokens[1:]) == set(ALPHABET)
     spoken = {ord(character): f" {word} " for character, word in WORDS_FOR.items()} if is_english else {}
@@ -158,6 +160,8 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         if text != utterance.text:
             changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
         kept.append(replace(utterance, text=text))
+    if not kept:
+        raise AsrError(f"{path}: nothing is left to write\n" + "\n".join(changes))
     write_manifest(kept, path)
     return changes
 
@@ -178,7 +182,7 @@ def _silent_share(samples: Tensor, sample_rate: int) -> float:
     size = int(FRAME_SECONDS * sample_rate)
     if len(samples) < size:
         return 0.0
-    power = samples[: len(samples) // size * size].view(-1, size).square().mean(1)
+    power = frame_powers(samples, size)
     loud = power.quantile(0.95)
     return float((power <= loud * 10 ** (SILENCE_DB / 10)).float().mean())
 

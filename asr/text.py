@@ -109,7 +109,7 @@ class Vocabulary(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids without blanks; words are parted by single spaces, whatever the model wrote."""
 
-    def find_words(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+    def word_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """First and behind-last index of the tokens of each word of `decode(token_ids)`."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class CharacterVocabulary:
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join("".join(self.tokens[token_id] for token_id in token_ids).split())
 
-    def find_words(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+    def word_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         edges = [-1, *(place for place, token_id in enumerate(token_ids) if self.tokens[token_id].isspace())]
         pairs = pairwise([*edges, len(token_ids)])
         return [(edge + 1, next_edge) for edge, next_edge in pairs if next_edge > edge + 1]
@@ -214,7 +214,7 @@ class SentencePieceVocabulary:
         text: str = self._processor.decode(list(token_ids))
         return " ".join(text.split())
 
-    def find_words(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+    def word_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         starts = [place for place, token_id in enumerate(token_ids) if self.tokens[token_id].startswith(_WORD_START)]
         pairs = pairwise(sorted({0, *starts, len(token_ids)}))
         return [(start, end) for start, end in pairs if self.decode(token_ids[start:end])]

@@ -87,7 +87,7 @@ def find_words(tokens: DecodedTokens, model: CTCModel, first_step: int = 0) -> t
     """
     return tuple(
         word_at(tokens, start, end, model.vocabulary.decode(tokens.token_ids[start:end]), model, first_step)
-        for start, end in model.vocabulary.find_words(tokens.token_ids)
+        for start, end in model.vocabulary.word_spans(tokens.token_ids)
     )
 
 

@@ -18,18 +18,17 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.audio import AudioFile, AudioSource, open_audio, samples_as_file
 from asr.decoder import Decode, DecodedTokens, decode_greedy
 from asr.errors import AsrError
+from asr.longform import BATCH_SECONDS
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses, is_silent
+from asr.plan import fill_batches
 from asr.threads import lent_threads
 from asr.transcript import Transcript, Word, find_words
 
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
 
 log = logging.getLogger(__name__)
-
-BATCH_SECONDS = 160.0
-"""Audio per batch, padding included; more is not faster on two cores."""
 
 POOL_BATCHES = 4
 """Recordings are read ahead for so many batches, and sorted by length among themselves."""
@@ -291,10 +290,6 @@ def _submit(executor: Executor, recogniser: _Recogniser, pool: list[_Part], thre
 
 def _batches(pool: list[_Part], batch_seconds: float) -> list[list[int]]:
     """Indices of the parts without words, in batches of like length, each with at most `batch_seconds` padded."""
-    waiting = sorted((index for index, part in enumerate(pool) if not part.is_done), key=lambda i: pool[i].seconds)
-    batches: list[list[int]] = []
-    for index in waiting:  # from short to long, so the newest is the longest
-        if not batches or pool[index].seconds * (len(batches[-1]) + 1) > batch_seconds:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+    seconds = [part.seconds for part in pool]
+    waiting = (index for index, part in enumerate(pool) if not part.is_done)
+    return fill_batches(seconds, sorted(waiting, key=seconds.__getitem__), batch_seconds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.audio import open_audio, read_audio
+from asr.audio import open_audio
 from asr.beam import PRIOR_WEIGHT, BeamDecoder
 from asr.forks import Forks
-from asr.longform import stream_log_probs
+from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, pool, word_errors
 from asr.model import CTCModel
-from asr.transcription import BATCH_SECONDS, LONG_SECONDS
+from asr.plan import fill_batches
+from asr.transcription import LONG_SECONDS
 
 __all__ = ["Point", "compute_log_probs", "find_best", "tune"]
 
@@ -94,15 +95,11 @@ def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[
     Raises AsrError for audio that cannot be read.
     """
     by_length = sorted(utterances, key=lambda utterance: utterance.duration_seconds)
-    rows: list[Tensor] = []
-    while len(rows) < len(by_length):
-        rest = by_length[len(rows) :]
-        if rest[0].duration_seconds > LONG_SECONDS:
-            rows.append(_of_long(model, rest[0]))
-            continue
-        seconds = [utterance.duration_seconds for utterance in rest]
-        fits = [each <= LONG_SECONDS and each * size <= BATCH_SECONDS for size, each in enumerate(seconds, start=1)]
-        rows += _of_batch(model, list(compress(rest, fits)))
+    seconds = [utterance.duration_seconds for utterance in by_length]
+    short = [index for index, each in enumerate(seconds) if each <= LONG_SECONDS]
+    batches = fill_batches(seconds, short, BATCH_SECONDS)
+    rows = [row for batch in batches for row in _of_batch(model, [by_length[index] for index in batch])]
+    rows += [_of_long(model, utterance) for utterance in by_length[len(short) :]]
     return [
         (model.vocabulary.normalize(utterance.text), row.cpu().numpy())
         for utterance, row in zip(by_length, rows, strict=True)
@@ -112,15 +109,7 @@ def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[
 @torch.inference_mode()
 def _of_batch(model: CTCModel, utterances: Sequence[Utterance]) -> Iterator[Tensor]:
     """(steps, vocabulary) log-probs of each."""
-    samples = [
-        read_audio(
-            utterance.audio_path,
-            model.sample_rate,
-            start_seconds=utterance.start_seconds,
-            duration_seconds=utterance.duration_seconds,
-        ).to(model.device)
-        for utterance in utterances
-    ]
+    samples = [utterance.read(model.sample_rate).to(model.device) for utterance in utterances]
     sample_lengths = torch.tensor([len(each) for each in samples], device=model.device)
     log_probs, lengths = model(pad_sequence(samples, batch_first=True), sample_lengths)
     return (row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True))

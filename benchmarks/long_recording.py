@@ -16,7 +16,6 @@ import numpy
 import soundfile
 from measure import SAMPLE_RATE, find_model, make_parser, report, start
 
-from asr.audio import read_audio
 from asr.evaluation import evaluate
 from asr.folders import read_data
 from asr.manifest import Utterance
@@ -55,8 +54,7 @@ def join(utterances: list[Utterance], path: Path, seconds: float) -> list[Uttera
     joined: list[Utterance] = []
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
         for utterance in utterances:
-            span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
-            samples = read_audio(utterance.audio_path, SAMPLE_RATE, **span).numpy()
+            samples = utterance.read(SAMPLE_RATE).numpy()
             gap = generator.uniform(0.3, 2.0)
             if file.frames + len(samples) + gap * SAMPLE_RATE > seconds * SAMPLE_RATE:
                 return joined

@@ -23,7 +23,6 @@ import numpy
 import soundfile
 import torch
 
-from asr.audio import read_audio
 from asr.config import EncoderConfig, ModelConfig
 from asr.manifest import read_manifest
 from asr.model import CTCModel
@@ -223,4 +222,4 @@ def write_speech(path: Path, seconds: float, first: int = 0) -> str:
 def _samples() -> list[tuple[numpy.ndarray, list[str]]]:
     """Audio and words of each recording in samples/."""
     utterances = read_manifest(SAMPLES)
-    return [(read_audio(one.audio_path, SAMPLE_RATE).numpy(), one.text.split()) for one in utterances]
+    return [(one.read(SAMPLE_RATE).numpy(), one.text.split()) for one in utterances]

@@ -21,7 +21,6 @@ import torch
 from measure import SAMPLE_RATE, SAMPLES, find_model, make_parser, report, start
 
 from asr.alignment import align_log_probs
-from asr.audio import read_audio
 from asr.decoder import decode_greedy
 from asr.manifest import read_manifest
 from asr.model import CTCModel
@@ -90,7 +89,7 @@ def drift(model: CTCModel, folder: Path, minutes: float) -> float:
 
 def write_rounds(path: Path, seconds: float, step_samples: int) -> float:
     """Write the samples over and over, and return the seconds of a round, which is a whole number of steps."""
-    samples = torch.cat([read_audio(utterance.audio_path, SAMPLE_RATE) for utterance in read_manifest(SAMPLES)])
+    samples = torch.cat([utterance.read(SAMPLE_RATE) for utterance in read_manifest(SAMPLES)])
     samples = samples[: len(samples) // step_samples * step_samples]
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
         while file.frames < seconds * SAMPLE_RATE:

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import struct
@@ -924,3 +925,48 @@ def test_a_script_runs_from_any_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{asr.transcribe(path).text}\n", "")
+
+
+def test_evaluate_does_not_replace_its_manifest(run: Run, model_path: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"audio": str(SAMPLES / "84-121123-0001.flac"), "text": "BUT IN LESS"}))
+    before = manifest.read_bytes()
+    done = run("evaluate", model_path, manifest, "--hypotheses", manifest)
+    assert done.code == 1
+    assert done.errors.startswith(f"asr evaluate: --hypotheses {manifest}: would replace the data themselves; choose")
+    assert manifest.read_bytes() == before
+
+
+def test_a_text_beside_its_recording_is_not_replaced(run: Run, model_path: Path, tmp_path: Path) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("what a person heard")
+    arguments = ["transcribe", "--model", model_path, tmp_path, "--output-dir", tmp_path]
+    done = run(*arguments)
+    assert done.code == 1
+    assert f"{tmp_path / 'a.txt'}: stands beside its recording and would be replaced" in done.errors
+    assert run(*arguments, "--resume").code == 0
+    assert run(*arguments, "--format", "srt").code == 0
+    assert (tmp_path / "a.txt").read_text() == "what a person heard"
+
+
+def test_what_references_lose_is_told(run: Run, model_path: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    audio = str(SAMPLES / "84-121123-0001.flac")
+    lines = [{"audio": audio, "text": text} for text in ("LESS THAN 55 MINUTES!", "LESS")]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    said = run("evaluate", model_path, manifest).output
+    assert "dropped from the references, for the model cannot write them: '5' × 2\n" in said
+    manifest.write_text(json.dumps(lines[1]))
+    assert "dropped" not in run("evaluate", model_path, manifest).output
+
+
+def test_the_packaged_model_has_a_name(run: Run) -> None:
+    recording = SAMPLES / "84-121123-0001.flac"
+    assert run("transcribe", recording, "--model", "packaged") == run("transcribe", recording)
+
+
+def test_a_closed_standard_error_disturbs_nothing(model_path: Path) -> None:
+    command = f"{shlex.join(COMMAND)} transcribe --model {model_path} --lm packaged {SAMPLES}/84-121123-0001.flac 2>&-"
+    done = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 0
+    assert "Errno" not in done.stdout

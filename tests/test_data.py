@@ -210,7 +210,7 @@ def test_cached_audio_is_the_same_within_16_bit_rounding_and_the_same_each_time(
 def test_cached_audio_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     cached = make_dataset(cache_hours=1.0)
     expected = cached[[0, 1]]
-    monkeypatch.setattr("asr.data.read_audio", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr("asr.manifest.read_audio", lambda *_, **__: pytest.fail("read again"))
     assert torch.equal(cached[[0, 1]].waveforms, expected.waveforms)
 
 

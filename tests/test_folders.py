@@ -79,7 +79,8 @@ def test_segments_of_kaldi(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "fault"),
     [
-        ({"wav_scp": f"r1 {ONE}", "text": "r2 HELLO"}, "text:1: r2 has no recording in wav.scp"),
+        ({"wav_scp": f"r1 {ONE}", "text": "r1 A\nr2 HELLO"}, "text:2: r2 has no recording in wav.scp"),
+        ({"wav_scp": f"r1 {ONE}\nr2 {OTHER}", "text": "r1 A"}, "text: has no line for r2"),
         ({"wav_scp": f"r1 {ONE}", "text": "r1"}, "text:1: r1 has no text"),
         ({"wav_scp": "r1 none.wav", "text": "r1 HELLO"}, "text:1: none.wav: audio file cannot be opened"),
         (
@@ -194,3 +195,49 @@ def test_a_segment_of_kaldi_that_is_a_name_alone_is_told(tmp_path: Path) -> None
     (tmp_path / "segments").write_text("utt1\n", encoding="utf-8")
     with pytest.raises(AsrError, match=r"segments:1: utt1 must have a recording, a start and a later end in seconds"):
         read_data(tmp_path)
+
+
+def test_two_recordings_with_one_text_are_told_and_learned_from_once(tmp_path: Path) -> None:
+    shutil.copy(ONE, tmp_path / "a.flac")
+    shutil.copy(ONE, tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_text("But in less")
+    faults: list[str] = []
+    assert [utterance.audio_path for utterance in read_data(tmp_path, faults)] == [str(tmp_path / "a.flac")]
+    assert faults == [f"{tmp_path / 'a.wav'}: has the same text as a.flac beside it"]
+
+
+def test_a_text_that_may_not_be_opened_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        shutil.copy(ONE, tmp_path / f"{name}.flac")
+        (tmp_path / f"{name}.txt").write_text("But in less")
+    read = Path.read_text
+
+    def refuse(path: Path, **options: Any) -> str:
+        if path.name == "a.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    faults: list[str] = []
+    assert [utterance.id for utterance in read_data(tmp_path, faults)] == ["b"]
+    assert faults == [f"{tmp_path / 'a.txt'}: cannot be opened: Permission denied"]
+
+
+def test_chapters_of_librispeech_that_cannot_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chapter, untold, shut = (tmp_path / "84" / name for name in ("121123", "121550", "121551"))
+    for folder in (chapter, untold, shut):
+        folder.mkdir(parents=True)
+        shutil.copy(ONE, folder / f"84-{folder.name}-0001.flac")
+        (folder / f"._84-{folder.name}-0001.flac").write_bytes(b"as a Mac leaves it")
+    (chapter / "84-121123.trans.txt").write_text("84-121123-0001 BUT IN LESS\n")
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if Path(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    faults: list[str] = []
+    assert [utterance.id for utterance in read_data(tmp_path, faults)] == ["84-121123-0001"]
+    assert faults == [f"{shut}: the folder cannot be entered", f"{untold}: holds audio and no *.trans.txt"]

@@ -103,7 +103,7 @@ def test_a_hotword_is_read_in_its_normal_form(text: str, expected: tuple[str, fl
     assert parse_hotword(text, VOCABULARY) == expected
 
 
-@pytest.mark.parametrize("text", ["", "42", "two words", "word:many", "word:-1", "word:inf", "word:nan"])
+@pytest.mark.parametrize("text", ["", "!", "two words", "word:many", "word:-1", "word:inf", "word:nan"])
 def test_what_is_no_hotword_is_told(text: str) -> None:
     with pytest.raises(AsrError, match=r"--hotword .* must be one word, or one word, a colon and a number"):
         parse_hotword(text, VOCABULARY)
@@ -121,3 +121,9 @@ def test_the_most_alike_of_many_hotwords_are_tried() -> None:
 
 def test_a_hotword_that_was_heard_gives_way_to_no_other() -> None:
     assert decode(log_probs_of("MR QUILTER IS"), {"QUILTER": 5.0, "QUILTERS": 40.0}) == "MR QUILTER IS"
+
+
+@pytest.mark.parametrize(("text", "lost"), [("C3PO", "3"), ("42:7", "42"), ("жизнь", "жизнь")])
+def test_a_hotword_that_cannot_be_written_is_not_shortened(text: str, lost: str) -> None:
+    with pytest.raises(AsrError, match=rf"^--hotword {text}: the model cannot write '{lost}'"):
+        parse_hotword(text, VOCABULARY)

@@ -8,6 +8,7 @@ import json
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,26 @@ def test_the_table_has_every_subset_with_a_checksum_of_its_own() -> None:
     assert sum(subset.resource == 31 for subset in SUBSETS.values()) == 2
     assert len({subset.md5 for subset in SUBSETS.values()}) == 9
     assert all(len(bytes.fromhex(subset.md5)) == 16 for subset in SUBSETS.values())
+
+
+def test_a_chapter_without_a_transcript_file_is_a_problem(tmp_path: Path) -> None:
+    make_chapter(tmp_path / "subset", "84-1", ["HELLO"])
+    make_chapter(tmp_path / "subset", "84-2", ["THERE"]).unlink()
+    assert problems_of(tmp_path / "subset").endswith("subset/84/2: holds audio and no *.trans.txt")
+
+
+def test_what_a_mac_leaves_beside_files_is_no_problem(tmp_path: Path) -> None:
+    transcripts = make_chapter(tmp_path / "subset", "84-1", ["HELLO"])
+    for name in ("._84-1-0000.flac", "._84-1.trans.txt"):
+        transcripts.with_name(name).write_bytes(b"\x00\x05\x16\x07")
+    assert prepare_librispeech(tmp_path / "subset", tmp_path / "out.jsonl").num_utterances == 1
+
+
+def test_two_downloads_at_once_fetch_a_subset_once(mirror: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with ThreadPoolExecutor(2) as executor:
+        folders = executor.map(
+            lambda _: download_librispeech("train-clean-5", data, mirror=mirror, progress=False), range(2)
+        )
+    assert list(folders) == [[data / "LibriSpeech/train-clean-5"]] * 2
+    assert Handler.requests == ["/31/train-clean-5.tar.gz"]

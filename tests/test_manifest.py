@@ -448,3 +448,25 @@ def test_a_number_that_is_zero_is_a_name_too(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_bytes(json_lines(GOOD | {"id": 0, "speaker": 0}))
     (utterance,) = read_manifest(tmp_path / "m.jsonl")
     assert (utterance.id, utterance.speaker) == ("0", "0")
+
+
+def test_an_open_quote_is_told_where_it_opens(tmp_path: Path) -> None:
+    lines = [f"{number}.wav,HELLO,1" for number in range(1000)]
+    lines[15] = '15.wav,"HELLO,1'
+    (tmp_path / "m.csv").write_text("audio,text,duration\n" + "\n".join(lines))
+    with pytest.raises(AsrError, match=r"m\.csv:17: unexpected end of data; double the quotes"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_the_case_of_an_ending_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "M.CSV").write_text("audio,text,duration\na.wav,HELLO,1\n")
+    with gzip.open(tmp_path / "M.JSONL.GZ", "wt") as file:
+        file.write(json.dumps({"audio": "a.wav", "text": "HELLO", "duration": 1}))
+    for name in ("M.CSV", "M.JSONL.GZ"):
+        assert read_manifest(tmp_path / name)[0].text == "HELLO"
+
+
+def test_half_a_character_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "A\\ud800", "duration": 1}')
+    with pytest.raises(AsrError, match=r"m\.jsonl:1: text='A\\ud800' holds half a character"):
+        read_manifest(tmp_path / "m.jsonl")

@@ -200,3 +200,23 @@ def test_a_language_model_is_built_without_the_sentences_of_a_valid_set(tmp_path
     assert main([*command, "--held-out", str(SAMPLES / "manifest.jsonl")]) == 0
     words = set(dict(read_arpa_unigrams(tmp_path / "lm.arpa")))
     assert words == {word for sentence in TEXT for word in sentence.split()}
+
+
+def test_what_a_text_loses_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("In 1984 we met, and 9 lived!\n", encoding="utf-8")
+    assert list(read_sentences([tmp_path / "a.txt"])) == ["IN WE MET AND LIVED"]
+    (message,) = caplog.messages
+    assert message.startswith("dropped from the text, for the model cannot write them: '9' × 2, '")
+
+
+@pytest.mark.parametrize(("output", "reason"), [("a.txt", "would replace the text"), ("a.arpa.xz", "reads .arpa and")])
+def test_a_language_model_is_not_written_over_its_text_nor_packed_as_nobody_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, reason: str
+) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("A CAT\n")
+    with pytest.raises(SystemExit):
+        main(["lm", "build", str(text), "-o", str(tmp_path / output)])
+    assert f"--output {tmp_path / output}: " in (said := capsys.readouterr().err)
+    assert reason in said
+    assert text.read_text() == "A CAT\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from torch import Tensor
 from asr.cli import main
 from asr.commands.train import _short_names
 from asr.errors import AsrError
-from asr.evaluation import Scored
-from asr.manifest import Utterance
+from asr.evaluation import Scored, evaluate
+from asr.manifest import Utterance, read_manifest
 from asr.metrics import ErrorCounts, character_errors, word_errors
-from asr.model import CTCModel
+from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import save_model
 from asr.report.analysis import align_words, compare, find_confusions, group_by, signal_to_noise
+from asr.report.media import Heard
+from asr.report.model_errors import _tables, report_errors
 from asr.report.page import Column, Page, Row, check_report, write_page
+from asr.text import CharacterVocabulary
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples" / "manifest.jsonl"
@@ -92,9 +96,10 @@ def test_the_estimated_snr_follows_the_noise_that_is_added(speech: list[Tensor],
     assert signal_to_noise(samples + noise, 16000) == pytest.approx(decibels + 2, abs=4)
 
 
-def test_the_snr_of_digital_silence_and_of_nothing_is_a_number() -> None:
-    for samples in (torch.zeros(16000), torch.zeros(10)):
-        assert 0 <= signal_to_noise(samples, 16000) <= 60
+def test_the_snr_of_digital_silence_is_a_number_and_of_a_moment_unknown() -> None:
+    assert signal_to_noise(torch.zeros(16000), 16000) == 0
+    for count in (10, 3600, 3999):
+        assert signal_to_noise(torch.randn(count), 16000) is None
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,41 @@ def test_the_page_says_which_model_has_fewer_errors_in_each_utterance(report: Pa
         assert (utterance["cells"][0], utterance["cells"][fewer]) == (ours, theirs - ours)
         seen.update(verdict)
     assert "better than small" in seen
+
+
+def test_a_report_leaves_nothing_of_the_one_before(model: CTCModel, tmp_path: Path) -> None:
+    utterances = read_manifest(SAMPLES)[:2]
+    for part in (utterances, utterances[:1]):
+        page = report_errors(evaluate(model, part), model, tmp_path / "page", name="small")
+        assert [path.name for path in sorted((tmp_path / "page" / "audio").iterdir())] == [
+            f"{number}.flac" for number in range(1, len(part) + 1)
+        ]
+        check_report(tmp_path / "page", 2)
+    page.write_text("<p>someone's own</p>")
+    with pytest.raises(AsrError, match="the folder holds other files"):
+        check_report(tmp_path / "page", 2)
+
+
+def test_models_of_two_alphabets_are_each_compared_in_their_own(
+    model: CTCModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_letters = with_vocabulary(model, CharacterVocabulary(" abcdefghijklmnopqrstuvwxyz"))
+    utterances = read_manifest(SAMPLES)[:1]
+    pair = [evaluate(each, utterances) for each in (model, small_letters)]
+    perfect = [replace(one, scored=[replace(one.scored[0], hypothesis=one.scored[0].reference)]) for one in pair]
+    page = report_errors(perfect[0], model, tmp_path / "page", name="large", others=[("small", perfect[1])])
+    for text in data_of(page)["utterances"][0]["texts"]:
+        assert {kind for kind, *_ in text["steps"]} == {"equal"}
+
+
+def test_of_thousands_of_speakers_the_table_shows_those_with_the_most_utterances(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("asr.report.model_errors.MOST_SPEAKERS", 2)
+    items = [scored("A", "A", speaker) for speaker in ("bob", "eve", "bob", "ann", "eve")]
+    tables = dict(_tables(items, [Heard()] * len(items)))
+    assert [line[0] for line in tables["Speaker"][1:]] == ["bob", "eve"]
+    assert sum(int(line[1]) for line in tables["Duration"][1:]) == len(items)
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

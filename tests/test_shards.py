@@ -327,3 +327,20 @@ def test_the_command_refuses_shards_of_nothing(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(["shard", str(MANIFEST), "-o", str(tmp_path / "shards"), "--shard-size", "0"])
     assert "--shard-size must be at least 1" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path: Path, utterances: list[Utterance]) -> None:
+    def begin_again() -> Iterator[Utterance]:
+        yield utterances[0]
+        with pytest.raises(AsrError, match="another process is writing there; name another folder"):
+            write_shards(utterances, tmp_path / "shards")
+        yield from utterances[1:]
+
+    assert write_shards(begin_again(), tmp_path / "shards") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "shards.json"]
+    assert len(read_data(tmp_path / "shards")) == len(utterances)
+
+
+def test_the_root_is_no_name_of_a_folder(utterances: list[Utterance]) -> None:
+    with pytest.raises(AsrError, match=r"^/: name a new folder$"):
+        write_shards(utterances, "/")

@@ -198,3 +198,30 @@ def test_overlapping_stretches_of_a_recording_are_no_repeats() -> None:
     (utterance, *_) = read_manifest(SAMPLES / "manifest.jsonl")
     parts = [utterance, replace(utterance, duration_seconds=utterance.duration_seconds / 2)]
     assert survey(parts, load_model()).keeping_out["recordings that come again"] == []
+
+
+def test_of_two_copies_the_one_that_can_be_used_is_kept(tmp_path: Path) -> None:
+    audio = str(SAMPLES / "84-121123-0001.flac")
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(
+        "".join(json.dumps({"audio": audio, "text": text}) + "\n" for text in ("Привет", "BUT IN LESS"))
+    )
+    assert main(["check", str(manifest), "--fix", str(tmp_path / "clean.jsonl")]) == 0
+    assert [utterance.text for utterance in read_manifest(tmp_path / "clean.jsonl")] == ["BUT IN LESS"]
+
+
+def test_nothing_is_written_where_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"audio": "none.flac", "duration": 2, "text": "HELLO"}))
+    assert main(["check", str(manifest), "--fix", str(tmp_path / "clean.jsonl")]) == 1
+    assert "clean.jsonl: nothing is left to write" in capsys.readouterr().err
+    assert not (tmp_path / "clean.jsonl").exists()
+
+
+def test_a_manifest_inside_a_folder_of_data_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
+    manifest = tmp_path / "metadata.jsonl"
+    manifest.write_text(json.dumps({"file_name": "a.flac", "text": "But in less", "mine": 1}))
+    assert main(["check", str(tmp_path), "--fix", str(manifest)]) == 1
+    assert f"--fix {manifest}: would replace the data themselves" in capsys.readouterr().err
+    assert json.loads(manifest.read_text())["mine"] == 1

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import asr.checkpoints
-import asr.data
 import asr.guards
+import asr.manifest
 import asr.training
 from asr.audio import read_audio
 from asr.check import check_corpus
@@ -697,14 +697,14 @@ def test_a_scaler_that_never_meets_a_finite_gradient_ends_the_training_too() -> 
 
 def lose(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
     """Have the recordings of these names become unreadable after the check."""
-    read = asr.data.read_audio
+    read = asr.manifest.read_audio
 
     def reading(path: str, *arguments: Any, **options: Any) -> Tensor:
         if any(name in path for name in names):
             raise AsrError(f"{path}: the audio is damaged")
         return read(path, *arguments, **options)
 
-    monkeypatch.setattr(asr.data, "read_audio", reading)
+    monkeypatch.setattr(asr.manifest, "read_audio", reading)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -59,7 +59,7 @@ def test_the_words_are_those_of_the_text_wherever_the_spaces_are(model: CTCModel
 @given(st.lists(st.integers(1, 17), max_size=12))
 def test_the_words_of_pieces_are_those_of_the_text(pieces: list[int]) -> None:
     vocabulary = pieces_vocabulary()
-    words = [vocabulary.decode(pieces[start:end]) for start, end in vocabulary.find_words(pieces)]
+    words = [vocabulary.decode(pieces[start:end]) for start, end in vocabulary.word_spans(pieces)]
     assert " ".join(words) == vocabulary.decode(pieces)
 
 

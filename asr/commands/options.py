@@ -19,7 +19,9 @@ __all__ = [
     "add_inference_options",
     "add_language_model_options",
     "choose_device",
+    "find_language_model",
     "find_lm_conflict",
+    "find_model",
     "format_names",
     "make_decode",
 ]
@@ -93,6 +95,11 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
         words = [word for line in lines for word in line.split()]
     language_model, processes = find_language_model(options.lm), torch.get_num_threads()
     return BeamDecoder(model.vocabulary, language_model, lexicon=words, processes=processes, **given)
+
+
+def find_model(name: str | None) -> str | None:
+    """The path that `--model` and MODEL name; None is the packaged model."""
+    return None if name == "packaged" else name
 
 
 def find_language_model(name: str) -> str | Path:

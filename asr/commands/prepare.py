@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asr.commands.options import Commands, find_language_model
+from asr.commands.options import Commands, find_language_model, find_model
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
@@ -107,7 +107,16 @@ def add_lm(commands: Commands) -> None:
     build.add_argument(
         "-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file; .arpa.gz is compressed"
     )
-    build.set_defaults(run=_run_lm_build)
+    build.set_defaults(run=_run_lm_build, find_conflict=_find_lm_build_conflict)
+
+
+def _find_lm_build_conflict(options: argparse.Namespace) -> str | None:
+    output: Path = options.output
+    if output.suffix in (".bz2", ".xz", ".zip"):
+        return f"--output {output}: the decoder reads .arpa and .arpa.gz"
+    if output.resolve() in (Path(text).resolve() for text in options.texts):
+        return f"--output {output}: would replace the text; choose another file"
+    return None
 
 
 def _run_lm_build(options: argparse.Namespace) -> int:
@@ -117,11 +126,11 @@ def _run_lm_build(options: argparse.Namespace) -> int:
 
     if not 2 <= options.order <= HIGHEST_ORDER:
         raise AsrError(f"--order {options.order} must be 2 to {HIGHEST_ORDER}: the beam search reads no other models")
-    normalize: Callable[[str], str] = normalize_transcript
+    normalize: Callable[..., str] = normalize_transcript
     if options.model:
         from asr.modelfile import load_model
 
-        normalize = load_model(options.model).vocabulary.normalize
+        normalize = load_model(find_model(options.model)).vocabulary.normalize
     sentences = read_sentences(options.texts, normalize)
     if options.held_out:
         from asr.folders import read_many
@@ -154,7 +163,7 @@ def _run_tune_lm(options: argparse.Namespace) -> int:
     from asr.modelfile import load_model
     from asr.tuning import find_best, tune
 
-    model = load_model(None if options.model == "packaged" else options.model)
+    model = load_model(find_model(options.model))
     points = []
     utterances = read_data(options.manifest)
     language_model, processes = find_language_model(options.lm), torch.get_num_threads()

@@ -33,7 +33,7 @@ def _seconds(path: str) -> float:
     if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
         return 0.0
     try:
-        with open_audio(path, sample_rate=16000) as audio:
+        with open_audio(path) as audio:
             return audio.duration_seconds
     except AsrError:
         return 0.0

@@ -15,6 +15,7 @@ from asr.commands.options import (
     add_language_model_options,
     choose_device,
     find_lm_conflict,
+    find_model,
     make_decode,
 )
 from asr.errors import AsrError
@@ -40,7 +41,7 @@ def add_check(commands: Commands) -> None:
 def _find_check_conflict(options: argparse.Namespace) -> str | None:
     if options.fix is None:
         return None
-    if Path(options.fix.name.removesuffix(".gz")).suffix in (".csv", ".tsv"):
+    if Path(options.fix.name.lower().removesuffix(".gz")).suffix in (".csv", ".tsv"):
         return f"--fix {options.fix}: JSON lines are written; call the file {options.fix.stem}.jsonl"
     if options.fix.resolve() in (Path(data).resolve() for data in (options.data, options.valid) if data):
         return f"--fix {options.fix}: would replace the data themselves; choose another file"
@@ -51,12 +52,15 @@ def _run_check(options: argparse.Namespace) -> int:
     """Print a page about recordings and their texts: what they are like, what cannot be learned from, what is odd."""
     from asr.check import check_corpus, find_shared
     from asr.folders import read_data
+    from asr.manifest import check_output
     from asr.modelfile import load_model
     from asr.survey import survey, write_fixed
 
     faults: list[str] = []
-    model, utterances = load_model(options.model), read_data(options.data, faults)
+    model, utterances = load_model(find_model(options.model)), read_data(options.data, faults)
     _check_report(options, utterances)
+    if options.fix:
+        check_output(options.fix, "--fix", utterances)
     found = survey(utterances, model)
     print(found.page())
     if faults:
@@ -163,9 +167,8 @@ def _run_finetune(options: argparse.Namespace) -> int:
     from asr.finetuning import finetune, finetune_config
     from asr.ranks import is_first_process
 
-    model = None if options.model == "packaged" else options.model
     config = finetune_config(
-        model,
+        find_model(options.model),
         options.train,
         options.valid,
         options.overrides,
@@ -183,7 +186,7 @@ def add_evaluate(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="a model's WER on a manifest", description=_run_evaluate.__doc__)
     parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
     parser.add_argument("manifest", metavar="MANIFEST", help="lhotse cuts, JSON lines, CSV or TSV")
-    parser.add_argument("--hypotheses", metavar="FILE", help="write id, reference, hypothesis as JSON lines")
+    parser.add_argument("--hypotheses", type=Path, metavar="FILE", help="write id, reference, hypothesis as JSON lines")
     add_report_option(parser)
     parser.add_argument("--compare", action="append", default=[], metavar="MODEL", help="another model, in the report")
     add_inference_options(parser)
@@ -228,11 +231,14 @@ def _short_names(paths: list[str]) -> list[str]:
 def _run_evaluate(options: argparse.Namespace) -> int:
     """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
     from asr.folders import read_data
+    from asr.manifest import check_output
 
-    if options.hypotheses and not Path(options.hypotheses).parent.is_dir():
+    if options.hypotheses and not options.hypotheses.parent.is_dir():
         raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
     utterances = read_data(options.manifest)
     _check_report(options, utterances)
+    if options.hypotheses:
+        check_output(options.hypotheses, "--hypotheses", utterances)
     model, evaluation = _evaluate(options.model, utterances, options)
     others = [_evaluate(path, utterances, options)[1] for path in options.compare]
     for failure in evaluation.failures:
@@ -254,7 +260,7 @@ def _evaluate(path: str, utterances: list[Utterance], options: argparse.Namespac
     from asr.evaluation import evaluate
     from asr.modelfile import load_model
 
-    model = load_model(None if path == "packaged" else path, choose_device(options.device))
+    model = load_model(find_model(path), choose_device(options.device))
     return model, evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=make_decode(options, model))
 
 

@@ -20,11 +20,12 @@ from asr.commands.options import (
     add_language_model_options,
     choose_device,
     find_lm_conflict,
+    find_model,
     format_names,
     make_decode,
 )
 from asr.commands.progress import audio_bar
-from asr.errors import AsrError
+from asr.errors import AsrError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,7 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     alone = [name for name, _ in found] == options.files[:1]
     outputs = _plan_outputs(found, options) if options.output_dir else {}
     names = list(outputs) if options.output_dir else [name for name, _ in found]
-    model = load_model(options.model, choose_device(options.device))
+    model = load_model(find_model(options.model), choose_device(options.device))
     stdin: BinaryIO = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
     decode = make_decode(options, model)
     if options.files == ["-"] and options.format == ["text"] and not options.output_dir:
@@ -157,7 +158,7 @@ def _read_list(argument: str) -> list[str]:
     try:
         lines = Path(argument[1:]).read_text(encoding="utf-8-sig").split("\n")  # reading makes it of any line break
     except (OSError, UnicodeDecodeError) as error:
-        raise AsrError(f"{argument}: the list cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise AsrError(f"{argument}: the list cannot be read: {reason_of(error)}") from error
     names = [line for line in lines if line.strip()]
     if not names:
         raise AsrError(f"{argument}: the list names no file")
@@ -177,7 +178,11 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
         paths = [options.output_dir / f"{place}.{extension}" for extension in extensions]
         outputs[name] = outputs.get(name, []) + paths
     if options.skip_existing:
-        return {name: paths for name, paths in outputs.items() if not all(map(os.path.exists, paths))}
+        outputs = {name: paths for name, paths in outputs.items() if not all(map(os.path.exists, paths))}
+    for name, paths in outputs.items():
+        own = Path(name).with_suffix(".txt")  # what a person said is in it, where that is how the data are kept
+        if own.exists() and any(path.exists() and path.samefile(own) for path in paths):
+            raise AsrError(f"{own}: stands beside its recording and would be replaced; choose another --output-dir")
     return outputs
 
 
@@ -270,10 +275,8 @@ def _run_align(options: argparse.Namespace) -> int:
     try:
         text = options.text.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise AsrError(
-            f"{options.text}: the text cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    model = load_model(options.model, choose_device(options.device))
+        raise AsrError(f"{options.text}: the text cannot be read: {reason_of(error)}") from error
+    model = load_model(find_model(options.model), choose_device(options.device))
     transcript = align(model, options.audio, text, batch_seconds=options.batch_seconds)
     _print_transcript(transcript, options.format[0], alone=True)
     return 0

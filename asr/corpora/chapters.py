@@ -7,18 +7,15 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from asr.audio import open_audio
+from asr.audio import AUDIO_EXTENSIONS, open_audio
 from asr.errors import AsrError
+from asr.files import find_files
 
-__all__ = ["Header", "TranscriptLine", "read_chapter", "with_headers"]
+__all__ = ["TRANSCRIPT_ENDING", "Header", "TranscriptLine", "find_transcripts", "read_chapter", "with_headers"]
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
-"""The best comes first, should there be two."""
+TRANSCRIPT_ENDING = ".trans.txt"
 
 HEADERS_AT_ONCE = 1024
-
-ANY_RATE = 16000
-"""Hz; no sample is read."""
 
 
 class TranscriptLine(NamedTuple):
@@ -28,7 +25,13 @@ class TranscriptLine(NamedTuple):
     speaker: str
     text: str
     audio: Path
-    where: str
+    file: Path
+    number: int
+    """Of the line in the file."""
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.number}"
 
 
 class Header(NamedTuple):
@@ -36,6 +39,22 @@ class Header(NamedTuple):
 
     num_samples: int
     sample_rate: int
+
+
+def find_transcripts(folder: Path, problems: list[str]) -> list[Path]:
+    """The transcript files in a folder and below it, in the order of the utterance ids in them.
+
+    problems: gets the folders that cannot be entered, and those with audio without a transcript file.
+    """
+    shut: list[Path] = []
+    files = list(find_files(folder, shut))
+    transcripts = [path for path in files if path.name.endswith(TRANSCRIPT_ENDING)]
+    heard = {path.parent for path in files if path.suffix.lower() in AUDIO_EXTENSIONS}
+    problems += [f"{path}: the folder cannot be entered" for path in shut]
+    untold = sorted(heard - {path.parent for path in transcripts})
+    problems += [f"{path}: holds audio and no *{TRANSCRIPT_ENDING}" for path in untold]
+    # The hyphen sorts before every digit, so the ids of 103-124 come before those of 103-1240, like the file names.
+    return sorted(transcripts, key=lambda path: path.name.removesuffix(TRANSCRIPT_ENDING))
 
 
 def read_chapter(transcript_file: Path, problems: list[str]) -> list[TranscriptLine]:
@@ -52,7 +71,7 @@ def read_chapter(transcript_file: Path, problems: list[str]) -> list[TranscriptL
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip():
-                utterances.append(chapter.utterance(line, f"{transcript_file}:{number}"))
+                utterances.append(chapter.utterance(line, transcript_file, number))
         except AsrError as error:
             problems.append(str(error))
     problems.extend(f"{audio}: has no line in {transcript_file}" for audio in chapter.unclaimed_audio.values())
@@ -75,8 +94,9 @@ class _Chapter:
             raise AsrError(f"{transcript_file}: the name must be {speaker}-{chapter}.trans.txt, after its two folders")
         return cls(speaker, f"{speaker}-{chapter}-", _audio_files(transcript_file.parent), {})
 
-    def utterance(self, line: bytes, where: str) -> TranscriptLine:
-        """Return the utterance of one line of the transcript file; `where` is the file and the line number."""
+    def utterance(self, line: bytes, file: Path, number: int) -> TranscriptLine:
+        """The utterance of one line of the transcript file."""
+        where = f"{file}:{number}"
         utterance_id, text = _parse(line, where)
         if not utterance_id.startswith(self.prefix):
             raise AsrError(f"{where}: id {utterance_id!r} must begin with {self.prefix!r}, its speaker and chapter")
@@ -87,14 +107,15 @@ class _Chapter:
         if not text:
             raise AsrError(f"{where}: {utterance_id} has no transcript")
         if audio is None:
-            raise AsrError(f"{where}: audio file not found: {utterance_id} with one of {', '.join(AUDIO_SUFFIXES)}")
-        return TranscriptLine(utterance_id, self.speaker, text, audio, where)
+            raise AsrError(f"{where}: audio file not found: {utterance_id} with one of {', '.join(AUDIO_EXTENSIONS)}")
+        return TranscriptLine(utterance_id, self.speaker, text, audio, file, number)
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
     """Return the audio files of a folder by stem; of two with the same stem, the one whose suffix is listed first."""
-    audio = [path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES]
-    audio.sort(key=lambda path: (path.stem, -AUDIO_SUFFIXES.index(path.suffix.lower())))
+    files = (path for path in folder.iterdir() if not path.name.startswith("._"))  # which a Mac writes
+    audio = [path for path in files if path.suffix.lower() in AUDIO_EXTENSIONS]
+    audio.sort(key=lambda path: (path.stem, -AUDIO_EXTENSIONS.index(path.suffix.lower())))
     return {path.stem: path for path in audio}
 
 
@@ -133,7 +154,7 @@ def _header_or_error(utterance: TranscriptLine) -> Header | AsrError:
 def _read_header(utterance: TranscriptLine) -> Header:
     at = f"{utterance.where}: {utterance.audio}"
     try:
-        with open_audio(utterance.audio, ANY_RATE) as audio:
+        with open_audio(utterance.audio) as audio:
             num_samples, sample_rate, num_channels = audio.frames, audio.file.samplerate, audio.file.channels
     except AsrError as error:
         raise AsrError(f"{utterance.where}: {error}") from error

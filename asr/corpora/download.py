@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from asr.errors import AsrError
 
-__all__ = ["bytes_bar", "fetch", "md5_of"]
+__all__ = ["bytes_bar", "fetch", "make_folder", "md5_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def fetch(
     if path.is_file() and md5_of(path) == md5.lower():
         return path
     part = path.with_name(path.name + ".part")
-    _make_folder(path.parent)
+    make_folder(path.parent)
     transfer = _Transfer(url, part, size, room_bytes, timeout_seconds, progress)
     _download_and_check(transfer, md5.lower(), attempts, backoff_seconds)
     part.replace(path)
@@ -109,7 +109,8 @@ def md5_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make it and those above it; raises AsrError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from asr.corpora.archive import unpack
-from asr.corpora.chapters import Header, TranscriptLine, read_chapter, with_headers
-from asr.corpora.download import fetch
+from asr.corpora.chapters import Header, TranscriptLine, find_transcripts, read_chapter, with_headers
+from asr.corpora.download import fetch, make_folder
 from asr.errors import AsrError
 from asr.newfiles import new_text_file
 
@@ -103,10 +104,17 @@ def download_librispeech(
 
 def _download_subset(subset: Subset, directory: Path, base_url: str, keep_archive: bool, progress: bool) -> Path:
     folder = directory / "LibriSpeech" / subset.name
-    marker = folder.parent / f".{subset.name}.completed"
+    make_folder(folder.parent)
+    with FileLock(folder.parent / f".{subset.name}.lock"):  # another process may be at it
+        _download_alone(subset, folder, base_url, keep_archive, progress)
+    return folder
+
+
+def _download_alone(subset: Subset, folder: Path, base_url: str, keep_archive: bool, progress: bool) -> None:
+    directory, marker = folder.parent.parent, folder.parent / f".{subset.name}.completed"
     if marker.exists() and folder.is_dir():
         logger.info("%s is complete, nothing to download", folder)
-        return folder
+        return
     url = f"{base_url}/{subset.resource}/{subset.name}.tar.gz"
     room_bytes = int(subset.size * UNPACKED_SIZE_FACTOR)
     archive = directory / f"{subset.name}.tar.gz"
@@ -117,7 +125,6 @@ def _download_subset(subset: Subset, directory: Path, base_url: str, keep_archiv
     marker.touch()
     if not keep_archive:
         archive.unlink()
-    return folder
 
 
 def prepare_all(directory: str | Path, output_directory: str | Path, *, progress: bool = True) -> list[PreparedSubset]:
@@ -174,8 +181,11 @@ def prepare_librispeech(
     Raises AsrError with the list of all problems (file, line, what) if any utterance is not fit for use.
     """
     output_path, subset_directory = Path(output_path), Path(subset_directory).resolve()
-    transcripts = _transcript_files(subset_directory)
     problems: list[str] = []
+    transcripts = find_transcripts(subset_directory, problems)
+    if not transcripts:
+        what = "no <speaker>/<chapter>/*.trans.txt found; give the folder of one subset"
+        raise AsrError(f"{subset_directory}: {what}")
     with _new_manifest(output_path) as manifest:
         shown = tqdm(transcripts, desc=subset_directory.name, unit="chapter", disable=None if progress else True)
         utterances = (utterance for path in shown for utterance in read_chapter(path, problems))
@@ -184,15 +194,6 @@ def prepare_librispeech(
             raise AsrError(_listed(subset_directory, problems))
     logger.info("%s: %d utterances", output_path, summary.num_utterances)
     return summary
-
-
-def _transcript_files(subset_directory: Path) -> list[Path]:
-    """Return the transcript files in the order of the utterance ids in them."""
-    # The hyphen sorts before every digit, so the ids of 103-124 come before those of 103-1240, like the file names.
-    files = sorted(subset_directory.glob("*/*/*.trans.txt"), key=lambda path: path.name.removesuffix(".trans.txt"))
-    if not files:
-        raise AsrError(f"{subset_directory}: no <speaker>/<chapter>/*.trans.txt found; give the folder of one subset")
-    return files
 
 
 def _listed(subset_directory: Path, problems: list[str]) -> str:

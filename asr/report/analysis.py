@@ -11,8 +11,9 @@ from typing import Any
 import numpy
 from torch import Tensor
 
+from asr.audio import frame_powers
 from asr.evaluation import Scored
-from asr.metrics import ErrorCounts, bootstrap_interval, pool
+from asr.metrics import ErrorCounts, bootstrap_interval, pool, resampled_rates
 
 __all__ = [
     "DURATIONS",
@@ -26,24 +27,24 @@ __all__ = [
     "spans",
 ]
 
-Step = tuple[str, str, str]
+Edit = tuple[str, str, str]
 """Kind (equal, substitute, delete, insert), word of the reference, word of the hypothesis; one may be empty."""
 
 
-def align_words(reference: str, hypothesis: str) -> list[Step]:
+def align_words(reference: str, hypothesis: str) -> list[Edit]:
     """The words of two normal transcripts side by side, as the WER counts them."""
     return _align(reference.split(), hypothesis.split())
 
 
-def _align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:
+def _align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:
     from rapidfuzz.distance import Levenshtein
 
-    steps: list[Step] = []
+    edits: list[Edit] = []
     for edit in Levenshtein.opcodes(reference, hypothesis):
         said, written = reference[edit.src_start : edit.src_end], hypothesis[edit.dest_start : edit.dest_end]
         kind = "substitute" if edit.tag == "replace" else edit.tag
-        steps += [(kind, left, right) for left, right in zip_longest(said, written, fillvalue="")]
-    return steps
+        edits += [(kind, left, right) for left, right in zip_longest(said, written, fillvalue="")]
+    return edits
 
 
 def find_confusions(scored: Iterable[Scored]) -> dict[str, Counter[tuple[str, str]]]:
@@ -104,21 +105,17 @@ class Comparison:
     """How often chance alone would make two equal models differ as much or more, either way."""
 
 
-def compare(first: Sequence[ErrorCounts], second: Sequence[ErrorCounts], *, resamples: int = 10_000) -> Comparison:
+def compare(first: Sequence[ErrorCounts], second: Sequence[ErrorCounts]) -> Comparison:
     """The difference of two models' WER, by resampling utterances in pairs (Bisani and Ney, 2004).
 
     first, second: the word errors of each utterance, in the same order.
     """
-    differences = numpy.array([b.errors - a.errors for a, b in zip(first, second, strict=True)], dtype=numpy.float64)
-    lengths = numpy.array([count.reference_length for count in first], dtype=numpy.float64)
-    generator = numpy.random.default_rng(0)
-    rates = []
-    for _ in range(resamples):
-        drawn = generator.integers(0, len(differences), len(differences))
-        rates.append(differences[drawn].sum() / max(1.0, lengths[drawn].sum()))
+    differences = [theirs.errors - ours.errors for ours, theirs in zip(first, second, strict=True)]
+    lengths = [count.reference_length for count in first]
+    rates = resampled_rates(differences, lengths, resamples=10_000)
     low, high = numpy.quantile(rates, [0.025, 0.975])
-    share = min(1.0, 2 * min((numpy.array(rates) <= 0).mean(), (numpy.array(rates) >= 0).mean()))
-    return Comparison(differences.sum() / max(1.0, lengths.sum()), (float(low), float(high)), float(share))
+    share = min(1.0, 2 * min((rates <= 0).mean(), (rates >= 0).mean()))
+    return Comparison(sum(differences) / max(1, sum(lengths)), (float(low), float(high)), float(share))
 
 
 FRAME_SECONDS = 0.025
@@ -126,12 +123,14 @@ LOWEST_SNR, HIGHEST_SNR = 0.0, 60.0
 """dB; an estimate from the samples alone tells no more."""
 
 
-def signal_to_noise(samples: Tensor, sample_rate: int) -> float:
-    """About how many dB the louder half of the frames lies above the quietest tenth; samples: (samples,)."""
-    size = round(FRAME_SECONDS * sample_rate)
-    powers = samples[: len(samples) // size * size].view(-1, size).square().mean(1)
+def signal_to_noise(samples: Tensor, sample_rate: int) -> float | None:
+    """About how many dB the louder half of the frames lies above the quietest tenth; None of fewer than ten frames.
+
+    samples: (samples,).
+    """
+    powers = frame_powers(samples, round(FRAME_SECONDS * sample_rate))
     if len(powers) < 10:
-        return HIGHEST_SNR
+        return None
     noise = float(powers.quantile(0.1))
     speech = float(powers[powers >= powers.median()].mean())
     ratio = 10 * numpy.log10(max(speech, 1e-12) / max(noise, 1e-12))

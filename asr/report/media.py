@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import soundfile
 import torch
 
 from asr.audio import read_audio
-from asr.errors import AsrError
+from asr.errors import AsrError, reason_of
 from asr.manifest import Utterance
 from asr.model import CTCModel
 from asr.report.analysis import signal_to_noise
@@ -40,20 +41,19 @@ def copy_audio(utterances: Sequence[Utterance], folder: Path, sample_rate: int) 
 
     Raises AsrError where they cannot be written.
     """
+    for name in ("audio", "pictures"):  # what a report before this one left may not be in this one
+        shutil.rmtree(folder / name, ignore_errors=True)
     try:
         (folder / "audio").mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as executor:
             return list(executor.map(partial(_copy, folder, sample_rate), count(1), utterances))
     except (OSError, soundfile.LibsndfileError) as error:
-        raise AsrError(
-            f"{folder}: the report cannot be written: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise AsrError(f"{folder}: the report cannot be written: {reason_of(error)}") from error
 
 
 def _copy(folder: Path, sample_rate: int, number: int, utterance: Utterance) -> Heard:
-    span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
     try:
-        samples = read_audio(utterance.audio_path, sample_rate, **span)
+        samples = utterance.read(sample_rate)
     except AsrError as error:
         return Heard(problems=[str(error)])
     path = f"audio/{number}.flac"

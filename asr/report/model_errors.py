@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr import __version__
 from asr.evaluation import Evaluation, Scored
 from asr.metrics import bootstrap_interval, pool
 from asr.model import CTCModel
@@ -35,7 +34,7 @@ COLUMNS = [
 ]
 
 MOST_SPEAKERS = 300
-"""More are not offered as a filter."""
+"""More are not offered as a filter, and not in the table."""
 
 RATES, NOISES = (1.5, 2, 2.5, 3, 3.5), (10, 20, 30, 40)
 """Where groups part: words per second, dB."""
@@ -66,7 +65,7 @@ def report_errors(
     for index, item in enumerate(scored):
         against = [(other, theirs.scored[index]) for other, theirs in others]
         row = Row(_cells(item, heard[index], against), f"{item.utterance.id} {item.reference} {item.hypothesis}")
-        row.texts = [(each, align_words(item.reference, one.hypothesis)) for each, one in [(name, item), *against]]
+        row.texts = [(each, align_words(one.reference, one.hypothesis)) for each, one in [(name, item), *against]]
         row.filters = [_verdicts(item, against), *([[item.utterance.speaker]] if many_speakers else [])]
         row.notes = heard[index].problems
         words = item.transcript.words if item.transcript else ()
@@ -82,7 +81,7 @@ def report_errors(
         rows,
         filters=[("utterances", [*VERDICTS, *better_or_worse]), *([("speaker", speakers)] if many_speakers else [])],
         groups=_tables(scored, heard),
-        footer=f"bigru-asr {__version__}. SNR is estimated from the samples; intervals are 95 %, over utterances.",
+        footer="SNR is estimated from the samples; intervals are 95 %, over utterances.",
     )
     return write_page(page, folder)
 
@@ -116,8 +115,14 @@ def _totals(evaluation: Evaluation) -> list[tuple[str, str]]:
         totals.append((name, f"{total.rate:.1%} [{low:.1%}, {high:.1%}]"))
     words = evaluation.words
     totals += [(kind, f"{getattr(words, kind):,}") for kind in ("substitutions", "deletions", "insertions")]
+    dropped = [("dropped from the references", evaluation.dropped())] if evaluation.dropped_characters else []
     failed = [("could not be read", f"{len(evaluation.failures):,}")] if evaluation.failures else []
-    return [*totals, *failed, ("times real time", f"{evaluation.audio_seconds / evaluation.processing_seconds:.0f}")]
+    return [
+        *totals,
+        *dropped,
+        *failed,
+        ("times real time", f"{evaluation.audio_seconds / evaluation.processing_seconds:.0f}"),
+    ]
 
 
 def _difference(evaluation: Evaluation, other: str, theirs: Evaluation) -> tuple[str, str]:
@@ -147,7 +152,11 @@ def _tables(scored: Sequence[Scored], heard: Sequence[Heard]) -> list[tuple[str,
     tables: list[tuple[str, list[Sequence[str]]]] = []
     for title, key, label in groups:
         lines: list[Sequence[str]] = [(title.lower(), "utterances", "words", "WER", "95 %")]
-        for group in group_by(scored, key):
+        shown = scored
+        if title == "Speaker":  # of thousands those with the most utterances
+            heard_most = dict(Counter(item.utterance.speaker for item in scored).most_common(MOST_SPEAKERS))
+            shown = [item for item in scored if item.utterance.speaker in heard_most]
+        for group in group_by(shown, key):
             low, high = group.interval
             interval = f"{low:.1%} to {high:.1%}" if group.utterances > 1 else ""
             counts = f"{group.utterances:,}", f"{group.words.reference_length:,}", f"{group.words.rate:.1%}"

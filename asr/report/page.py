@@ -12,9 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from asr import __version__
 from asr.errors import AsrError
 from asr.newfiles import new_text_file
-from asr.report.analysis import Step
+from asr.report.analysis import Edit
 
 __all__ = ["Column", "Page", "Row", "check_report", "write_page"]
 
@@ -43,7 +44,7 @@ class Row:
     """What a search looks in."""
     filters: list[list[str]] = field(default_factory=list)
     """For each filter of the page the values that this utterance has."""
-    texts: list[tuple[str, list[Step]]] = field(default_factory=list)
+    texts: list[tuple[str, list[Edit]]] = field(default_factory=list)
     """Name and aligned words of each hypothesis."""
     notes: list[str] = field(default_factory=list)
     words: list[tuple[str, float, float]] = field(default_factory=list)
@@ -82,7 +83,7 @@ def write_page(page: Page, folder: Path) -> Path:
         filters=page.filters,
         groups=[(title, rows) for title, rows in page.groups if len(rows) > 1],
         findings=[(kind, places) for kind, places in page.findings if places],
-        footer=page.footer,
+        footer=f"bigru-asr {__version__}. {page.footer}",
         style=Markup(_text("page.css")),
         script=Markup(_text("page.js")),
         data=Markup(_as_json(page)),
@@ -92,6 +93,9 @@ def write_page(page: Page, folder: Path) -> Path:
         file.write(rendered)
     return path
 
+
+FOOTER = "<footer>bigru-asr "
+"""Tells a page from others."""
 
 MOST_UTTERANCES = 20_000
 """A report copies the audio of every utterance."""
@@ -105,8 +109,12 @@ def check_report(folder: Path, utterances: int) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise AsrError(f"--report {folder}: it is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.html").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / "index.html"):
         raise AsrError(f"--report {folder}: the folder holds other files; name a new one")
+
+
+def _is_report(path: Path) -> bool:
+    return path.is_file() and FOOTER in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _text(name: str) -> str:

@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from asr import __version__
 from asr.model import CTCModel
 from asr.report.analysis import DURATIONS, spans
 from asr.report.media import copy_audio, draw_pictures
@@ -73,6 +72,6 @@ def report_recordings(found: Survey, model: CTCModel, folder: Path, *, name: str
         filters=[("finding", [*kinds, "none"])],
         groups=[("Duration", [("duration", "utterances"), *stretches])],
         findings=findings,
-        footer=f"bigru-asr {__version__}. SNR is estimated from the samples.",
+        footer="SNR is estimated from the samples.",
     )
     return write_page(page, folder)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from asr import load_model
 from asr.alignment import align_log_probs
-from asr.audio import read_audio
 from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.model import CTCModel
 from asr.transcript import Word
@@ -64,8 +63,7 @@ def main() -> None:
 
 def cut(utterance: Utterance, model: CTCModel, max_seconds: float) -> Iterator[tuple[float, float, str]]:
     """Start and end within the utterance (seconds) and text of each piece."""
-    span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
-    samples = read_audio(utterance.audio_path, model.sample_rate, **span)
+    samples = utterance.read(model.sample_rate)
     with torch.inference_mode():
         log_probs, _ = model(samples[None], torch.tensor([len(samples)]))
     words = align_log_probs(model, log_probs[0], utterance.text)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import soundfile
 
-from asr.audio import read_audio
 from asr.manifest import read_manifest
 
 SAMPLE_RATE = 16000
@@ -30,8 +29,7 @@ def main() -> None:
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
         for number, utterance in enumerate(read_manifest(manifest)):
-            span = {"start_seconds": utterance.start_seconds, "duration_seconds": utterance.duration_seconds}
-            samples = read_audio(utterance.audio_path, SAMPLE_RATE, **span)
+            samples = utterance.read(SAMPLE_RATE)
             copy = f"audio/{number:06d}.mp3"  # not by its id, which others may have too
             soundfile.write(folder / copy, samples.numpy(), SAMPLE_RATE, format="MP3", **QUALITY)
             entry = {"audio": copy, "text": utterance.text, "speaker": utterance.speaker}

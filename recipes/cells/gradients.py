@@ -19,7 +19,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from asr.audio import read_audio
 from asr.folders import read_many
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_flush_denormal(True)  # what an RNN forgets becomes too small for the fast path of a processor
-    utterances = [read_audio(utterance.audio_path, 16000) for utterance in read_many([options.manifest])]
+    utterances = [utterance.read(16000) for utterance in read_many([options.manifest])]
     figure, axes = pyplot.subplots(figsize=(6.5, 4))
     print("| cell, hidden size | " + " | ".join(f"{distance} steps" for distance in DISTANCES) + " |")
     print("|---" * (1 + len(DISTANCES)) + "|")
