@@ -70,12 +70,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from asr.alignment import align
     from asr.beam import BeamDecoder
+    from asr.errors import AsrError
     from asr.hotwords import HotwordDecoder
     from asr.modelfile import load_model
-    from asr.transcription import transcribe, transcribe_files
+    from asr.transcription import Failure, transcribe, transcribe_files
 
 __all__ = [
+    "AsrError",
     "BeamDecoder",
+    "Failure",
     "HotwordDecoder",
     "__version__",
     "align",
@@ -87,7 +90,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsrError": "errors",
     "BeamDecoder": "beam",
+    "Failure": "transcription",
     "HotwordDecoder": "hotwords",
     "align": "alignment",
     "load_model": "modelfile",

@@ -201,7 +201,8 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
             file = _SequentialFile(_descriptor_or_stream(stream), closefd=False)
             audio = AudioFile(file, name, sample_rate)
         except soundfile.LibsndfileError as error:
-            raise AsrError(f"{name}: not audio that can be read ({KINDS}): {_reason(error)}") from error
+            reason = f"not audio that can be read ({KINDS}): {_reason(error)}"
+            raise AsrError(f"{name}: {reason}; `ffmpeg -i FILE NEW.flac` turns video and most else into it") from error
         with file:
             if audio.frames == 0:
                 raise AsrError(f"{name}: the audio file holds no samples")

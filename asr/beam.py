@@ -29,7 +29,7 @@ from asr.alignment import align_tokens
 from asr.decoder import DecodedTokens
 from asr.errors import AsrError, reason_of
 from asr.forks import Forks
-from asr.modelfile import PACKAGED_MODEL
+from asr.modelfile import PACKAGED, PACKAGED_MODEL
 from asr.text import BLANK_ID, Vocabulary
 
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
@@ -68,7 +68,7 @@ class BeamDecoder:
         prior_weight: float = PRIOR_WEIGHT,
         processes: int = 1,
     ) -> None:
-        """The decoder of a language model's ARPA file, which may be compressed (.gz).
+        """The decoder of a language model's ARPA file, which may be compressed (.gz); `packaged` is the packaged one.
 
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
@@ -78,6 +78,8 @@ class BeamDecoder:
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
         """
+        if str(language_model) == PACKAGED:
+            language_model = PACKAGED_LANGUAGE_MODEL
         if beam_size < 1:
             raise AsrError(f"beam_size={beam_size} must be at least 1")
         for name, weight in (("lm_weight", lm_weight), ("word_score", word_score), ("prior_weight", prior_weight)):
@@ -220,5 +222,7 @@ def _import_decoder() -> Any:
     try:
         from torchaudio.models.decoder import ctc_decoder
     except (ImportError, RuntimeError) as error:
-        raise AsrError('a language model needs flashlight-text: pip install "bigru-asr[lm]"') from error
+        raise AsrError(
+            'a language model needs flashlight-text: pip install "bigru-asr[lm]" (Python 3.10 to 3.12)'
+        ) from error
     return ctc_decoder

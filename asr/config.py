@@ -41,10 +41,15 @@ class FrontendConfig:
     """Distance between two frames, ms."""
 
     def __post_init__(self) -> None:
-        require(self.sample_rate >= 1000, "frontend.sample_rate", self.sample_rate, "be at least 1000 Hz")
-        require(self.num_mels >= 8, "frontend.num_mels", self.num_mels, "be at least 8")
-        require(self.hop_ms * self.sample_rate >= 1000, "frontend.hop_ms", self.hop_ms, "be at least a sample")
-        require(self.window_ms >= self.hop_ms, "frontend.window_ms", self.window_ms, "be at least frontend.hop_ms")
+        require(self.sample_rate >= 1000, "model.frontend.sample_rate", self.sample_rate, "be at least 1000 Hz")
+        require(self.num_mels >= 8, "model.frontend.num_mels", self.num_mels, "be at least 8")
+        require(self.hop_ms * self.sample_rate >= 1000, "model.frontend.hop_ms", self.hop_ms, "be at least a sample")
+        require(
+            self.window_ms >= self.hop_ms,
+            "model.frontend.window_ms",
+            self.window_ms,
+            "be at least model.frontend.hop_ms",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,11 @@ class EncoderConfig:
     """Share of a layer's units that training zeroes, for a whole utterance, before they join the residual."""
 
     def __post_init__(self) -> None:
-        require(self.cell in ("gru", "lstm", "rnn"), "encoder.cell", self.cell, "be gru, lstm or rnn")
-        require(self.num_layers >= 1, "encoder.num_layers", self.num_layers, "be at least 1")
-        require(self.hidden_size >= 1, "encoder.hidden_size", self.hidden_size, "be at least 1")
-        require(self.conv_channels >= 1, "encoder.conv_channels", self.conv_channels, "be at least 1")
-        require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "be in [0, 1)")
+        require(self.cell in ("gru", "lstm", "rnn"), "model.encoder.cell", self.cell, "be gru, lstm or rnn")
+        require(self.num_layers >= 1, "model.encoder.num_layers", self.num_layers, "be at least 1")
+        require(self.hidden_size >= 1, "model.encoder.hidden_size", self.hidden_size, "be at least 1")
+        require(self.conv_channels >= 1, "model.encoder.conv_channels", self.conv_channels, "be at least 1")
+        require(0 <= self.dropout < 1, "model.encoder.dropout", self.dropout, "be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ class TrainerConfig:
         require(self.epochs >= 1, "trainer.epochs", self.epochs, "be at least 1")
         every = self.valid_every_epochs
         divides = every >= 1 and self.epochs % every == 0
-        require(divides, "trainer.valid_every_epochs", every, f"divide trainer.epochs={self.epochs}")
+        require(divides, "trainer.valid_every_epochs", every, f"divide trainer.epochs={self.epochs}; set both")
         require(self.patience >= 0, "trainer.patience", self.patience, "be at least 0")
         require(self.seed >= 0, "trainer.seed", self.seed, "be at least 0")
         precisions, accelerators = ("auto", "32-true", "bf16-mixed", "16-mixed"), ("auto", "cpu", "gpu")
@@ -245,7 +250,8 @@ class TrainConfig:
     """A whole recipe."""
 
     output_dir: str = "runs/asr"
-    """Gets model.safetensors, last.ckpt, config.yaml and TensorBoard's events."""
+    """Gets model.safetensors, three checkpoints (last, previous, best), config.yaml, TensorBoard's events, and data.txt
+    with all that was found wrong with the data."""
     initial_model: str = ""
     """Model file whose weights the run starts from; `model` and `vocabulary` must be as there. Empty: from random."""
     model: ModelConfig = field(default_factory=ModelConfig)

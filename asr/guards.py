@@ -19,7 +19,8 @@ MOST_SKIPPED_STEPS, MOST_RESCALED_STEPS = 20, 40
 """Without a finite gradient: in all; and in a row in 16-mixed, whose scaler begins at 2¹⁶ and halves at each."""
 
 MOST_UNREADABLE_SHARE, FEWEST_UNREADABLE = 0.01, 10
-"""Recordings that may turn out unreadable: this share of the training set, or so many where that is more."""
+"""Recordings that may turn out unreadable: this share of the training set, or so many where that is more,
+but never more than half of it."""
 
 
 class Guards(lightning.Callback):
@@ -27,7 +28,8 @@ class Guards(lightning.Callback):
 
     def __init__(self, examples: int) -> None:
         """examples: of the training set."""
-        self.most_unreadable = max(FEWEST_UNREADABLE, int(MOST_UNREADABLE_SHARE * examples))
+        share = max(FEWEST_UNREADABLE, int(MOST_UNREADABLE_SHARE * examples))
+        self.most_unreadable = min(share, examples // 2)
         self.skipped_steps = self.rescaled_steps = 0
         self._unreadable: set[str] = set()
         self._ids: list[str] = []

@@ -48,8 +48,12 @@ class HotwordDecoder:
     """Decodes as another decoder does, then tries the hotwords."""
 
     def __init__(self, decode: Decode, vocabulary: Vocabulary, hotwords: Mapping[str, float]) -> None:
-        """hotwords: normal words, and how many nats less probable each may make what was heard."""
-        self._decode, self._vocabulary, self._hotwords = decode, vocabulary, hotwords
+        """hotwords: words, and how many nats less probable each may make what was heard.
+
+        Raises AsrError for what is not one word that the model can write.
+        """
+        self._decode, self._vocabulary = decode, vocabulary
+        self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
@@ -124,14 +128,21 @@ class HotwordDecoder:
 def parse_hotword(text: str, vocabulary: Vocabulary, default_boost: float = BOOST) -> tuple[str, float]:
     """`WORD` or `WORD:BOOST` as a normal word and nats; raises AsrError for anything else."""
     written, _, given = text.partition(":")
-    dropped: Counter[str] = Counter()
-    word = vocabulary.normalize(written, dropped)
-    if lost := "".join(filter(str.isalnum, dropped)):
-        raise AsrError(f"--hotword {text}: the model cannot write {lost!r}; write the word as it is spoken")
     try:
         boost = float(given) if given else default_boost
     except ValueError:
         boost = -1.0
-    if not word or " " in word or not 0 <= boost < float("inf"):
-        raise AsrError(f"--hotword {text} must be one word, or one word, a colon and a number of at least 0")
-    return word, boost
+    if not 0 <= boost < float("inf"):
+        raise AsrError(f"hotword {text!r} must be a word, or a word, a colon and a number of at least 0")
+    return _normal_word(written, vocabulary), boost
+
+
+def _normal_word(word: str, vocabulary: Vocabulary) -> str:
+    """As the model writes it."""
+    dropped: Counter[str] = Counter()
+    normal = vocabulary.normalize(word, dropped)
+    if lost := "".join(filter(str.isalnum, dropped)):
+        raise AsrError(f"hotword {word!r}: the model cannot write {lost!r}; write the word as it is spoken")
+    if not normal or " " in normal:
+        raise AsrError(f"hotword {word!r} must be one word; give each of several by itself")
+    return normal

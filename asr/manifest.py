@@ -95,6 +95,9 @@ def read_manifest(path: str | Path, faults: list[str] | None = None) -> list[Utt
                     problems.append(f"{manifest}:{line}: {error}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DamagedError(f"{path}: the manifest is damaged: {error}") from error
+    except FileNotFoundError as error:
+        made = "; `asr download` and `asr prepare` make LibriSpeech's" if path.name.endswith(".jsonl.gz") else ""
+        raise AsrError(f"{path}: manifest not found in {Path.cwd()}{made}") from error
     except OSError as error:
         raise AsrError(f"{path}: manifest cannot be opened: {error.strerror}") from error
     if problems and (faults is None or not utterances):
@@ -129,6 +132,9 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
             for number, line in enumerate(file, start=1):
                 if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise AsrError(f"{path}:1: byte 0x{line[0]:02x}{NOT_UTF8}")  # once, not for every line
+                if number == 1 and kind not in (".json", ".jsonl") and b"{" not in line:
+                    names = "call it .csv, .tsv or .jsonl, with the columns audio and text, or name a folder"
+                    raise AsrError(f"{path}: is no manifest; {names}")
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # as spreadsheets write it
                 if text and not text.isspace():
                     yield number, text
@@ -141,7 +147,7 @@ def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int
     """
     text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
     lines = _checked(path, text)
-    header = next(lines, "")
+    header = next(lines, "").lower()
     is_common_voice = delimiter == "\t" and "client_id" in header.split()
     quoting: Literal[0, 3] = csv.QUOTE_NONE if is_common_voice else csv.QUOTE_MINIMAL
     table = csv.DictReader(chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
@@ -224,7 +230,8 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
     for name in ("audio", "text"):
         value = fields.get(name)
         if name not in fields:
-            raise _LineError(f"{name!r} is missing (there are: {', '.join(fields)})")
+            commas = "; part columns by commas" if any(";" in str(field) for field in fields) else ""
+            raise _LineError(f"{name!r} is missing (there are: {', '.join(fields)}){commas}")
         if value is not None and not isinstance(value, str):
             raise _LineError(f"{name}={value!r} must be a string")
         if not value or not value.strip():

@@ -25,6 +25,9 @@ __all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "save_model"]
 FORMAT_NUMBER = 1
 """Goes up when an older release could not read the file."""
 
+PACKAGED = "packaged"
+"""In place of a path: what comes with the package."""
+
 PACKAGED_MODEL = Path(str(files("asr") / "models" / "base.safetensors"))
 """The model that comes with the package."""
 
@@ -47,11 +50,12 @@ def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.
 
 
 def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> CTCModel:
-    """The model of a model file (by default the packaged one), in evaluation mode, on `device`, in float32.
+    """The model of a model file in evaluation mode, on `device`, in float32.
 
+    path: None and `packaged` are the model in the package.
     Raises AsrError for a file that is missing, damaged, of a newer format or not a model.
     """
-    path = Path(path) if path is not None else PACKAGED_MODEL
+    path = PACKAGED_MODEL if path is None or str(path) == PACKAGED else Path(path)
     if not path.is_file():
         raise AsrError(f"{path}: model file not found")
     try:

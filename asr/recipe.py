@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
         raise AsrError(f"recipe not found: {path}")
     try:
         recipe = OmegaConf.load(path) if path is not None else OmegaConf.create()
+        for override in overrides:
+            if "=" not in override:
+                raise AsrError(f"{override}: settings are written section.key=value, such as trainer.epochs=3")
         changes = OmegaConf.from_dotlist(list(overrides))
         for source in (recipe, changes):
             for key in sorted(OmegaConf.missing_keys(source)):
@@ -45,6 +48,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
     return config
 
 
+def _all_keys(section: Any, prefix: str) -> Iterator[str]:
+    """The names of all settings, with their sections."""
+    for item in dataclasses.fields(section):
+        yield f"{prefix}{item.name}"
+        if dataclasses.is_dataclass(item.default_factory):
+            yield from _all_keys(item.default_factory, f"{prefix}{item.name}.")
+
+
 def _check_keys(given: Any, section: Any, prefix: str) -> None:
     """Raise AsrError for the first key of `given` that the dataclass `section` lacks."""
     if not isinstance(given, dict):
@@ -52,8 +63,9 @@ def _check_keys(given: Any, section: Any, prefix: str) -> None:
     known = {item.name: item for item in dataclasses.fields(section)}
     for key, value in given.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            near = [f"{prefix}{name}" for name in difflib.get_close_matches(str(key), known, n=1)]
+            near += [name for name in _all_keys(TrainConfig, "") if name.endswith(f".{str(key).rpartition('.')[2]}")]
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
             raise AsrError(f"unknown setting {prefix}{key}; {hint}")
         if str(known[key].type).startswith("list") and not isinstance(value, list):
             raise AsrError(f"{prefix}{key}={value!r} must be a list such as [{value}]")

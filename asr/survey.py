@@ -141,7 +141,8 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
     """Write the usable utterances with normal texts as JSON lines; returns a line for each change.
 
     In LibriSpeech's alphabet characters with an English word of their own (& and the like) become that word; what keeps
-    an utterance out leaves it out. Raises AsrError where nothing is left, and where the file cannot be written.
+    an utterance out leaves it out, and so do digits that the alphabet lacks.
+    Raises AsrError where nothing is left, and where the file cannot be written.
     """
     is_english = set(found.vocabulary.tokens[1:]) == set(ALPHABET)
     spoken = {ord(character): f" {word} " for character, word in WORDS_FOR.items()} if is_english else {}
@@ -156,7 +157,11 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         if reason is not None:
             changes.append(f"{utterance.place}: {utterance.id}: {reason}")
             continue
-        text = found.vocabulary.normalize(utterance.text.translate(spoken))
+        dropped: Counter[str] = Counter()
+        text = found.vocabulary.normalize(utterance.text.translate(spoken), dropped)
+        if numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
+            changes.append(f"{utterance.place}: {utterance.id}: left out: {numbers!r} in the text; write it in words")
+            continue
         if text != utterance.text:
             changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
         kept.append(replace(utterance, text=text))

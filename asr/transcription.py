@@ -63,21 +63,23 @@ def transcribe(
     source: AudioSource | Tensor | numpy.ndarray,
     *,
     sample_rate: int | None = None,
-    model: CTCModel | None = None,
+    model: CTCModel | str | Path | None = None,
     decode: Decode | None = None,
 ) -> Transcript:
     """The transcript of one recording of any length.
 
     source: a path, a binary file object, or floating-point samples in [-1, 1] at `sample_rate` Hz: (samples,) or
     (samples, channels).
-    model: by default the packaged one, loaded at the first call. decode: a BeamDecoder or HotwordDecoder; None decodes
-    greedily.
+    model: it or its file, by default the packaged one, which is loaded at the first call. decode: a BeamDecoder or
+    HotwordDecoder; None decodes greedily.
     Raises AsrError for audio that cannot be transcribed.
     """
+    if isinstance(source, list | tuple):
+        raise AsrError("one recording is transcribed; a list of files is for transcribe_files")
     if isinstance(source, Tensor | numpy.ndarray):
         source = samples_as_file(source, sample_rate)
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
-    (result,) = transcribe_recordings(model or _packaged_model(), [Recording(source, name)], decode=decode)
+    (result,) = transcribe_recordings(_model_of(model), [Recording(source, name)], decode=decode)
     if isinstance(result, Failure):
         raise AsrError(result.message)
     return result
@@ -86,7 +88,7 @@ def transcribe(
 def transcribe_files(
     paths: Iterable[str | Path],
     *,
-    model: CTCModel | None = None,
+    model: CTCModel | str | Path | None = None,
     batch_seconds: float = BATCH_SECONDS,
     decode: Decode | None = None,
 ) -> Iterator[Transcript | Failure]:
@@ -94,8 +96,10 @@ def transcribe_files(
 
     model, decode: as for `transcribe`; batch_seconds: as for `transcribe_recordings`.
     """
+    if isinstance(paths, str | Path):
+        raise AsrError(f"{paths}: is one file; transcribe_files takes a list of them")
     recordings = (Recording(path, str(path)) for path in paths)
-    return transcribe_recordings(model or _packaged_model(), recordings, batch_seconds=batch_seconds, decode=decode)
+    return transcribe_recordings(_model_of(model), recordings, batch_seconds=batch_seconds, decode=decode)
 
 
 def transcribe_recordings(
@@ -159,6 +163,12 @@ def _pools(recogniser: _Recogniser, parts: Iterable[_Part]) -> Iterator[list[_Pa
             yield pool
             pool, pooled_seconds = [], 0.0
     yield pool
+
+
+def _model_of(model: CTCModel | str | Path | None) -> CTCModel:
+    if model is None:
+        return _packaged_model()
+    return model if isinstance(model, CTCModel) else load_model(model)
 
 
 @lru_cache(maxsize=1)

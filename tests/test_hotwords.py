@@ -105,7 +105,9 @@ def test_a_hotword_is_read_in_its_normal_form(text: str, expected: tuple[str, fl
 
 @pytest.mark.parametrize("text", ["", "!", "two words", "word:many", "word:-1", "word:inf", "word:nan"])
 def test_what_is_no_hotword_is_told(text: str) -> None:
-    with pytest.raises(AsrError, match=r"--hotword .* must be one word, or one word, a colon and a number"):
+    with pytest.raises(
+        AsrError, match=r"^hotword .* must be (one word; give each|a word, or a word, a colon and a number)"
+    ):
         parse_hotword(text, VOCABULARY)
 
 
@@ -123,7 +125,13 @@ def test_a_hotword_that_was_heard_gives_way_to_no_other() -> None:
     assert decode(log_probs_of("MR QUILTER IS"), {"QUILTER": 5.0, "QUILTERS": 40.0}) == "MR QUILTER IS"
 
 
+def test_hotwords_may_be_written_in_any_case_from_python_too() -> None:
+    assert decode(UNCLEAR, {"Quilter": 5.0}) == "MR QUILTER IS"
+    with pytest.raises(AsrError, match="must be one word; give each"):
+        decode(UNCLEAR, {"Mr Quilter": 5.0})
+
+
 @pytest.mark.parametrize(("text", "lost"), [("C3PO", "3"), ("42:7", "42"), ("жизнь", "жизнь")])
 def test_a_hotword_that_cannot_be_written_is_not_shortened(text: str, lost: str) -> None:
-    with pytest.raises(AsrError, match=rf"^--hotword {text}: the model cannot write '{lost}'"):
+    with pytest.raises(AsrError, match=rf"^hotword '{text.partition(':')[0]}': the model cannot write '{lost}'"):
         parse_hotword(text, VOCABULARY)

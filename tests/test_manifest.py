@@ -256,7 +256,7 @@ def test_missing_audio_without_a_duration_is_told_with_its_path(tmp_path: Path) 
         ("m.csv", 'audio,text,duration\na.wav,A,1\nb.wav,"A,1\n', "3: unexpected end of data; double the quotes"),
         ("m.csv", "audio,text,duration\na.wav,A, B,1\n", "2: has more columns than the header; put a text with commas"),
         ("m.csv", "audio,text,duration\na.wav\n", "2: 'text' is empty"),
-        ("m.csv", "a.wav,A,1\nb.wav,B,2\n", "2: 'audio' is missing (there are: a.wav, A, 1)"),
+        ("m.csv", "a.wav,A,1\nb.wav,B,2\n", "2: 'audio' is missing (there are: a.wav, a, 1)"),
         ("m.tsv", "audio,text,duration\na.wav,A,1\n", "2: 'audio' is missing (there are: audio,text,duration)"),
         ("m.csv", 'audio,text,duration\na.wav,"A\nB",1\nb.wav,,1\n', "4: 'text' is empty"),
     ],
@@ -297,7 +297,7 @@ def test_bad_lines_are_told_together_and_past_twenty_counted(tmp_path: Path) -> 
 
 def test_a_missing_manifest_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl.gz").mkdir()
-    assert refusal(tmp_path / "none.jsonl") == " manifest cannot be opened: No such file or directory"
+    assert refusal(tmp_path / "none.jsonl") == f" manifest not found in {Path.cwd()}"
     assert refusal(tmp_path) == " manifest cannot be opened: Is a directory"
     assert refusal(tmp_path / "folder.jsonl.gz") == " manifest cannot be opened: Is a directory"
 
@@ -448,6 +448,22 @@ def test_a_number_that_is_zero_is_a_name_too(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_bytes(json_lines(GOOD | {"id": 0, "speaker": 0}))
     (utterance,) = read_manifest(tmp_path / "m.jsonl")
     assert (utterance.id, utterance.speaker) == ("0", "0")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "mine", "talk.flac"])
+def test_what_is_no_manifest_is_told_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"a.wav\tHELLO\nb.wav\tTHERE\n")
+    with pytest.raises(AsrError, match=r"is no manifest; call it \.csv, \.tsv or \.jsonl, with the columns [^\n]*$"):
+        read_manifest(tmp_path / name)
+
+
+def test_columns_may_be_capitals_and_are_parted_by_commas(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("Audio,Text,Duration\na.wav,Hello,1\n")
+    assert read_manifest(path)[0].text == "Hello"
+    path.write_text("audio;text\na.wav;Hello\n")
+    with pytest.raises(AsrError, match=r"'audio' is missing \(there are: audio;text\); part columns by commas"):
+        read_manifest(path)
 
 
 def test_an_open_quote_is_told_where_it_opens(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from asr.decoder import DecodedTokens, decode_greedy
 from asr.errors import AsrError
 from asr.metrics import character_errors
 from asr.model import CTCModel
+from asr.modelfile import save_model
 from asr.threads import lent_threads
 from asr.transcript import Transcript
 from asr.transcription import Failure, Recording, transcribe, transcribe_recordings
@@ -135,6 +136,22 @@ def test_the_packaged_model_is_loaded_once_and_is_what_load_model_gives(
     for path, transcript in zip(sample_paths, transcripts, strict=True):
         assert_same(transcript, asr.transcribe(path, model=packaged_model))
     assert not packaged_model.training
+
+
+def test_a_model_may_be_given_as_its_file(sample_paths: list[Path], model: CTCModel, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "m.safetensors")
+    expected = asr.transcribe(sample_paths[0], model=asr.load_model(tmp_path / "m.safetensors"))
+    assert_same(asr.transcribe(sample_paths[0], model=tmp_path / "m.safetensors"), expected)
+    (several,) = asr.transcribe_files(sample_paths[:1], model=str(tmp_path / "m.safetensors"))
+    assert isinstance(several, Transcript)
+    assert_same(several, expected)
+
+
+def test_one_file_and_a_list_of_files_are_not_taken_for_each_other() -> None:
+    with pytest.raises(AsrError, match="a list of files is for transcribe_files"):
+        asr.transcribe(["a.wav"])  # type: ignore[arg-type]
+    with pytest.raises(AsrError, match=r"^a\.wav: is one file; transcribe_files takes a list of them"):
+        asr.transcribe_files("a.wav")
 
 
 def test_the_packaged_model_writes_speech_and_for_each_recording_something_else(

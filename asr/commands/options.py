@@ -19,9 +19,7 @@ __all__ = [
     "add_inference_options",
     "add_language_model_options",
     "choose_device",
-    "find_language_model",
     "find_lm_conflict",
-    "find_model",
     "format_names",
     "make_decode",
 ]
@@ -59,13 +57,19 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="WORD[:BOOST]",
         help="a likely word, and by how many nats (default: 5; with --lm 3.5)",
     )
-    group = parser.add_argument_group("language model", "needs flashlight-text: pip install bigru-asr[lm]")
+    group = parser.add_argument_group(
+        "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
+    )
     group.add_argument("--lm", metavar="FILE", help="`packaged`, or an ARPA file: beam search over its words")
     group.add_argument("--lexicon", metavar="FILE", type=Path, help="the words to choose from, one a line")
-    group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step")
-    group.add_argument("--lm-weight", type=float, metavar="W", help="of the language model beside the model")
-    group.add_argument("--word-score", type=float, metavar="S", help="added for every word")
-    group.add_argument("--prior-weight", type=float, metavar="P", help="of the letters' frequency, which is taken off")
+    group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step (default: 300)")
+    group.add_argument(
+        "--lm-weight", type=float, metavar="W", help="of the language model beside the model (default: 1)"
+    )
+    group.add_argument("--word-score", type=float, metavar="S", help="added for every word (default: 0)")
+    group.add_argument(
+        "--prior-weight", type=float, metavar="P", help="of the letters' frequency, which is taken off (default: 0.5)"
+    )
 
 
 def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
@@ -93,20 +97,7 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
     if options.lexicon is not None:
         lines = read_sentences([options.lexicon], model.vocabulary.normalize)
         words = [word for line in lines for word in line.split()]
-    language_model, processes = find_language_model(options.lm), torch.get_num_threads()
-    return BeamDecoder(model.vocabulary, language_model, lexicon=words, processes=processes, **given)
-
-
-def find_model(name: str | None) -> str | None:
-    """The path that `--model` and MODEL name; None is the packaged model."""
-    return None if name == "packaged" else name
-
-
-def find_language_model(name: str) -> str | Path:
-    """The path that `--lm` names."""
-    from asr.beam import PACKAGED_LANGUAGE_MODEL
-
-    return PACKAGED_LANGUAGE_MODEL if name == "packaged" else name
+    return BeamDecoder(model.vocabulary, options.lm, lexicon=words, processes=torch.get_num_threads(), **given)
 
 
 def find_lm_conflict(options: argparse.Namespace) -> str | None:

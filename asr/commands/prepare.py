@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asr.commands.options import Commands, find_language_model, find_model
+from asr.commands.options import Commands
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def add_shard(commands: Commands) -> None:
     parser = commands.add_parser("shard", help="many small files to few large ones", description=_run_shard.__doc__)
     parser.add_argument("data", nargs="+", metavar="DATA", help="manifests or folders")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="a new folder")
-    parser.add_argument("--shard-size", type=int, metavar="N", help="recordings in one shard")
+    parser.add_argument("--shard-size", type=int, metavar="N", help="recordings in one shard (default: 1000)")
     parser.set_defaults(run=_run_shard, find_conflict=_find_shard_conflict)
 
 
@@ -130,7 +130,7 @@ def _run_lm_build(options: argparse.Namespace) -> int:
     if options.model:
         from asr.modelfile import load_model
 
-        normalize = load_model(find_model(options.model)).vocabulary.normalize
+        normalize = load_model(options.model).vocabulary.normalize
     sentences = read_sentences(options.texts, normalize)
     if options.held_out:
         from asr.folders import read_many
@@ -149,7 +149,9 @@ def add_tune_lm(commands: Commands) -> None:
         "tune-lm", help="a language model's weights by a valid set", description=_run_tune_lm.__doc__
     )
     parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
-    parser.add_argument("manifest", metavar="MANIFEST", help="the valid set: lhotse cuts, JSON lines, CSV or TSV")
+    parser.add_argument(
+        "manifest", metavar="MANIFEST", help="the valid set: a manifest, or a folder of recordings and texts"
+    )
     parser.add_argument("--lm", required=True, metavar="FILE", help="`packaged`, or an ARPA file of `asr lm build`")
     parser.add_argument("--beam-size", type=int, default=100, metavar="N", help="hypotheses kept (default: 100)")
     parser.set_defaults(run=_run_tune_lm)
@@ -163,11 +165,11 @@ def _run_tune_lm(options: argparse.Namespace) -> int:
     from asr.modelfile import load_model
     from asr.tuning import find_best, tune
 
-    model = load_model(find_model(options.model))
+    model = load_model(options.model)
     points = []
     utterances = read_data(options.manifest)
-    language_model, processes = find_language_model(options.lm), torch.get_num_threads()
-    for point in tune(model, utterances, language_model, processes=processes, beam_size=options.beam_size):
+    settings = {"processes": torch.get_num_threads(), "beam_size": options.beam_size}
+    for point in tune(model, utterances, options.lm, **settings):
         points.append(point)
         print(_told(point), flush=True)
     print(f"best: {_told(find_best(points))}")

@@ -15,7 +15,6 @@ from asr.commands.options import (
     add_language_model_options,
     choose_device,
     find_lm_conflict,
-    find_model,
     make_decode,
 )
 from asr.errors import AsrError
@@ -57,7 +56,7 @@ def _run_check(options: argparse.Namespace) -> int:
     from asr.survey import survey, write_fixed
 
     faults: list[str] = []
-    model, utterances = load_model(find_model(options.model)), read_data(options.data, faults)
+    model, utterances = load_model(options.model), read_data(options.data, faults)
     _check_report(options, utterances)
     if options.fix:
         check_output(options.fix, "--fix", utterances)
@@ -81,7 +80,9 @@ def _run_check(options: argparse.Namespace) -> int:
 def add_train(commands: Commands) -> None:
     parser = commands.add_parser("train", help="a recipe to a model file", description=_run_train.__doc__)
     parser.add_argument("recipe", help="a YAML file such as recipes/librispeech/mini.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings over the recipe's"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
     parser.add_argument(
         "--overfit", type=int, metavar="N", help="learn the first N utterances by heart, to see that all fits together"
@@ -157,7 +158,9 @@ def add_finetune(commands: Commands) -> None:
         "--new-vocabulary", default="", metavar="CHARACTERS", help="what to write with, a space included"
     )
     parser.add_argument("--freeze-encoder-layers", type=int, metavar="N", help="lowest layers keep weights")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings over the defaults")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings over the defaults"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
     parser.set_defaults(run=_run_finetune)
 
@@ -168,7 +171,7 @@ def _run_finetune(options: argparse.Namespace) -> int:
     from asr.ranks import is_first_process
 
     config = finetune_config(
-        find_model(options.model),
+        options.model,
         options.train,
         options.valid,
         options.overrides,
@@ -185,7 +188,7 @@ def _run_finetune(options: argparse.Namespace) -> int:
 def add_evaluate(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="a model's WER on a manifest", description=_run_evaluate.__doc__)
     parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
-    parser.add_argument("manifest", metavar="MANIFEST", help="lhotse cuts, JSON lines, CSV or TSV")
+    parser.add_argument("manifest", metavar="MANIFEST", help="a manifest, or a folder of recordings and texts")
     parser.add_argument("--hypotheses", type=Path, metavar="FILE", help="write id, reference, hypothesis as JSON lines")
     add_report_option(parser)
     parser.add_argument("--compare", action="append", default=[], metavar="MODEL", help="another model, in the report")
@@ -260,7 +263,7 @@ def _evaluate(path: str, utterances: list[Utterance], options: argparse.Namespac
     from asr.evaluation import evaluate
     from asr.modelfile import load_model
 
-    model = load_model(find_model(path), choose_device(options.device))
+    model = load_model(path, choose_device(options.device))
     return model, evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=make_decode(options, model))
 
 

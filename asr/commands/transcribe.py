@@ -20,7 +20,6 @@ from asr.commands.options import (
     add_language_model_options,
     choose_device,
     find_lm_conflict,
-    find_model,
     format_names,
     make_decode,
 )
@@ -47,7 +46,7 @@ def add_transcribe(commands: Commands) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="WAV, FLAC, OGG/Opus, MP3; a folder of them; @LIST; - is standard input",
+        help="WAV, FLAC, OGG/Opus, MP3; a folder of files with these endings; @LIST; - is standard input",
     )
     parser.add_argument(
         "--format",
@@ -82,7 +81,7 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     alone = [name for name, _ in found] == options.files[:1]
     outputs = _plan_outputs(found, options) if options.output_dir else {}
     names = list(outputs) if options.output_dir else [name for name, _ in found]
-    model = load_model(find_model(options.model), choose_device(options.device))
+    model = load_model(options.model, choose_device(options.device))
     stdin: BinaryIO = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
     decode = make_decode(options, model)
     if options.files == ["-"] and options.format == ["text"] and not options.output_dir:
@@ -276,7 +275,7 @@ def _run_align(options: argparse.Namespace) -> int:
         text = options.text.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AsrError(f"{options.text}: the text cannot be read: {reason_of(error)}") from error
-    model = load_model(find_model(options.model), choose_device(options.device))
+    model = load_model(options.model, choose_device(options.device))
     transcript = align(model, options.audio, text, batch_seconds=options.batch_seconds)
     _print_transcript(transcript, options.format[0], alone=True)
     return 0
