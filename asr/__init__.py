@@ -23,6 +23,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     transcript     token ids                 → words with times and confidence, segments
     metrics        references, hypotheses    → WER, CER
     modelfile      model                     ↔ one .safetensors
+    cuts           an utterance              → a lhotse cut
     manifest       CSV, JSON lines, cuts     → utterances
     check          utterances                → examples to learn from, and what is wrong with the rest
     corpora        the name of a corpus      → folders → manifests

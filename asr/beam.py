@@ -97,26 +97,34 @@ class BeamDecoder:
             source = language_model if lexicon is None else "the lexicon"
             raise AsrError(f"{source}: none of its words can be written with the model's vocabulary")
         prior = prior_weight * self._log_frequencies(unigrams, spellings)
+        decoder = self._make_decoder(
+            language_model,
+            {word: spellings[word] for word in writable},
+            beam_size=beam_size,
+            lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
+            word_score=word_score,
+        )
+        self.search = _Search(decoder, self._tokens, prior)
+        self._forks = Forks(self.search, processes)
+
+    def _make_decoder(self, language_model: str | Path, spellings: Mapping[str, list[str]], **settings: float) -> Any:
+        """torchaudio's, which writes the words of these spellings."""
         make = _import_decoder()
         with tempfile.TemporaryDirectory() as folder:
-            lines = [f"{word} {' '.join(spellings[word])}\n" for word in writable]
+            lines = [f"{word} {' '.join(spelling)}\n" for word, spelling in spellings.items()]
             path = Path(folder) / "lexicon.txt"
             path.write_text("".join(lines), encoding="utf-8", newline="\n")
             with _without_stderr(), _told_as_damage(language_model):
-                decoder = make(
+                return make(
                     lexicon=str(path),
                     tokens=self._tokens,
                     lm=str(language_model),
-                    beam_size=beam_size,
                     beam_size_token=min(TOKENS_TRIED, len(self._tokens)),
                     beam_threshold=BEAM_NATS,
-                    lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
-                    word_score=word_score,
                     blank_token=self._tokens[0],
                     sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
+                    **settings,
                 )
-        self.search = _Search(decoder, self._tokens, prior)
-        self._forks = Forks(self.search, processes)
 
     def _spell(self, word: str) -> list[str]:
         """A word's tokens, the space behind it included; none where it cannot be written."""

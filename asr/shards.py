@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.audio import open_audio, read_audio
+from asr.cuts import make_cut
 from asr.errors import AsrError, DamagedError
 from asr.manifest import Utterance, read_manifest
 from asr.newfiles import new_file, new_text_file
@@ -134,7 +135,6 @@ def _with_unique_names(utterances: Iterable[Utterance]) -> Iterable[tuple[Uttera
 def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]]:
     """An utterance's audio file, its extension, and its cut as lhotse writes it."""
     import soundfile
-    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
     if name.endswith("/") or not name.isprintable():  # unprintable is also what was not UTF-8
         raise AsrError(f"the id {name!r} cannot name a file in a tar file; give the utterance another")
@@ -152,11 +152,7 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
         encoded = BytesIO()
         soundfile.write(encoded, samples.numpy(), rate, format="FLAC", subtype="PCM_16")
         content, kind, frames = encoded.getvalue(), "flac", len(samples)
-    duration = frames / rate
-    recording = Recording(name, [AudioSource("shar", [0], "")], rate, frames, duration)
-    supervision = SupervisionSegment(name, name, 0.0, duration, text=utterance.text, speaker=utterance.speaker or None)
-    cut = MonoCut(name, 0.0, duration, channel=0, supervisions=[supervision], recording=recording)
-    return content, kind, cut.to_dict()
+    return content, kind, make_cut(name, None, rate, frames, utterance.text, utterance.speaker)
 
 
 def _index(folder: Path) -> dict[str, dict[str, Any]]:

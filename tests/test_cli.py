@@ -31,8 +31,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import asr
+import asr.beam
+import asr.formats
+import asr.hotwords
+import asr.longform
+import asr.shards
 from asr.audio import read_audio
 from asr.cli import build_parser, main
+from asr.commands.options import FORMATS
 from asr.commands.progress import audio_bar
 from asr.formats import as_dict
 from asr.metrics import ErrorCounts, character_errors, pool, word_errors
@@ -970,3 +976,19 @@ def test_a_closed_standard_error_disturbs_nothing(model_path: Path) -> None:
     done = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 0
     assert "Errno" not in done.stdout
+
+
+def test_what_help_says_without_importing_torch_is_what_the_modules_have(run: Run) -> None:
+    assert set(FORMATS) == {"text", *asr.formats.FORMATS} - {"txt"}
+    said = " ".join(run("transcribe", "--help").output.split())
+    defaults = [
+        asr.longform.BATCH_SECONDS,
+        asr.beam.BEAM_SIZE,
+        asr.beam.LM_WEIGHT,
+        asr.beam.WORD_SCORE,
+        asr.beam.PRIOR_WEIGHT,
+    ]
+    for default in defaults:
+        assert f"(default: {default:g})" in said
+    assert f"(default: {asr.hotwords.BOOST:g}; with --lm {asr.hotwords.BOOST_BEHIND_LM:g})" in said
+    assert f"(default: {asr.shards.SHARD_SIZE})" in " ".join(run("shard", "--help").output.split())

@@ -1,5 +1,7 @@
 """Archives, unpacked so that nothing leaves the folder and nothing half looks whole."""
 
+from __future__ import annotations
+
 import platform
 import shutil
 import tarfile
@@ -64,8 +66,8 @@ def _extract(archive: Path, folder: Path, progress: bool) -> None:
         tar.extractall(folder, members=_counted(tar, file, bar), filter="data")
 
 
-def _counted(tar: tarfile.TarFile, file: Any, bar: "tqdm[Any]") -> Iterator[tarfile.TarInfo]:
-    """Yield the members of `tar` and move `bar` to the byte of `file` that has been read."""
+def _counted(tar: tarfile.TarFile, file: Any, bar: tqdm[Any]) -> Iterator[tarfile.TarInfo]:
+    """The members of `tar`, with `bar` moved to the byte of `file` that has been read."""
     for member in tar:
         bar.update(file.tell() - bar.n)
         yield member

@@ -1,5 +1,7 @@
 """LibriSpeech's folders, one per chapter: lines of transcript and the audio beside them, checked."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,8 +39,8 @@ class TranscriptLine(NamedTuple):
 class Header(NamedTuple):
     """How much is in an audio file."""
 
-    num_samples: int
     sample_rate: int
+    num_samples: int
 
 
 def find_transcripts(folder: Path, problems: list[str]) -> list[Path]:
@@ -58,7 +60,7 @@ def find_transcripts(folder: Path, problems: list[str]) -> list[Path]:
 
 
 def read_chapter(transcript_file: Path, problems: list[str]) -> list[TranscriptLine]:
-    """Return the utterances of one chapter that have text and audio, by id; what is amiss is added to `problems`."""
+    """The utterances of one chapter that have text and audio, by id; what is amiss is added to `problems`."""
     # 84-121123-0000 GO DO YOU HEAR
     # 84-121123-0001 BUT IN LESS THAN FIVE MINUTES THE STAIRCASE GROANED BENEATH AN EXTRAORDINARY WEIGHT
     try:
@@ -88,7 +90,7 @@ class _Chapter:
     lines_by_id: dict[str, str]
 
     @classmethod
-    def of(cls, transcript_file: Path) -> "_Chapter":
+    def of(cls, transcript_file: Path) -> _Chapter:
         chapter, speaker = transcript_file.parent.name, transcript_file.parent.parent.name
         if transcript_file.name != f"{speaker}-{chapter}.trans.txt":
             raise AsrError(f"{transcript_file}: the name must be {speaker}-{chapter}.trans.txt, after its two folders")
@@ -112,7 +114,7 @@ class _Chapter:
 
 
 def _audio_files(folder: Path) -> dict[str, Path]:
-    """Return the audio files of a folder by stem; of two with the same stem, the one whose suffix is listed first."""
+    """The audio files of a folder by stem; of two with the same stem, the one whose suffix is listed first."""
     files = (path for path in folder.iterdir() if not path.name.startswith("._"))  # which a Mac writes
     audio = [path for path in files if path.suffix.lower() in AUDIO_EXTENSIONS]
     audio.sort(key=lambda path: (path.stem, -AUDIO_EXTENSIONS.index(path.suffix.lower())))
@@ -120,7 +122,7 @@ def _audio_files(folder: Path) -> dict[str, Path]:
 
 
 def _parse(line: bytes, where: str) -> tuple[str, str]:
-    """Return utterance id and text of a line that is not blank."""
+    """Utterance id and text of a line that is not blank."""
     try:
         utterance_id, *text = line.decode("utf-8").split(maxsplit=1)
     except UnicodeDecodeError as error:
@@ -131,7 +133,7 @@ def _parse(line: bytes, where: str) -> tuple[str, str]:
 def with_headers(
     utterances: Iterable[TranscriptLine], num_threads: int, problems: list[str]
 ) -> Iterator[tuple[TranscriptLine, Header]]:
-    """Yield the utterances with their audio headers, in order; unusable files are added to `problems`."""
+    """The utterances with their audio headers, in order; unusable files are added to `problems`."""
     utterances = iter(utterances)
     with ThreadPoolExecutor(num_threads) as executor:
         # In pieces: map over everything at once would hold all 281,241 utterances in memory.
@@ -160,4 +162,4 @@ def _read_header(utterance: TranscriptLine) -> Header:
         raise AsrError(f"{utterance.where}: {error}") from error
     if num_channels != 1:
         raise AsrError(f"{at}: has {num_channels} channels, but LibriSpeech is mono; mix them into one")
-    return Header(num_samples, sample_rate)
+    return Header(sample_rate, num_samples)

@@ -1,5 +1,7 @@
 """Large files from the network: fetched, resumed, and checked against a published checksum."""
 
+from __future__ import annotations
+
 import email.utils
 import hashlib
 import http.client
@@ -22,7 +24,7 @@ from asr.errors import AsrError
 
 __all__ = ["bytes_bar", "fetch", "make_folder", "md5_of"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
 CHECKSUM_TRIES = 2
@@ -62,7 +64,7 @@ def fetch(
     timeout_seconds: float = 60.0,
     progress: bool = True,
 ) -> Path:
-    """Return `path`, holding the whole file behind `url` with the checksum `md5`.
+    """`path`, holding the whole file behind `url` with the checksum `md5`.
 
     What is already in `path` + ".part" is not downloaded again, and a `path` with the right checksum is not
     downloaded at all. The file appears under its own name only once its checksum is right.
@@ -101,7 +103,7 @@ def _is_web_address(url: str) -> bool:
 
 
 def md5_of(path: str | Path) -> str:
-    """Return the MD5 checksum of a file as 32 hexadecimal digits."""
+    """The MD5 checksum of a file as 32 hexadecimal digits."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -125,7 +127,7 @@ def _download_and_check(transfer: _Transfer, md5: str, attempts: int, backoff_se
         found = md5_of(transfer.part)
         if found == md5:
             return
-        logger.warning("%s: the checksum is %s and not %s; the download is thrown away", transfer.url, found, md5)
+        log.warning("%s: the checksum is %s and not %s; the download is thrown away", transfer.url, found, md5)
         transfer.part.unlink()
     raise AsrError(
         f"{transfer.url}: the checksum is {found} after two downloads, but {md5} is published; "
@@ -149,7 +151,7 @@ def _download(transfer: _Transfer, attempts: int, backoff_seconds: float) -> Non
                 raise _given_up(transfer, attempts, interruption) from interruption
             wait = max(interruption.wait_seconds, backoff_seconds * 2 ** (failures - 1))
             wait = min(wait, MAX_WAIT_SECONDS)
-            logger.warning("%s: %s; trying again in %.0f s", transfer.url, interruption, wait)
+            log.warning("%s: %s; trying again in %.0f s", transfer.url, interruption, wait)
             time.sleep(wait)
 
 
@@ -189,7 +191,7 @@ def _open(transfer: _Transfer, offset: int) -> Any:
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
-    """Return the exception for a status that is no success."""
+    """The exception for a status that is no success."""
     answer = f"the server answers {error.code} ({error.reason})"
     if error.code >= 500 or error.code in PASSING_STATUSES:
         return _InterruptedError(answer, _retry_after_seconds(error.headers.get("Retry-After")))
@@ -197,7 +199,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
 
 
 def _retry_after_seconds(header: str | None) -> float:
-    """Return the seconds that a Retry-After header asks for (a number or a date), 0 where it asks nothing."""
+    """The seconds that a Retry-After header asks for (a number or a date), 0 where it asks nothing."""
     if not header:
         return 0.0
     if header.strip().isdecimal():
@@ -209,7 +211,7 @@ def _retry_after_seconds(header: str | None) -> float:
 
 
 def _failure(url: str, error: Exception) -> Exception:
-    """Return the exception for a connection that could not be made or broke."""
+    """The exception for a connection that could not be made or broke."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
         return AsrError(f"{url}: the server's certificate cannot be trusted ({reason.verify_message}); check the clock")
@@ -230,7 +232,7 @@ def _store(response: Any, transfer: _Transfer, offset: int) -> None:
 
 
 def _extent(response: Any) -> tuple[int, int | None]:
-    """Return the first byte that the body of `response` brings and the size of the whole file (None: unknown)."""
+    """The first byte that the body of `response` brings and the size of the whole file (None: unknown)."""
     # Content-Range: bytes 1000-332954389/332954390
     resumed = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if response.status == http.client.PARTIAL_CONTENT and resumed:
@@ -283,13 +285,13 @@ def _unwritable(part: Path, error: OSError) -> AsrError:
     return AsrError(f"{part}: cannot be written ({error.strerror}); make room or choose another folder")
 
 
-def _bar(transfer: _Transfer, start: int, total: int | None) -> "tqdm[Any]":
+def _bar(transfer: _Transfer, start: int, total: int | None) -> tqdm[Any]:
     name = transfer.part.name.removesuffix(".part")
     return bytes_bar(name, total, transfer.progress, initial=start)
 
 
-def bytes_bar(name: str, total: int | None, progress: bool, initial: int = 0) -> "tqdm[Any]":
-    """Return a bar with rate and time left, drawn rarely where stderr is a log file."""
+def bytes_bar(name: str, total: int | None, progress: bool, initial: int = 0) -> tqdm[Any]:
+    """A bar with rate and time left, drawn rarely where stderr is a log file."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
         desc=name, total=total, initial=initial, unit="B", unit_scale=True, mininterval=interval, disable=not progress

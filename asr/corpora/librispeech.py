@@ -1,12 +1,14 @@
 """LibriSpeech and Mini LibriSpeech: download the subsets, turn their folders into manifests of lhotse cuts."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -14,6 +16,7 @@ from tqdm import tqdm
 from asr.corpora.archive import unpack
 from asr.corpora.chapters import Header, TranscriptLine, find_transcripts, read_chapter, with_headers
 from asr.corpora.download import fetch, make_folder
+from asr.cuts import make_cut
 from asr.errors import AsrError
 from asr.newfiles import new_text_file
 
@@ -26,7 +29,7 @@ __all__ = [
     "prepare_librispeech",
 ]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BASE_URL = "https://www.openslr.org/resources"
 UNPACKED_SIZE_FACTOR = 1.1  # FLAC does not get smaller in a .tar.gz; small files fill whole disk blocks
@@ -80,7 +83,7 @@ def download_librispeech(
     keep_archives: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Return the folders `directory`/LibriSpeech/<subset>, after downloading those that are not complete.
+    """The folders `directory`/LibriSpeech/<subset>, after downloading those that are not complete.
 
     A finished subset is marked by a file `directory`/LibriSpeech/.<subset>.completed and costs no further request.
     Subsets come one after the other: OpenSLR turns away who opens many connections.
@@ -113,7 +116,7 @@ def _download_subset(subset: Subset, directory: Path, base_url: str, keep_archiv
 def _download_alone(subset: Subset, folder: Path, base_url: str, keep_archive: bool, progress: bool) -> None:
     directory, marker = folder.parent.parent, folder.parent / f".{subset.name}.completed"
     if marker.exists() and folder.is_dir():
-        logger.info("%s is complete, nothing to download", folder)
+        log.info("%s is complete, nothing to download", folder)
         return
     url = f"{base_url}/{subset.resource}/{subset.name}.tar.gz"
     room_bytes = int(subset.size * UNPACKED_SIZE_FACTOR)
@@ -128,7 +131,7 @@ def _download_alone(subset: Subset, folder: Path, base_url: str, keep_archive: b
 
 
 def prepare_all(directory: str | Path, output_directory: str | Path, *, progress: bool = True) -> list[PreparedSubset]:
-    """Return what was written to `output_directory`/<subset>.jsonl.gz, for every subset below `directory`, by name.
+    """What was written to `output_directory`/<subset>.jsonl.gz, for every subset below `directory`, by name.
 
     directory: holds LibriSpeech/<subset>, or the subsets themselves, or is one subset.
     output_directory: made if missing.
@@ -167,7 +170,7 @@ def prepare_librispeech(
     num_threads: int = HEADER_THREADS,
     progress: bool = True,
 ) -> PreparedSubset:
-    """Return a summary of the manifest written to `output_path`: one lhotse cut a line, sorted by utterance id.
+    """A summary of the manifest written to `output_path`: one lhotse cut a line, sorted by utterance id.
 
     Durations come from the headers of the audio files; nothing is decoded. Audio paths in the manifest are absolute.
     The manifest appears whole or not at all, and is the same, byte by byte, for the same folder.
@@ -192,7 +195,7 @@ def prepare_librispeech(
         summary = _write_cuts(with_headers(utterances, num_threads, problems), manifest, output_path)
         if problems:
             raise AsrError(_listed(subset_directory, problems))
-    logger.info("%s: %d utterances", output_path, summary.num_utterances)
+    log.info("%s: %d utterances", output_path, summary.num_utterances)
     return summary
 
 
@@ -208,27 +211,13 @@ def _write_cuts(
     """Write one cut a line to `manifest`; return what was written."""
     count, duration_seconds, speakers = 0, 0.0, set()
     for utterance, header in utterances:
-        cut = _cut(utterance, header)
+        name, audio = utterance.utterance_id, utterance.audio
+        cut = make_cut(name, audio, *header, utterance.text, utterance.speaker, "English")
         manifest.write(json.dumps(cut, ensure_ascii=False) + "\n")
         count += 1
         duration_seconds += cut["duration"]
         speakers.add(utterance.speaker)
     return PreparedSubset(output_path, count, len(speakers), duration_seconds)
-
-
-def _cut(utterance: TranscriptLine, header: Header) -> dict[str, Any]:
-    """Return the dictionary form of the lhotse cut that spans the whole recording of `utterance`."""
-    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment  # imported late: takes a second or two
-
-    name, duration = utterance.utterance_id, header.num_samples / header.sample_rate
-    source = AudioSource(type="file", channels=[0], source=str(utterance.audio))
-    recording = Recording(name, [source], header.sample_rate, header.num_samples, duration)
-    supervision = SupervisionSegment(
-        name, name, 0.0, duration, channel=0, text=utterance.text, language="English", speaker=utterance.speaker
-    )
-    cut = MonoCut(name, 0.0, duration, channel=0, supervisions=[supervision], recording=recording)
-    dictionary: dict[str, Any] = cut.to_dict()
-    return dictionary
 
 
 @contextmanager
