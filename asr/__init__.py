@@ -6,6 +6,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     config         every setting, one dataclass per stage
     recipe         a YAML file and overrides → settings
     newfiles       bytes, text               → a file that is whole or not there
+    locks          one process at a time
     files          a folder                  → the files in it and below
     tarfiles       a path into a tar file    → an open file
     containers     an MP3, an Ogg file       → whether libsndfile reads all of it

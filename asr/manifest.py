@@ -97,7 +97,8 @@ def read_manifest(path: str | Path, faults: list[str] | None = None) -> list[Utt
         raise DamagedError(f"{path}: the manifest is damaged: {error}") from error
     except FileNotFoundError as error:
         made = "; `asr download` and `asr prepare` make LibriSpeech's" if path.name.endswith(".jsonl.gz") else ""
-        raise AsrError(f"{path}: manifest not found in {Path.cwd()}{made}") from error
+        place = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise AsrError(f"{path}: manifest not found{place}{made}") from error
     except OSError as error:
         raise AsrError(f"{path}: manifest cannot be opened: {error.strerror}") from error
     if problems and (faults is None or not utterances):

@@ -21,6 +21,7 @@ from typing import Any
 from asr.audio import open_audio, read_audio
 from asr.cuts import make_cut
 from asr.errors import AsrError, DamagedError
+from asr.locks import locked
 from asr.manifest import Utterance, read_manifest
 from asr.newfiles import new_file, new_text_file
 from asr.tarfiles import is_recording, open_recording
@@ -63,8 +64,7 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
         raise AsrError(f"{index if index.exists() else folder}: is there already; name a new folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(temporary):
-            temporary.mkdir()
+        with _temporary_folder(temporary):
             _write_parts(utterances, temporary, shard_size)
             listing = json.dumps(_index(temporary), indent=1) + "\n"
             if folder.is_dir():
@@ -79,22 +79,18 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
 
 
 @contextmanager
-def _alone(temporary: Path) -> Iterator[None]:
-    """The only process that has this folder, which is gone before and afterwards; raises AsrError where one is."""
-    from filelock import FileLock, Timeout
-
-    lock = temporary.with_suffix(".lock")
-    try:
-        with FileLock(lock, blocking=False):
-            try:
-                shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-                yield
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-                with suppress(OSError):  # Windows keeps what is open
-                    lock.unlink()
-    except Timeout as error:
-        raise AsrError(f"{temporary}: another process is writing there; name another folder") from error
+def _temporary_folder(folder: Path) -> Iterator[None]:
+    """No other process has this folder, which is gone before and afterwards; raises AsrError where one has."""
+    lock = folder.with_suffix(".lock")
+    with locked(lock, waits=False):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+            folder.mkdir()
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # Windows keeps what is open
+                lock.unlink()
 
 
 def _write_parts(utterances: Iterable[Utterance], folder: Path, shard_size: int) -> None:
@@ -196,8 +192,6 @@ def fetch_shards(url: str) -> list[Utterance]:
     What is there already is not fetched again, and what broke off is resumed; where the server does not answer, what
     was fetched before will do. Raises AsrError where a shard cannot be fetched: another training would follow.
     """
-    from filelock import FileLock
-
     from asr.corpora.download import fetch
 
     url = url.rstrip("/")
@@ -214,7 +208,7 @@ def fetch_shards(url: str) -> list[Utterance]:
     folder = cache / _digest(url.encode() + listing)  # new shards behind the same address are others
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{folder.name}.lock"):  # of several processes one fetches
+        with locked(cache / f"{folder.name}.lock"):  # of several processes one fetches
             for name, file in files.items():
                 if not (folder / name).is_file():
                     fetch(f"{url}/{name}", folder / name, md5=file["md5"], size=file["size"])

@@ -724,7 +724,7 @@ def test_evaluate_names_audio_that_fails_by_its_line_and_counts_its_words_as_del
         ("m.csv", "file,text\na.wav,ONE\n", ":2: ", "'audio' is missing (there are: file, text)"),
         ("m.jsonl", "", ": ", "holds no utterance"),
         ("m.jsonl.gz", "not gzip", ": ", "the manifest is damaged"),
-        ("m.jsonl", None, ": ", "manifest not found in /"),
+        ("m.jsonl", None, ": ", "manifest not found"),
     ],
 )
 def test_a_bad_manifest_is_told_by_file_and_line(

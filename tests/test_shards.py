@@ -332,7 +332,7 @@ def test_the_command_refuses_shards_of_nothing(tmp_path: Path, capsys: pytest.Ca
 def test_two_processes_do_not_write_one_folder(tmp_path: Path, utterances: list[Utterance]) -> None:
     def begin_again() -> Iterator[Utterance]:
         yield utterances[0]
-        with pytest.raises(AsrError, match="another process is writing there; name another folder"):
+        with pytest.raises(AsrError, match="another process is writing there; wait for it"):
             write_shards(utterances, tmp_path / "shards")
         yield from utterances[1:]
 

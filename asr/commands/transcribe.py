@@ -179,9 +179,10 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
     if options.skip_existing:
         outputs = {name: paths for name, paths in outputs.items() if not all(map(os.path.exists, paths))}
     for name, paths in outputs.items():
-        own = Path(name).with_suffix(".txt")  # what a person said is in it, where that is how the data are kept
-        if own.exists() and any(path.exists() and path.samefile(own) for path in paths):
-            raise AsrError(f"{own}: stands beside its recording and would be replaced; choose another --output-dir")
+        own = os.path.splitext(name)[0] + ".txt"  # what was said is in it, where that is how the data are kept
+        if os.path.exists(own) and any(os.path.exists(path) and os.path.samefile(path, own) for path in paths):
+            keep = "choose another --output-dir, or keep it with --resume"
+            raise AsrError(f"{own}: stands beside its recording and would be replaced; {keep}")
     return outputs
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from asr.corpora.archive import unpack
@@ -18,6 +17,7 @@ from asr.corpora.chapters import Header, TranscriptLine, find_transcripts, read_
 from asr.corpora.download import fetch, make_folder
 from asr.cuts import make_cut
 from asr.errors import AsrError
+from asr.locks import locked
 from asr.newfiles import new_text_file
 
 __all__ = [
@@ -108,7 +108,7 @@ def download_librispeech(
 def _download_subset(subset: Subset, directory: Path, base_url: str, keep_archive: bool, progress: bool) -> Path:
     folder = directory / "LibriSpeech" / subset.name
     make_folder(folder.parent)
-    with FileLock(folder.parent / f".{subset.name}.lock"):  # another process may be at it
+    with locked(folder.parent / f".{subset.name}.lock"):  # another process may be at it
         _download_alone(subset, folder, base_url, keep_archive, progress)
     return folder
 
