@@ -44,6 +44,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     training       a recipe                  → a model file
     longform       a recording of any length → log_probs
     threads        how many threads a computation takes, lent and given back
+    recognition    parts of recordings       → their words
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript
     forks          a function                → its results, from many processes

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import asr
+import asr.recognition
 import asr.transcription
 from asr.audio import AudioFile
 from asr.decoder import DecodedTokens, decode_greedy
@@ -417,7 +418,7 @@ def test_an_error_in_a_batch_reaches_the_caller(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(asr.transcription, "decode_greedy", fail)
+    monkeypatch.setattr(asr.recognition, "decode_greedy", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         results_of(model, [Recording(path, str(path)) for path in sample_paths])
 
@@ -625,10 +626,10 @@ def test_progress_adds_up_to_the_audio_and_comes_often_in_a_long_recording(
 def test_progress_counts_silence_too_which_is_not_kept_in_memory(
     model: CTCModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts: list[asr.transcription._Part] = []
+    parts: list[asr.transcription.Part] = []
     read = asr.transcription._read
 
-    def watched(*arguments: Any) -> Iterator[asr.transcription._Part]:
+    def watched(*arguments: Any) -> Iterator[asr.transcription.Part]:
         for part in read(*arguments):
             parts.append(part)
             yield part
