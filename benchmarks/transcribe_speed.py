@@ -29,7 +29,7 @@ from measure import (
     start,
 )
 
-from asr import transcription
+from asr import recognition, transcription
 from asr.audio import AudioFile
 from asr.manifest import read_manifest
 from asr.model import CTCModel
@@ -103,14 +103,14 @@ def print_parts(model: CTCModel, recordings: list[Recording], operations: dict[s
     watch = Stopwatch()
     functions = [
         (AudioFile, "read", "decode audio"),
-        (transcription, "decode_greedy", "decoder"),
+        (recognition, "decode_greedy", "decoder"),
         (model.frontend, "log_mel", "frontend"),
         (model.frontend, "forward", "frontend"),
         (model, "log_probs", "head"),
         (model.encoder.subsampling, "forward", "convolutions"),
         *[(layer, "forward", "recurrent layers") for layer in model.encoder.layers],
     ]
-    with watch.on(functions), patch.object(transcription, "ThreadPoolExecutor", AtOnce):
+    with watch.on(functions), patch.object(recognition, "ThreadPoolExecutor", AtOnce):
         watch.timed(transcribe_all, "batching and the rest")(model, recordings)
     total = sum(watch.seconds.values())
     for part, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1]):
