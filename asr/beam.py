@@ -37,7 +37,7 @@ __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_
 PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
 
 BEAM_SIZE = 300
-LM_WEIGHT, WORD_SCORE, PRIOR_WEIGHT = 1.0, 0.0, 0.5
+LM_WEIGHT, WORD_SCORE, PRIOR_WEIGHT = 1.2, 0.0, 0.5
 """Found for the packaged models on dev-clean half."""
 
 TOKENS_TRIED, BEAM_NATS = 10, 20
