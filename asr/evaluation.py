@@ -16,6 +16,7 @@ from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
 from asr.newfiles import new_text_file
+from asr.text import count_lost
 from asr.transcript import Transcript
 from asr.transcription import Failure, Recording, transcribe_recordings
 
@@ -119,5 +120,5 @@ def evaluate(
         [result for result in results if isinstance(result, Failure)],
         sum(utterance.duration_seconds for utterance in utterances),
         elapsed,
-        Counter({character: count for character, count in dropped.items() if character.isalnum()}),
+        count_lost(dropped),
     )

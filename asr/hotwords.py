@@ -19,7 +19,7 @@ from torch.nn.functional import ctc_loss
 from asr.alignment import align_tokens
 from asr.decoder import Decode, DecodedTokens
 from asr.errors import AsrError
-from asr.text import BLANK_ID, Vocabulary
+from asr.text import BLANK_ID, Vocabulary, count_lost
 
 __all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
 
@@ -141,7 +141,7 @@ def _normal_word(word: str, vocabulary: Vocabulary) -> str:
     """As the model writes it."""
     dropped: Counter[str] = Counter()
     normal = vocabulary.normalize(word, dropped)
-    if lost := "".join(filter(str.isalnum, dropped)):
+    if lost := "".join(count_lost(dropped)):
         raise AsrError(f"hotword {word!r}: the model cannot write {lost!r}; write the word as it is spoken")
     if not normal or " " in normal:
         raise AsrError(f"hotword {word!r} must be one word; give each of several by itself")

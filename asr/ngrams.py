@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from asr.errors import AsrError, reason_of
 from asr.newfiles import new_text_file
-from asr.text import normalize_transcript
+from asr.text import count_lost, normalize_transcript
 
 __all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_sentences", "write_arpa"]
 
@@ -84,8 +84,7 @@ def read_sentences(
                 yield from filter(None, (normalize(line, dropped) for line in file))
         except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
             raise AsrError(f"{path}: the text cannot be read: {reason_of(error)}") from error
-    lost = Counter({character: count for character, count in dropped.items() if character.isalnum()})
-    if lost:
+    if lost := count_lost(dropped):
         shown = ", ".join(f"{character!r} × {count:,}" for character, count in lost.most_common(MOST_LISTED))
         log.warning("dropped from the text, for the model cannot write them: %s", shown)
 

@@ -19,6 +19,7 @@ __all__ = [
     "CharacterVocabulary",
     "SentencePieceVocabulary",
     "Vocabulary",
+    "count_lost",
     "normalize_transcript",
     "vocabulary_from_dict",
 ]
@@ -64,6 +65,11 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
             text = _QUOTED.sub(r"\1\2", text)
         text = _STOPS.sub(" ", text)
     return " ".join(text.translate(table).split())
+
+
+def count_lost(dropped: Counter[str]) -> Counter[str]:
+    """The letters and digits among dropped characters: what was said for them is missing from the text."""
+    return Counter({character: count for character, count in dropped.items() if character.isalnum()})
 
 
 class _Table(dict[int, str]):

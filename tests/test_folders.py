@@ -19,6 +19,18 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 ONE, OTHER = SAMPLES / "84-121123-0001.flac", SAMPLES / "174-168635-0000.flac"
 
 
+def shut_folder(monkeypatch: pytest.MonkeyPatch, shut: Path) -> None:
+    """As another user's; root may enter every real one."""
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if Path(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
 def test_recordings_with_a_text_beside_each(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     shutil.copy(ONE, tmp_path / "b.FLAC")
@@ -146,14 +158,7 @@ def test_a_folder_that_cannot_be_entered_is_told_as_a_recording_that_cannot_be_r
     shut = tmp_path / "shut"
     shut.mkdir()
     shutil.copy(ONE, tmp_path)
-    scan = os.scandir
-
-    def refuse(path: str | Path) -> Any:
-        if Path(path) == shut:
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    shut_folder(monkeypatch, shut)
     assert find_audio(tmp_path) == sorted([tmp_path / ONE.name, shut])
     assert main(["transcribe", str(tmp_path)]) == 1
     done = capsys.readouterr()
@@ -230,14 +235,7 @@ def test_chapters_of_librispeech_that_cannot_be_read_are_told(tmp_path: Path, mo
         shutil.copy(ONE, folder / f"84-{folder.name}-0001.flac")
         (folder / f"._84-{folder.name}-0001.flac").write_bytes(b"as a Mac leaves it")
     (chapter / "84-121123.trans.txt").write_text("84-121123-0001 BUT IN LESS\n")
-    scan = os.scandir
-
-    def refuse(path: str | Path) -> Any:
-        if Path(path) == shut:
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    shut_folder(monkeypatch, shut)
     faults: list[str] = []
     assert [utterance.id for utterance in read_data(tmp_path, faults)] == ["84-121123-0001"]
     assert faults == [f"{shut}: the folder cannot be entered", f"{untold}: holds audio and no *.trans.txt"]
