@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -28,6 +29,7 @@ __all__ = [
     "AUDIO_EXTENSIONS",
     "AudioFile",
     "AudioSource",
+    "can_seek",
     "check_rate",
     "frame_powers",
     "open_audio",
@@ -248,7 +250,7 @@ def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
     with ExitStack() as opened:
         try:
             stream = opened.enter_context(open_recording(source)) if isinstance(source, str | Path) else source
-            if not stream.seekable():
+            if not can_seek(stream):
                 stream = io.BytesIO(stream.read())
             if stream.seek(0, io.SEEK_END) == 0:
                 raise AsrError(f"{name}: the audio file is empty (0 bytes)")
@@ -258,6 +260,15 @@ def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
             reason = f"a folder, not {KINDS}" if is_folder else reason_of(error)
             raise AsrError(f"{name}: audio file cannot be opened: {reason}") from error
         yield stream
+
+
+def can_seek(stream: BinaryIO) -> bool:
+    """Whether it is no pipe; on Windows Python before 3.16 takes those too for files with an end to seek."""
+    try:
+        is_pipe = stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (AttributeError, OSError):  # it has no descriptor
+        is_pipe = False
+    return not is_pipe and stream.seekable()
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from asr.audio import check_rate
+from asr.audio import can_seek, check_rate
 from asr.errors import AsrError
 
 __all__ = ["open_stream", "until_interrupted"]
@@ -40,7 +40,7 @@ def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator
     if pcm_rate is not None:
         check_rate("standard input", pcm_rate)
         return _mono_blocks(_at_once(stream), pcm_rate, 1), pcm_rate
-    if stream.seekable():
+    if can_seek(stream):
         return stream
     header = stream.read(HEADER_BYTES)
     is_plain = header[20:22] == b"\x01\x00" and header[34:36] == b"\x10\x00"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from asr.audio import open_audio, read_audio, resample
 from asr.errors import AsrError
+from asr.live import open_stream
 
 RATE = 16000
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -136,6 +137,27 @@ def test_a_named_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     writer.start()
     assert torch.equal(read_audio(path, RATE), SPEECH)
     writer.join(5)
+
+
+class WindowsPipe(io.FileIO):
+    """A pipe as Python before 3.16 has it on Windows: it says that it can seek, and is always at 0."""
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, *_: int) -> int:
+        return 0
+
+    tell = seek
+
+
+def test_a_pipe_is_read_to_its_end_though_it_says_that_it_can_seek() -> None:
+    for read in (read_audio, lambda pipe, _: torch.cat(list(open_stream(pipe)[0]))):
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "wb") as file, io.BufferedReader(WindowsPipe(reading)) as pipe:
+            file.write(encoded(SPEECH[:RATE], subtype="PCM_16"))  # 32 kB are less than a pipe holds
+            file.close()
+            assert torch.equal(read(pipe, RATE), SPEECH[:RATE])
 
 
 def test_a_wav_whose_length_its_writer_could_not_know_is_read_to_its_end() -> None:
