@@ -842,29 +842,6 @@ def test_help_explains_and_ends_well(run: Run, command: str | None) -> None:
 
 # Where the process matters
 
-IMPORTS = """
-import sys
-from asr.cli import main
-code = main(sys.argv[1:])
-print(*sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
-sys.exit(code)
-"""
-
-
-def test_transcribing_imports_nothing_that_only_training_needs(model_path: Path, sample_paths: list[Path]) -> None:
-    command = [sys.executable, "-c", IMPORTS, "transcribe", "--model", str(model_path), str(sample_paths[0])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    imported = set(done.stderr.split())
-    assert {"asr", "torch", "soundfile"} <= imported
-    needless = {"pytorch_lightning", "lightning", "lhotse", "librosa", "tensorboard", "omegaconf", "jiwer", "pytest"}
-    assert imported & needless == set()
-
-
-def test_help_and_usage_errors_come_without_importing_torch() -> None:
-    code = "import sys, asr.cli\nasr.cli.build_parser().format_help()\nsys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
-
 
 def test_output_goes_to_stdout_and_warnings_to_stderr(
     model_path: Path, small: CTCModel, sample_paths: list[Path], tmp_path: Path
