@@ -348,7 +348,7 @@ def test_the_processes_end_with_the_decoder(arpa: Path) -> None:
     decoder = BeamDecoder(VOCABULARY, arpa, processes=2)
     copies = set(active_children()) - before
     del decoder
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while any(Path(f"/proc/{copy.pid}").exists() for copy in copies) and time.monotonic() < deadline:
         time.sleep(0.05)  # the executor reaps them: to wait for them here too would be a race for their exit codes
     assert len(copies) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ def is_alive(process_id: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> bool:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -41,11 +42,17 @@ def test_results_come_in_the_order_of_their_arguments(processes: int) -> None:
     assert list(forks.map([])) == []
 
 
+def two_copies() -> Forks[int, int]:
+    """Each answers with its number, once both were asked."""
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+    return Forks(lambda _: (barrier.wait(300), os.getpid())[1], 2)
+
+
 @linux_only
 def test_many_are_computed_in_other_processes_and_one_is_computed_here() -> None:
-    forks = Forks(lambda _: (time.sleep(0.2), os.getpid())[1], 2)
+    forks = two_copies()
     assert len({os.getpid(), *forks.map(range(2))}) == 3
-    assert list(forks.map([0])) == [os.getpid()]
+    assert list(Forks(lambda _: os.getpid(), 2).map([0])) == [os.getpid()]
 
 
 def refuse(argument: int) -> int:
@@ -69,12 +76,13 @@ def test_a_copy_that_is_killed_ends_the_work_with_one_sentence() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_the_copies_end_with_the_process_and_say_nothing(how: signal.Signals) -> None:
     program = """
-import os, signal, time
+import multiprocessing, os, signal, time
 from asr.forks import Forks
+barrier = multiprocessing.get_context("fork").Barrier(2)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
-forks = Forks(lambda number: (time.sleep(0.3), os.getpid())[1], 2)
+forks = Forks(lambda _: (barrier.wait(300), os.getpid())[1], 2)
 try:
-    print(*set(forks.map(range(4))), flush=True)
+    print(*forks.map(range(2)), flush=True)
     while True:
         time.sleep(0.05)  # signal.pause() would wait for another signal where one has just come
 except KeyboardInterrupt:
@@ -95,7 +103,7 @@ except KeyboardInterrupt:
 
 @linux_only
 def test_the_copies_end_once_nobody_can_ask_them() -> None:
-    forks = Forks(lambda _: (time.sleep(0.2), os.getpid())[1], 2)
+    forks = two_copies()
     copies = set(forks.map(range(2)))
     del forks
     assert wait_until(lambda: not any(map(is_alive, copies)))
