@@ -5,7 +5,6 @@ import io
 import shutil
 import tarfile
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +30,7 @@ class Server(ThreadingHTTPServer):
         self.script: list[str] = []
         self.retry_after = ""
         self.ranges: list[str | None] = []
+        self.asked_again = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/corpus.tar.gz"
 
 
@@ -42,13 +42,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         asked = self.headers["Range"]
+        if self.server.ranges:
+            self.server.asked_again.set()
         self.server.ranges.append(asked)
         action = self.server.script.pop(0) if self.server.script else "good"
         if action.isdecimal():
             self.refuse(int(action))
         elif action == "stall":
             self.answer(200, CONTENT, send=1000)
-            time.sleep(0.5)
+            self.server.asked_again.wait(60)
         elif action == "nolength":
             self.send_response(200)
             self.end_headers()
@@ -225,7 +227,7 @@ def test_a_server_that_drops_and_cannot_resume_is_given_up(server: Server, tmp_p
 
 def test_a_connection_that_falls_silent_times_out_and_is_resumed(server: Server, tmp_path: Path) -> None:
     server.script = ["stall"]
-    assert get(server, tmp_path / "corpus", timeout_seconds=0.1).read_bytes() == CONTENT
+    assert get(server, tmp_path / "corpus", timeout_seconds=1).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=1000-"]
 
 
