@@ -112,6 +112,12 @@ def test_joined_ogg_files_are_refused_with_their_number_and_what_to_do(tmp_path:
         read_audio(tmp_path / "three.ogg", RATE)
 
 
+def test_streams_that_begin_together_are_one_ogg_recording_and_later_ones_are_more() -> None:
+    first, later = (b"OggS\0" + bytes([flag]) + bytes(20) + b"\2\3\4" + bytes(7) for flag in (2, 0))
+    for pages, count in ((first + first + later, 1), (first + later + first + first + later, 2), (first + first, 1)):
+        assert count_ogg_recordings(io.BytesIO(pages)) == count
+
+
 @given(data=st.binary(max_size=300), begin=st.sampled_from([b"ID3", b"\xff\xfb\x90\xc4", b"OggS\0\2", b""]))
 @example(data=b"\xff" * 300, begin=b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f")
 @example(data=b"\xff\xf3\x18\xc4" + bytes(32), begin=b"\xff\xf3\x18\xc4" + bytes(32))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist, fmean, pstdev
 from typing import Any
 
 import pytest
@@ -86,6 +87,27 @@ def test_a_model_compared_with_itself_is_not_better_and_with_a_worse_one_it_is()
     assert better.interval[1] < 0
     assert unclear.p_value > 0.05
     assert unclear.interval[0] < 0 < unclear.interval[1]
+
+
+def test_the_p_value_is_that_of_a_difference_either_way() -> None:
+    """As of the normal distribution, for as many utterances of one length."""
+    ours = [ErrorCounts(1, 0, 0, 10)] * 400
+    theirs = [ErrorCounts(1 + (index < 57) - (index >= 360), 0, 0, 10) for index in range(400)]
+    differences = [their.errors - our.errors for our, their in zip(ours, theirs, strict=True)]
+    expected = 2 * (1 - NormalDist().cdf(fmean(differences) / (pstdev(differences) / 20)))
+    for pair in ((ours, theirs), (theirs, ours)):
+        assert compare(*pair).p_value == pytest.approx(expected, abs=0.015)
+    assert 0.07 < expected < 0.1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "name"),
+    [(1.9, "below 2 s"), (2, "2 to 5 s"), (4.9, "2 to 5 s"), (19.9, "15 to 20 s"), (20, "20 s and more")],
+)
+def test_a_group_is_named_for_the_durations_in_it(seconds: float, name: str) -> None:
+    item = scored("A", "A")
+    long = replace(item, utterance=replace(item.utterance, duration_seconds=seconds))
+    assert [line[0] for line in dict(_tables([long], [Heard()]))["Duration"][1:]] == [name]
 
 
 @pytest.mark.parametrize("decibels", [10, 20, 30])

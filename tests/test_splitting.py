@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asr.batchsize import Sizes, Trial
+from asr.batchsize import Sizes, Trial, _is_enough
 from asr.cli import main
 from asr.errors import AsrError
 from asr.model import CTCModel
@@ -178,6 +178,25 @@ def test_the_smallest_of_the_fast_sizes_is_the_best() -> None:
     sizes = Sizes(trials)
     assert (sizes.best.batch_seconds, sizes.largest.batch_seconds) == (20, 40)
     assert "data.batch_seconds=36\n" in sizes.summary(), "a tenth of what fits is kept free"
+
+
+@pytest.mark.parametrize(
+    ("rates", "gigabytes", "on_gpu", "is_enough"),
+    [
+        ([100], 1, False, False),
+        ([100, 106], 1, False, False),
+        ([100, 103], 1, False, True),
+        ([100, 200], 2.1, False, True),
+        ([100, 94], 2.1, True, False),
+    ],
+    ids=["the first", "faster", "hardly faster", "twice as much is half of the memory", "a GPU"],
+)
+def test_larger_batches_are_tried_while_they_are_faster_and_leave_half_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, rates: list[int], gigabytes: float, on_gpu: bool, is_enough: bool
+) -> None:
+    monkeypatch.setattr("asr.batchsize._physical_memory", lambda: 8e9)
+    trials = [Trial(10, rate, int(gigabytes * 1e9), on_gpu=on_gpu, fits=True) for rate in rates]
+    assert _is_enough(trials) == is_enough
 
 
 def test_memory_that_ends_before_the_model_is_told_as_that() -> None:

@@ -130,6 +130,18 @@ def test_a_histogram_counts_every_utterance_in_a_dozen_lines_or_so(durations: li
     assert len(lines) <= 31
 
 
+def test_a_bar_of_the_histogram_stands_beside_the_durations_that_it_counts() -> None:
+    bars = [line.split() for line in _histogram([0.2, 2.0, 2.9, 3.999, 11.0])]
+    assert [(bar[0], bar[2], bar[-1]) for bar in bars if bar[-1] != "0"] == [
+        ("0", "1", "1"),
+        ("2", "3", "2"),
+        ("3", "4", "1"),
+        ("11", "12", "1"),
+    ]
+    (longest,) = (bar for bar in bars if bar[-1] == "2")
+    assert len(longest[3]) == 2 * len(bars[0][3]) == 30
+
+
 @pytest.mark.parametrize("kind", ["folder", "table"])
 def test_what_cannot_be_read_is_told_and_left_out_and_the_rest_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
@@ -181,6 +193,16 @@ def test_what_training_at_its_fastest_speed_leaves_out_is_told_before() -> None:
     letters = "AB" * int(0.95 * utterance.duration_seconds * 16000 / model.step_samples / 2)
     found = survey([replace(utterance, text=letters)], model)
     assert ["at speed 1.1" in detail for _, detail in found.keeping_out["left out, too few steps for CTC"]] == [True]
+
+
+def test_a_sign_with_an_english_word_becomes_it_and_that_is_told(tmp_path: Path) -> None:
+    (utterance, *_) = read_manifest(SAMPLES / "manifest.jsonl")
+    found = survey([replace(utterance, text="Strauss&Sons, all in €")], load_model())
+    (change,) = write_fixed(found, tmp_path / "fixed.jsonl")
+    assert (
+        change == f"{utterance.place}: {utterance.id}: 'Strauss&Sons, all in €' is now 'STRAUSS AND SONS ALL IN EUROS'"
+    )
+    assert [fixed.text for fixed in read_manifest(tmp_path / "fixed.jsonl")] == ["STRAUSS AND SONS ALL IN EUROS"]
 
 
 def test_words_for_signs_are_written_in_english_alone(tmp_path: Path) -> None:
