@@ -19,9 +19,9 @@ def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path, blocking=waits)
+    lock = FileLock(path)
     try:
-        lock.acquire()
+        lock.acquire(blocking=waits)
     except NotImplementedError:
         pass
     except Timeout as error:
