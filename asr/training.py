@@ -16,6 +16,7 @@ import pytorch_lightning as lightning
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
@@ -252,6 +253,15 @@ class _Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """All but the patience, which the recipe may have changed."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """A run that had ended early is not continued by a resume, unless its patience is greater now."""
+        has_learned_all = self.stopping_reason == EarlyStoppingReason.STOPPING_THRESHOLD
+        trainer.should_stop = has_learned_all or self.wait_count >= self.patience
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            log.info("ended early: no lower WER in %d validations in a row (trainer.patience)", self.wait_count)
 
 
 class _Reports(lightning.Callback):

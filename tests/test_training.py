@@ -742,6 +742,31 @@ def test_a_run_that_ended_is_left_as_it_is_by_resume(tmp_path: Path, finished_ru
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
+def test_a_run_that_ended_early_is_left_as_it_is_by_resume_unless_its_patience_is_greater_now(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = ["trainer.epochs=9", "optimizer.learning_rate=1e-12", "trainer.patience=1"]
+    train(make_config(tmp_path, *settings))
+    assert "ended early: no lower WER in 1 validations in a row" in caplog.text
+    before = (tmp_path / "last.ckpt").read_bytes()
+    train(make_config(tmp_path, *settings), resume=True)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    train(make_config(tmp_path, *settings, "trainer.patience=2"), resume=True)
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3 * 4
+
+
+def test_a_run_that_ended_because_no_word_is_wrong_is_left_as_it_is_by_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CTCTrainingModule, "pooled_rate", lambda module, counts: 0.0)
+    config = make_config(tmp_path, "trainer.patience=9")
+    train(config)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    train(config, resume=True)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
 def test_a_broken_write_leaves_the_last_checkpoint_whole(
     tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
