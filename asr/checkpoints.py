@@ -82,7 +82,8 @@ class Checkpoints(lightning.Callback):
     """Keeps last.ckpt resumable, the one before it as previous.ckpt, and best.ckpt beside them.
 
     last.ckpt is written every so many minutes, before each validation, at each epoch's end and when training stops by
-    Ctrl-C or an error. Ctrl-C takes effect between two steps, so that no step is half done.
+    Ctrl-C or an error. Ctrl-C takes effect between two steps, so that no step is half done; what stops a run inside an
+    update of the weights leaves the checkpoint before it.
     """
 
     def __init__(self, output_dir: Path, best_model: BestModelFile, minutes: float) -> None:
@@ -94,6 +95,8 @@ class Checkpoints(lightning.Callback):
         self._stop_asked = self._end_asked = False
         self._has_begun = False
         """Whether all of a checkpoint has been restored; before that there is nothing to save."""
+        self._all_stop = False
+        """Whether every process has stopped between the same two steps, where all can save together."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._has_begun = True
@@ -121,6 +124,7 @@ class Checkpoints(lightning.Callback):
             counts = torch.tensor(asked, dtype=torch.float32, device=module.device)
             asked = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         must_end, must_stop, must_save = asked
+        self._all_stop = bool(must_end or must_stop)
         if must_end:
             raise SIGTERMException
         if must_stop:
@@ -128,6 +132,10 @@ class Checkpoints(lightning.Callback):
         if must_save:
             with between_two_steps(trainer):
                 self._save(trainer, self.last)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        assert isinstance(module, CTCTrainingModule)
+        module.is_updating = False
 
     def on_validation_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         if self._stop_asked and trainer.world_size == 1:  # ranks have unlike numbers of these batches
@@ -146,9 +154,12 @@ class Checkpoints(lightning.Callback):
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save where nothing has been since the last step. An error of one rank alone must not wait for the others."""
-        asked = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        if not self._has_begun or trainer.global_step == 0 or (trainer.world_size > 1 and not asked):
+        """Save where nothing has been since the last step. A rank that stops alone must not wait for the others."""
+        if not self._has_begun or trainer.global_step == 0 or (trainer.world_size > 1 and not self._all_stop):
+            return
+        assert isinstance(module, CTCTrainingModule)
+        if module.is_updating:
+            log.warning("stopped inside an update of the weights; --resume continues from the checkpoint before it")
             return
         if not trainer.validating:
             round_down_progress(trainer)

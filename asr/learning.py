@@ -44,6 +44,8 @@ class CTCTrainingModule(lightning.LightningModule):
         self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
         """Some references and hypotheses of the last validation."""
+        self.is_updating = False
+        """From a step's first change of a weight until all that follows from it is done, as `Checkpoints` tells."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabulary"] = self.model.vocabulary.to_dict()
@@ -161,6 +163,9 @@ class CTCTrainingModule(lightning.LightningModule):
         frame_seconds = self.model.config.frontend.hop_ms / 1000
         compute = partial(self.memory.fit, optimizer_closure, frame_seconds, may_split=alone)
         super().optimizer_step(epoch, batch_idx, optimizer, compute)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.is_updating = True
 
     def configure_optimizers(self) -> Any:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -176,7 +176,6 @@ def make_trainer(
         SampleTranscripts(),
         Pictures(),
         best_model,  # before the averaging puts the raw weights back
-        Checkpoints(output_dir, best_model, settings.checkpoint_minutes),
         Guards(len(train_corpus.examples)),
         _Reports(config, train_corpus, valid_corpus),
     ]
@@ -184,6 +183,7 @@ def make_trainer(
         callbacks.append(_Patience(settings.patience))
     if settings.average_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
+    callbacks.append(Checkpoints(output_dir, best_model, settings.checkpoint_minutes))  # when a step is done for all
     return lightning.Trainer(
         accelerator=choose_accelerator(settings),
         **process_arguments(settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 import os
@@ -576,6 +577,28 @@ def test_a_killed_run_resumes_from_its_last_epoch_even_if_the_error_rate_has_ris
     assert_same_run(finished_run, tmp_path)
 
 
+def test_a_stop_inside_an_update_of_the_weights_leaves_the_checkpoint_before_it(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step, calls = torch.optim.AdamW.step, iter(range(1, 100))
+
+    @functools.wraps(step)
+    def stopping(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        loss = step(self, closure)
+        if next(calls) == 6:
+            raise KeyboardInterrupt  # Ctrl-C for the second time
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stopping)
+        with pytest.raises(SystemExit):
+            train(make_config(tmp_path))
+    assert "stopped inside an update of the weights; --resume continues from the checkpoint before it" in caplog.text
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
+    train(make_config(tmp_path), resume=True)
+    assert_same_run(finished_run, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [2, 4, 5, 6, 10])
 def test_a_killed_run_with_checkpoints_inside_epochs_loses_one_step_and_equals(
@@ -638,6 +661,19 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     train(config, resume=True)
     assert ("last.ckpt is damaged and left out" in caplog.text) == (damage == "cut")
     assert_same_run(finished_run, tmp_path)
+
+
+def make_checkpoints(folder: Path) -> asr.checkpoints.Checkpoints:
+    return asr.checkpoints.Checkpoints(folder, asr.checkpoints.BestModelFile(folder / "model.safetensors"), 10.0)
+
+
+def test_a_process_that_is_stopped_alone_does_not_wait_for_the_others_to_save(tmp_path: Path) -> None:
+    checkpoints, saved = make_checkpoints(tmp_path), []
+    trainer: Any = SimpleNamespace(world_size=2, global_step=5, validating=False, save_checkpoint=saved.append)
+    module = make_module(make_config(tmp_path))
+    checkpoints._has_begun = True
+    checkpoints.on_exception(trainer, module, KeyboardInterrupt())  # the second Ctrl-C, anywhere in a step
+    assert saved == []
 
 
 def test_where_all_checkpoints_are_damaged_it_is_told(tmp_path: Path) -> None:
