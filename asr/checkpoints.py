@@ -146,10 +146,10 @@ class Checkpoints(lightning.Callback):
         self._save(trainer, self.last)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._save(trainer, self.last)
         if self.best_model.improved:
             self.best_model.improved = False
-            self._save(trainer, self.best)
+            self._save(trainer, self.best)  # first: a kill before the next line has the validation, and this, repeated
+        self._save(trainer, self.last)
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException

@@ -599,6 +599,26 @@ def test_a_stop_inside_an_update_of_the_weights_leaves_the_checkpoint_before_it(
     assert_same_run(finished_run, tmp_path)
 
 
+def test_a_kill_between_the_two_checkpoints_of_an_epoch_does_not_cost_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = asr.checkpoints.Checkpoints._save, iter(range(1, 100))
+
+    def killed(self: asr.checkpoints.Checkpoints, *arguments: Any) -> None:
+        if next(calls) == 3:  # before the validation, behind it, and here
+            raise KeyboardInterrupt
+        save(self, *arguments)
+
+    config = make_config(tmp_path, "trainer.epochs=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(asr.checkpoints.Checkpoints, "_save", killed)
+        patch.setattr(asr.checkpoints.Checkpoints, "on_exception", lambda *_: None)  # as kill -9 leaves it
+        with pytest.raises(SystemExit):
+            train(config)
+    train(config, resume=True)
+    assert [read_checkpoint(tmp_path / name)["global_step"] for name in ("best.ckpt", "last.ckpt")] == [4, 4]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [2, 4, 5, 6, 10])
 def test_a_killed_run_with_checkpoints_inside_epochs_loses_one_step_and_equals(
