@@ -100,6 +100,8 @@ class Checkpoints(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._has_begun = True
+        if trainer.is_global_zero and not _is_whole(self.last):
+            self.last.unlink(missing_ok=True)  # it would take the place of the one before, from which this run goes on
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             # Lightning's handler waits for the other ranks wherever the signal comes, and they may wait elsewhere.
             signal.signal(signal.SIGTERM, self._ask_to_end)

@@ -687,6 +687,19 @@ def make_checkpoints(folder: Path) -> asr.checkpoints.Checkpoints:
     return asr.checkpoints.Checkpoints(folder, asr.checkpoints.BestModelFile(folder / "model.safetensors"), 10.0)
 
 
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    last.write_bytes(b"half")
+    previous.write_bytes(b"the one before")
+    trainer: Any = SimpleNamespace(
+        world_size=1, is_global_zero=True, save_checkpoint=lambda path: path.write_bytes(b"the new one")
+    )
+    checkpoints = make_checkpoints(tmp_path)
+    checkpoints.on_train_start(trainer, lightning.LightningModule())
+    checkpoints._save(trainer, last)
+    assert (last.read_bytes(), previous.read_bytes()) == (b"the new one", b"the one before")
+
+
 def test_a_process_that_is_stopped_alone_does_not_wait_for_the_others_to_save(tmp_path: Path) -> None:
     checkpoints, saved = make_checkpoints(tmp_path), []
     trainer: Any = SimpleNamespace(world_size=2, global_step=5, validating=False, save_checkpoint=saved.append)
