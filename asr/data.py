@@ -196,8 +196,14 @@ class SpeechDataModule(lightning.LightningDataModule):
         return {**progress, "plan": self._plan_settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises AsrError in the middle of an epoch that would be planned otherwise now."""
+        """Raises AsrError in the middle of an epoch that would be planned otherwise now, and where fewer epochs are
+        wanted than are done.
+        """
+        assert self.trainer is not None
         self._batches_done = state_dict.get("epoch", 0), state_dict["batches_done"]
+        done, wanted = self._batches_done[0], self.trainer.max_epochs
+        if wanted is not None and done > wanted:
+            raise AsrError(f"trainer.epochs={wanted}: the run has done {done} already; set more, or leave it as it is")
         before, now = state_dict.get("plan", {}), self._plan_settings()
         self._steps_done = state_dict.get("steps")
         changed = [f"{name}={before[name]}" for name in before if before[name] != now[name]]

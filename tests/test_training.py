@@ -811,6 +811,12 @@ def test_a_run_that_ended_is_left_as_it_is_by_resume(tmp_path: Path, finished_ru
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
+def test_a_run_that_has_done_more_epochs_than_are_wanted_now_is_told(tmp_path: Path, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(AsrError, match=r"^trainer\.epochs=1: the run has done 3 already"):
+        train(make_config(tmp_path / "run", "trainer.epochs=1"), resume=True)
+
+
 def test_a_run_that_ended_early_is_left_as_it_is_by_resume_unless_its_patience_is_greater_now(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
