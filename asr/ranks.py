@@ -13,6 +13,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from pytorch_lightning.strategies import DDPStrategy
 
 from asr.config import TrainerConfig
+from asr.errors import AsrError
 
 __all__ = ["is_first_process", "is_started_again", "process_arguments"]
 
@@ -40,6 +41,7 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
     """Lightning's `devices`, `num_nodes` and `strategy`.
 
     A launcher's word goes over trainer.devices=auto, and it alone knows how many machines take part.
+    Raises AsrError for a number of devices that is not torchrun's: each process would train by itself.
     """
     devices: str | int = settings.devices if settings.devices == "auto" else int(settings.devices)
     nodes = 1
@@ -47,7 +49,10 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
         _warn_of_stale_addresses()
         on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // on_this_machine
-        devices = on_this_machine if devices == "auto" else devices
+        if devices not in ("auto", on_this_machine):
+            started = f"torchrun started {on_this_machine} processes on this machine"
+            raise AsrError(f"trainer.devices={devices}: {started}; set trainer.devices=auto, or start as many")
+        devices = on_this_machine
     elif SLURMEnvironment.detect():
         nodes = int(os.environ.get("SLURM_NNODES", 1))
         on_this_machine = int(os.environ.get("SLURM_NTASKS", nodes)) // nodes

@@ -15,6 +15,7 @@ import torch
 
 from asr.cli import main
 from asr.config import TrainerConfig
+from asr.errors import AsrError
 from asr.modelfile import load_model
 from asr.plotting import read_curves
 from asr.ranks import NEW_STORE, is_first_process, process_arguments
@@ -96,6 +97,13 @@ def test_a_launcher_tells_the_number_of_processes_and_machines(
     arguments = process_arguments(TrainerConfig(**overrides))
     assert (arguments["devices"], arguments["num_nodes"]) == (devices, nodes)
     assert (arguments["strategy"] == "auto") == (nodes == 1 and devices == "auto")
+
+
+def test_another_number_of_devices_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(AsrError, match=r"^trainer\.devices=1: torchrun started 2 processes on this machine; set"):
+        process_arguments(TrainerConfig(devices="1", accelerator="cpu"))
 
 
 @pytest.mark.parametrize(
