@@ -16,7 +16,7 @@ from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_many
 from asr.manifest import read_manifest, write_manifest
 from asr.modelfile import load_model, save_model
-from asr.training import make_model, train
+from asr.training import MODEL_NAME, make_model, train
 
 __all__ = ["LEARNED_WER", "overfit", "overfit_config"]
 
@@ -50,8 +50,8 @@ def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
     examples = check_corpus(utterances, model, limits, NO_AUGMENTATION).examples[:count]
     output_dir = Path(f"{config.output_dir}-overfit")
     output_dir.mkdir(parents=True, exist_ok=True)
-    for checkpoint in output_dir.glob("*.ckpt"):  # of an earlier trial, which nobody resumes
-        checkpoint.unlink()
+    for earlier in (*output_dir.glob("*.ckpt"), *output_dir.glob(MODEL_NAME)):  # a trial, which nobody resumes
+        earlier.unlink()
     manifest = output_dir / "overfit.jsonl"
     write_manifest([example.utterance for example in examples], manifest)
     initial_model = output_dir / "initial.safetensors"

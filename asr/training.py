@@ -36,6 +36,7 @@ from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
 __all__ = [
+    "MODEL_NAME",
     "check_output_dir",
     "choose_accelerator",
     "choose_precision",
@@ -222,13 +223,13 @@ def choose_precision(settings: TrainerConfig) -> Any:
 def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
     """The checkpoint to go on from; raises AsrError where a run would be overwritten, or is of another model."""
     checkpoint = find_checkpoint(Path(config.output_dir))
-    if not resume:
-        if checkpoint is not None:
-            raise AsrError(f"{config.output_dir} holds a run; continue it with --resume, or set another output_dir=")
+    if checkpoint is None and (not resume or is_started_again()):
+        if (model_file := Path(config.output_dir) / MODEL_NAME).exists():
+            raise AsrError(f"{model_file}: is there already and would be replaced; set another output_dir=")
         return None
+    if not resume:
+        raise AsrError(f"{config.output_dir} holds a run; continue it with --resume, or set another output_dir=")
     if checkpoint is None:
-        if is_started_again():
-            return None
         missing = Path(config.output_dir) / LAST_CHECKPOINT
         raise AsrError(f"{missing} not found: there is nothing to resume; start without --resume")
     before = load_config(checkpoint.parent / "config.yaml")

@@ -971,6 +971,12 @@ def test_a_new_run_does_not_overwrite_another(finished_run: Path) -> None:
         train(make_config(finished_run))
 
 
+def test_a_new_run_does_not_overwrite_a_model_file_whose_checkpoints_were_deleted(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"a week of training")
+    with pytest.raises(AsrError, match=r"model\.safetensors: is there already and would be replaced; set another"):
+        check_output_dir(make_config(tmp_path), resume=False)
+
+
 def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(AsrError, match=r"last\.ckpt not found: there is nothing to resume; start without --resume"):
         train(make_config(tmp_path), resume=True)
