@@ -45,7 +45,7 @@ HIGHEST_FLAC_RATE = 655350
 WHOLE_SECONDS = 0.01
 """An utterance that leaves out less of its recording is all of it."""
 
-INDEX_TIMEOUT_SECONDS = 60.0
+INDEX_TIMEOUT_SECONDS, MOST_INDEX_BYTES = 60.0, 50_000_000
 
 
 def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size: int = SHARD_SIZE) -> int:
@@ -232,7 +232,7 @@ def _fetch_index(url: str) -> bytes:
     address = url + INDEX_SUFFIX
     try:
         with urllib.request.urlopen(address, timeout=INDEX_TIMEOUT_SECONDS) as answer:
-            content: bytes = answer.read()
+            content: bytes = answer.read(MOST_INDEX_BYTES)  # a stream need not end
             return content
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise AsrError(f"{address}: cannot be fetched: {getattr(error, 'reason', None) or error}") from error
@@ -246,7 +246,7 @@ def _checked_index(url: str, listing: bytes) -> dict[str, dict[str, Any]]:
             str(name): {"size": int(file["size"]), "md5": str(file["md5"])}
             for name, file in json.loads(listing).items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise AsrError(f"{address}: is not the index that asr shard writes") from error
     for name in entries:
         if not FILE_NAME.fullmatch(name):

@@ -67,10 +67,12 @@ def _members_of_version(archive: str, changed: int, archive_size: int) -> dict[s
     try:
         with tarfile.open(archive, "r:") as file:
             for member in file:
+                if member.size < 0:  # older Pythons go back by it, and round for ever
+                    break
                 name, extension = os.path.splitext(member.name)
                 is_whole = member.offset_data + member.size <= archive_size
                 if member.isfile() and is_whole and extension not in NO_AUDIO:
                     members[name] = member.offset_data, member.size
-    except tarfile.ReadError:  # cut short or overwritten: nothing behind that place can be found
+    except (tarfile.ReadError, ValueError, OverflowError):  # cut short or overwritten: nothing behind can be found
         pass
     return members

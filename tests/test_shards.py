@@ -186,6 +186,16 @@ def test_a_broken_shard_is_named_and_left_out(
     assert "cuts.000001.jsonl.gz" in caplog.text
 
 
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"\xff" * 4 + b"\0" * 8], ids=["-512", "-2^64"])
+def test_a_size_below_zero_in_a_shard_is_damage(shards: Path, utterances: list[Utterance], size: bytes) -> None:
+    tar = shards / "recording.000001.tar"
+    content = bytearray(tar.read_bytes())
+    content[124:136], content[148:156] = size, b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    tar.write_bytes(content)
+    assert_same(read_data(shards), [*utterances[:2], *utterances[4:]])
+
+
 def test_where_no_shard_is_left_that_is_told(shards: Path) -> None:
     for path in shards.glob("*.tar"):
         path.unlink()
@@ -288,6 +298,8 @@ def test_a_full_disk_leaves_neither_shards_nor_an_index(tmp_path: Path, full_dis
     [
         ("[]", "is not the index that asr shard writes"),
         ('{"cuts.000000.jsonl.gz": {}}', "is not the index that asr shard writes"),
+        ('{"cuts.000000.jsonl.gz": {"size": 1e400, "md5": ""}}', "is not the index that asr shard writes"),
+        ("[" * 100_000, "is not the index that asr shard writes"),
         ('{"../evil": {"size": 1, "md5": ""}}', "names '../evil', which is no part of a shard"),
         (None, "cannot be fetched: .*File not found"),
     ],

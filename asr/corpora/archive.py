@@ -41,7 +41,7 @@ def unpack(archive: str | Path, directory: str | Path, *, progress: bool = True)
         with _temporary_folder(directory / f".unpacking-{archive.name}") as temporary:
             _extract(archive, temporary, progress)
             _move_into(temporary, directory)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, OSError) as error:  # a ValueError is in a header
         raise AsrError(f"{archive}: cannot be unpacked into {directory}: {error}") from error
 
 
