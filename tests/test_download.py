@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list[str] = []
+        self.sent = 0
         self.retry_after = ""
         self.ranges: list[str | None] = []
         self.asked_again = threading.Event()
@@ -55,6 +57,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             self.wfile.write(CONTENT)
+        elif action == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # who reads it may have had enough
+                while self.server.sent < 100 * len(CONTENT):
+                    self.server.sent += self.wfile.write(CONTENT)
         elif asked and "norange" not in action:
             self.resume(int(asked.removeprefix("bytes=").removesuffix("-")), action)
         else:
@@ -165,6 +173,12 @@ def test_a_server_that_does_not_tell_the_length_is_served_too(server: Server, tm
     assert get(server, tmp_path / "corpus").read_bytes() == CONTENT
 
 
+def test_a_stream_without_an_end_does_not_fill_the_disk(server: Server, tmp_path: Path) -> None:
+    server.script = ["endless"]
+    assert get(server, tmp_path / "corpus", size=len(CONTENT)).read_bytes() == CONTENT
+    assert server.sent < 50 * len(CONTENT)
+
+
 def test_one_wrong_byte_is_noticed_and_the_file_fetched_once_more(server: Server, tmp_path: Path) -> None:
     server.script = ["wrong"]
     assert get(server, tmp_path / "corpus").read_bytes() == CONTENT
@@ -184,7 +198,9 @@ def test_a_server_that_is_down_twice_is_asked_a_third_time(server: Server, tmp_p
     assert waits == [2.0, 4.0]
 
 
-@pytest.mark.parametrize(("header", "wait"), [("7", 7.0), ("86400", 120.0), ("soon", 2.0), ("-1", 2.0)])
+@pytest.mark.parametrize(
+    ("header", "wait"), [("7", 7.0), ("86400", 120.0), ("soon", 2.0), ("-1", 2.0), ("1 May 2026 1:2 +" + "9" * 20, 2.0)]
+)
 def test_retry_after_is_honoured_within_two_minutes(
     server: Server, tmp_path: Path, waits: list[float], header: str, wait: float
 ) -> None:
@@ -240,6 +256,16 @@ def test_a_port_where_nobody_listens_is_one_sentence(tmp_path: Path) -> None:
 def test_only_web_addresses_are_fetched(url: str, tmp_path: Path) -> None:
     with pytest.raises(AsrError, match="only addresses that begin with http"):
         fetch(url, tmp_path / "x", md5=MD5)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a..b/corpus", "http://127.0.0.1:port/corpus", "http://127.0.0.1:9/\ncorpus"],
+)
+def test_an_address_that_cannot_be_is_one_sentence_at_once(url: str, tmp_path: Path, waits: list[float]) -> None:
+    with pytest.raises(AsrError, match=r"cannot be fetched: .*; check the address"):
+        fetch(url, tmp_path / "corpus", md5=MD5, progress=False)
+    assert waits == []
 
 
 def test_a_disk_too_small_for_file_and_contents_is_said_before_the_download(

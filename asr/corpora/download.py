@@ -177,6 +177,10 @@ def _receive(transfer: _Transfer) -> None:
         # 416: the server has nothing beyond what the part holds, so it is whole or wrong, and the checksum tells.
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or offset == 0:
             raise _refusal(transfer.url, error) from error
+    except (http.client.InvalidURL, ValueError) as error:  # ours, or where a server sends us; or an absurd length
+        raise AsrError(
+            f"{transfer.url}: cannot be fetched: {error}; check the address or choose another mirror"
+        ) from error
     except (http.client.HTTPException, OSError) as error:
         raise _failure(transfer.url, error) from error
 
@@ -206,7 +210,7 @@ def _retry_after_seconds(header: str | None) -> float:
         return float(header)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
+    except (OverflowError, ValueError):
         return 0.0
 
 
@@ -257,7 +261,8 @@ def _copy(response: Any, transfer: _Transfer, start: int, total: int | None) -> 
     written = 0
     with _open_part(transfer.part, "ab" if start else "wb") as file, _bar(transfer, start, total) as bar:
         # read1 hands over what has come so far; read would lose up to a chunk at every broken connection.
-        while chunk := response.read1(CHUNK_BYTES):
+        # More than there should be is no such file, and a stream without an end would fill the disk.
+        while (total is None or start + written <= total) and (chunk := response.read1(CHUNK_BYTES)):
             _write(file, chunk, transfer.part)
             bar.update(len(chunk))
             written += len(chunk)
