@@ -41,15 +41,12 @@ class FrontendConfig:
     """Distance between two frames, ms."""
 
     def __post_init__(self) -> None:
-        require(self.sample_rate >= 1000, "model.frontend.sample_rate", self.sample_rate, "be at least 1000 Hz")
-        require(self.num_mels >= 8, "model.frontend.num_mels", self.num_mels, "be at least 8")
+        rate, window = self.sample_rate, self.window_ms
+        require(1000 <= rate <= 768000, "model.frontend.sample_rate", rate, "be 1000 to 768000 Hz")
+        require(8 <= self.num_mels <= 1000, "model.frontend.num_mels", self.num_mels, "be 8 to 1000")
         require(self.hop_ms * self.sample_rate >= 1000, "model.frontend.hop_ms", self.hop_ms, "be at least a sample")
-        require(
-            self.window_ms >= self.hop_ms,
-            "model.frontend.window_ms",
-            self.window_ms,
-            "be at least model.frontend.hop_ms",
-        )
+        is_window = self.hop_ms <= window <= 1000
+        require(is_window, "model.frontend.window_ms", window, "be at least model.frontend.hop_ms, at most 1000")
 
 
 @dataclass(frozen=True)
@@ -233,7 +230,7 @@ class TrainerConfig:
         divides = every >= 1 and self.epochs % every == 0
         require(divides, "trainer.valid_every_epochs", every, f"divide trainer.epochs={self.epochs}; set both")
         require(self.patience >= 0, "trainer.patience", self.patience, "be at least 0")
-        require(self.seed >= 0, "trainer.seed", self.seed, "be at least 0")
+        require(0 <= self.seed < 2**63, "trainer.seed", self.seed, "be at least 0 and below 2^63")
         precisions, accelerators = ("auto", "32-true", "bf16-mixed", "16-mixed"), ("auto", "cpu", "gpu")
         require(self.precision in precisions, "trainer.precision", self.precision, f"be one of {precisions}")
         require(self.accelerator in accelerators, "trainer.accelerator", self.accelerator, "be auto, cpu or gpu")

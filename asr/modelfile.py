@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from asr.config import model_config_from_dict
+from asr.config import ModelConfig, model_config_from_dict
 from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.newfiles import new_file
@@ -62,27 +62,38 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # a RuntimeError is of numbers that torch cannot convert
         raise AsrError(f"{path}: the model file is damaged or not a model file: {error}") from error
-    model = _build(path, metadata)
+    model = _build(path, metadata, sum(weight.numel() for weight in weights.values()))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise AsrError(f"{path}: the weights do not fit the model file's own configuration") from error
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise AsrError(f"{path}: the model file holds weights that are not finite numbers; take another one")
     return model.eval().to(device)
 
 
-def _build(path: Path, metadata: dict[str, str]) -> CTCModel:
-    """The model that the metadata describes, its weights not yet loaded."""
-    if not metadata.get("format", "").isdecimal():
+def _build(path: Path, metadata: dict[str, str], num_weights: int) -> CTCModel:
+    """The model that the metadata describes, its weights, of which the file has so many, not yet loaded."""
+    number = metadata.get("format", "")
+    if not number.isdecimal() or len(number) > 9:
         raise AsrError(f"{path}: not a model file of bigru-asr (it has no format number)")
-    if int(metadata["format"]) > FORMAT_NUMBER:
+    if int(number) > FORMAT_NUMBER:
         raise AsrError(
-            f"{path}: has model format {metadata['format']}, this release reads up to {FORMAT_NUMBER}; "
-            "upgrade bigru-asr"
+            f"{path}: has model format {number}, this release reads up to {FORMAT_NUMBER}; upgrade bigru-asr"
         )
     try:
         config = model_config_from_dict(json.loads(metadata["config"]))
+        if _least_weights(config) > num_weights:  # else a file of a kilobyte could fill the memory
+            raise AsrError("the weights do not fit it: there are too few")
         return CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])))
-    except (AsrError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AsrError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise AsrError(f"{path}: the model file's configuration is damaged: {error}") from error
+
+
+def _least_weights(config: ModelConfig) -> float:
+    """Fewer than a model of this configuration has, whatever its cell; it has at most some dozens of times as many."""
+    encoder, num_mels = config.encoder, config.frontend.num_mels
+    convolutions = encoder.conv_channels**2 + encoder.conv_channels * num_mels * encoder.hidden_size / 4
+    return convolutions + encoder.num_layers * encoder.hidden_size**2

@@ -40,7 +40,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise AsrError(f"{path or 'overrides'}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    except (YAMLError, ValueError, OSError) as error:  # OmegaConf's OSError: a file that holds a bare number
+    # OmegaConf's OSError: a file that holds a bare number; a RecursionError: thousands of brackets.
+    except (YAMLError, ValueError, OSError, RecursionError) as error:
         raise AsrError(f"{path or 'overrides'}: not YAML: {error}") from error
     except AsrError as error:
         raise AsrError(f"{path or 'overrides'}: {error}") from error

@@ -118,10 +118,14 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.frontend.sample_rate=8", "model.frontend.sample_rate=8 must be at least 1000 Hz"),
-        ("model.frontend.num_mels=4", "model.frontend.num_mels=4 must be at least 8"),
+        ("model.frontend.sample_rate=8", "model.frontend.sample_rate=8 must be 1000 to 768000 Hz"),
+        ("model.frontend.num_mels=4", "model.frontend.num_mels=4 must be 8 to 1000"),
         ("model.frontend.hop_ms=0", "model.frontend.hop_ms=0.0 must be at least a sample"),
         ("model.frontend.window_ms=5", "model.frontend.window_ms=5.0 must be at least model.frontend.hop_ms"),
+        (
+            "model.frontend.window_ms=.inf",
+            "model.frontend.window_ms=inf must be at least model.frontend.hop_ms, at most",
+        ),
         ("model.encoder.cell=gruu", "model.encoder.cell='gruu' must be gru, lstm or rnn"),
         ("model.encoder.num_layers=0", "model.encoder.num_layers=0 must be at least 1"),
         ("model.encoder.hidden_size=0", "model.encoder.hidden_size=0 must be at least 1"),
@@ -155,6 +159,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
         ("trainer.valid_every_epochs=0", "trainer.valid_every_epochs=0 must divide trainer.epochs=30"),
         ("trainer.valid_every_epochs=4", "trainer.valid_every_epochs=4 must divide trainer.epochs=30"),
         ("trainer.seed=-1", "trainer.seed=-1 must be at least 0"),
+        (f"trainer.seed={10**30}", f"trainer.seed={10**30} must be at least 0 and below 2^63"),
         ("trainer.precision=half", "trainer.precision='half' must be one of ('auto', '32-true', 'bf16-mixed', '16-m"),
         ("trainer.accelerator=tpu", "trainer.accelerator='tpu' must be auto, cpu or gpu"),
         ("trainer.devices=both", "trainer.devices='both' must be auto or a number above 0"),
@@ -166,6 +171,11 @@ def test_a_value_that_breaks_a_rule_is_told_with_the_rule(override: str, message
     with pytest.raises(AsrError) as caught:
         load_config(None, [override])
     assert str(caught.value).startswith(f"overrides: {message}")
+
+
+def test_thousands_of_brackets_in_a_recipe_are_told_in_a_sentence(write_recipe: Callable[[str], Path]) -> None:
+    with pytest.raises(AsrError, match=r"yaml: not YAML: maximum recursion depth exceeded"):
+        load_config(write_recipe("output_dir: " + "[" * 3000 + "]" * 3000))
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

@@ -165,6 +165,9 @@ def encoder_config(**changes: Any) -> str:
         {"config": encoder_config(num_layers=0)},
         {"config": encoder_config(hidden_size="24")},
         {"config": encoder_config(hidden_size=10**15)},
+        {"config": encoder_config().replace("25.0", "Infinity")},
+        {"config": encoder_config().replace("80", "1" + "0" * 400)},
+        {"format": "1" * 5000},
         {"vocabulary": "null"},
         {"vocabulary": "{}"},
         {"vocabulary": '{"kind": "words"}'},
@@ -179,6 +182,27 @@ def test_damaged_metadata_is_refused(path: Path, changed: dict[str, str]) -> Non
     weights, metadata = read_parts(path)
     save_file(weights, path, {**metadata, **changed})
     refusal(path)
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 2000}, {"num_layers": 1000}, {"conv_channels": 4000}])
+def test_a_configuration_larger_than_its_weights_takes_no_memory(path: Path, sizes: dict[str, int]) -> None:
+    weights, metadata = read_parts(path)
+    save_file(weights, path, {**metadata, "config": encoder_config(**sizes)})
+    assert "too few" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(path: Path, value: float) -> None:
+    weights, metadata = read_parts(path)
+    weights["head.bias"][0] = value
+    save_file(weights, path, metadata)
+    assert "not finite" in refusal(path)
+
+
+def test_weights_of_a_type_that_cannot_be_computed_with_are_refused(path: Path) -> None:
+    header = json.dumps({"head.bias": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    assert "damaged" in refusal(path)
 
 
 @pytest.mark.parametrize("missing", ["config", "vocabulary"])
