@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,8 +21,8 @@ __all__ = ["new_file", "new_text_file"]
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file that gets the name `path` when the block ends without an error, and is removed otherwise.
 
-    path: a pipe or a device is written to as it is, and a link stays one. Raises AsrError for a full disk, a folder
-    that cannot be written to, and a path that is a folder.
+    path: a pipe or a device is written to as it is, a link stays one, and who may read a file stays as it was.
+    Raises AsrError for a full disk, a folder that cannot be written to, and a path that is a folder.
     """
     if not path.name or os.path.isdir(path):
         raise AsrError(f"{path}: is a folder; name a file in it")
@@ -30,7 +31,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     temporary = target if is_stream else target.with_name(_temporary_name(target.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        if not is_stream:
+            temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that another user has put there
+        with temporary.open("wb" if is_stream else "xb") as file:
+            if not is_stream and os.path.exists(target):
+                with suppress(OSError):  # some disks know no rights
+                    shutil.copymode(target, temporary)
             yield file
         if not is_stream:
             temporary.replace(target)

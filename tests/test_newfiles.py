@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from asr.errors import AsrError
-from asr.newfiles import new_text_file
+from asr.newfiles import _temporary_name, new_text_file
 
 
 def test_what_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -57,3 +57,26 @@ def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_told(tmp_p
         assert path.read_text(encoding="utf-8") == "whole"
         with pytest.raises(AsrError, match="cannot be written"), new_text_file(tmp_path / f"{letter * 251}.json"):
             pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are others there")
+def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "private.txt"
+    path.write_text("old", encoding="utf-8")
+    path.chmod(0o600)
+    with new_text_file(path) as file:
+        file.write("new")
+    assert path.read_text(encoding="utf-8") == "new"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_that_waits_under_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "a.txt"
+    victim.write_text("of somebody else", encoding="utf-8")
+    (tmp_path / _temporary_name("a.txt")).symlink_to(victim)
+    with new_text_file(path) as file:
+        file.write("new")
+    assert victim.read_text(encoding="utf-8") == "of somebody else"
+    assert path.read_text(encoding="utf-8") == "new"
+    assert not path.is_symlink()
