@@ -21,7 +21,7 @@ from asr.decoder import DecodedTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.model import CTCModel, steps_needed
-from asr.transcript import Transcript, Word, word_at
+from asr.transcript import Transcript, Word, end_by, word_at
 
 __all__ = ["align", "align_log_probs", "align_tokens"]
 
@@ -50,7 +50,9 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
     """
     with open_audio(source, model.sample_rate) as audio:
         log_probs = torch.cat(list(stream_log_probs(model, audio.blocks(), batch_seconds=batch_seconds)))
-        return Transcript(audio.name, align_log_probs(model, log_probs, text), audio.duration_seconds)
+        words = align_log_probs(model, log_probs, text)
+        seconds = audio.duration_seconds
+        return Transcript(audio.name, tuple(end_by(word, seconds) for word in words), seconds)
 
 
 def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 from asr.decoder import DecodedTokens
 from asr.model import CTCModel
 
-__all__ = ["Segment", "Transcript", "Word", "find_words"]
+__all__ = ["Segment", "Transcript", "Word", "end_by", "find_words"]
 
 PAUSE_SECONDS = 0.6
 """Between two words: as long a silence, or a longer one, ends a segment."""
@@ -95,7 +95,7 @@ def word_at(tokens: DecodedTokens, start: int, end: int, text: str, model: CTCMo
     """The tokens from index `start` to before `end` as one word, written `text`.
 
     Step k stands for the samples around k × step_samples, half a step to either side; the last one may reach past the
-    end of the recording.
+    end of the recording, which `end_by` mends.
     """
     first, last = (
         max(0, 2 * (first_step + step) - 1) * model.step_samples
@@ -103,3 +103,11 @@ def word_at(tokens: DecodedTokens, start: int, end: int, text: str, model: CTCMo
     )
     confidence = exp(sum(tokens.log_probs[start:end]) / (end - start))
     return Word(text, first / (2 * model.sample_rate), last / (2 * model.sample_rate), confidence)
+
+
+def end_by(word: Word, duration_seconds: float) -> Word:
+    """The word and its parts, none of which ends behind the end of the recording."""
+    if word.end_seconds <= duration_seconds:
+        return word
+    parts = tuple(end_by(part, duration_seconds) for part in word.parts)
+    return replace(word, end_seconds=duration_seconds, parts=parts)

@@ -20,7 +20,7 @@ from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses, is_silent
 from asr.recognition import Failure, Part, Recogniser
-from asr.transcript import Transcript
+from asr.transcript import Transcript, end_by
 
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
 
@@ -115,10 +115,11 @@ def transcribe_recordings(
 
 def _join(parts: Sequence[Part]) -> Transcript:
     """The transcript of a recording's parts, in their order."""
-    words = tuple(word for part in parts for word in part.words or ())
+    seconds = parts[-1].duration_seconds or 0.0
+    words = tuple(end_by(word, seconds) for part in parts for word in part.words or ())
     scores = [part.lm_log_prob for part in parts if part.words or part.lm_log_prob is not None]
     lm_log_prob = None if None in scores or not scores else sum(score or 0.0 for score in scores)
-    return Transcript(parts[-1].name, words, parts[-1].duration_seconds or 0.0, lm_log_prob)
+    return Transcript(parts[-1].name, words, seconds, lm_log_prob)
 
 
 def _model_of(model: CTCModel | str | Path | None) -> CTCModel:

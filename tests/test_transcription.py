@@ -451,6 +451,15 @@ def test_a_long_recording_says_what_its_utterances_say_at_their_times(
     assert all(word.end_seconds <= following.start_seconds for word, following in pairwise(result.words))
 
 
+def test_no_word_ends_behind_its_recording(model: CTCModel, speech: list[Tensor]) -> None:
+    cuts = [speech[0][:end] for end in range(20000, 40000, 1331)]  # in the middle of a word
+    heard = [transcribe(samples, sample_rate=RATE, model=model) for samples in cuts]
+    assert all(one.words[-1].end_seconds <= one.duration_seconds for one in heard)
+    at_end, samples = next(pair for pair in zip(heard, cuts) if pair[0].words[-1].end_seconds == len(pair[1]) / RATE)
+    aligned = asr.align(model, io.BytesIO(encoded(samples, "WAV")), at_end.text).words[-1]
+    assert aligned.end_seconds == aligned.parts[-1].end_seconds == at_end.duration_seconds
+
+
 @pytest.mark.parametrize(("seconds", "is_long"), [(39.99, False), (40.0, False), (40.01, True)])
 def test_the_text_stays_where_recordings_begin_to_count_as_long(
     packaged_model: CTCModel, long_path: Path, speech: list[Tensor], seconds: float, is_long: bool
