@@ -2,8 +2,8 @@
 
 Read are lhotse's cuts (`.jsonl`, `.jsonl.gz`; what `asr prepare` writes, or what lies beside a shard), JSON lines with
 `audio`, `text` and, if known, `start` and `duration` or `end` (seconds), `speaker` and `id`, and CSV or TSV with those
-names in the header. The names of NeMo, Hugging Face and Common Voice will do too. A relative audio path is relative to
-its manifest.
+names in the header. The names of NeMo, Hugging Face, Common Voice, SpeechBrain and DeepSpeech will do too. A relative
+audio path is relative to its manifest.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from asr.errors import AsrError, DamagedError
 from asr.newfiles import new_text_file
 from asr.tarfiles import split_path
 
-__all__ = ["Utterance", "check_output", "read_manifest", "write_manifest"]
+__all__ = ["Utterance", "read_manifest", "write_manifest"]
 
 ALIASES = {
-    "audio": ("audio_filepath", "file_name", "path"),
-    "text": ("transcript", "transcription", "sentence"),
+    "audio": ("audio_filepath", "file_name", "path", "wav", "wav_filename"),
+    "text": ("transcript", "transcription", "sentence", "wrd"),
     "start": ("offset",),
-    "speaker": ("speaker_id", "client_id"),
+    "speaker": ("speaker_id", "client_id", "spk_id"),
 }
-"""Names that NeMo, Hugging Face and Common Voice use for ours."""
+"""Names that NeMo, Hugging Face, Common Voice, SpeechBrain and DeepSpeech use for ours."""
 NOT_UTF8 = " is not UTF-8; save the manifest as UTF-8"
 
 BinaryFile = gzip.GzipFile | io.BufferedReader
@@ -137,6 +137,8 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
                     names = "call it .csv, .tsv or .jsonl, with the columns audio and text, or name a folder"
                     raise AsrError(f"{path}: is no manifest; {names}")
                 text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # as spreadsheets write it
+                if number == 1 and (text.startswith(b"[") or text.strip() == b"{"):
+                    raise AsrError(f"{path}:1: holds one JSON text; `jq -c '.[]' FILE` writes an object a line")
                 if text and not text.isspace():
                     yield number, text
 
@@ -154,6 +156,11 @@ def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int
     table = csv.DictReader(chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
     has_clips = is_common_voice and (path.parent / "clips").is_dir()
     try:
+        names = table.fieldnames or ()
+        for name in ("audio", "text") if names else ():  # once, not for every line
+            if not {name, *ALIASES[name]} & set(names):
+                commas = "; part columns by commas" if any(";" in each for each in names) else ""
+                raise AsrError(f"{path}:1: {name!r} is missing (there are: {', '.join(names)}){commas}")
         for row in table:
             if has_clips and row.get("path"):
                 row["path"] = os.path.join("clips", row["path"])
@@ -231,8 +238,7 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
     for name in ("audio", "text"):
         value = fields.get(name)
         if name not in fields:
-            commas = "; part columns by commas" if any(";" in str(field) for field in fields) else ""
-            raise _LineError(f"{name!r} is missing (there are: {', '.join(fields)}){commas}")
+            raise _LineError(f"{name!r} is missing (there are: {', '.join(fields)})")
         if value is not None and not isinstance(value, str):
             raise _LineError(f"{name}={value!r} must be a string")
         if not value or not value.strip():
@@ -266,12 +272,6 @@ def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float 
     if not isfinite(seconds) or seconds < 0:
         raise _LineError(f"{name}={value} must be a finite number of seconds, not below 0")
     return seconds
-
-
-def check_output(path: Path, option: str, utterances: Iterable[Utterance]) -> None:
-    """Raise AsrError where a file that an option names would replace a file that utterances come from."""
-    if path.resolve() in {Path(name).resolve() for name in {utterance.manifest for utterance in utterances}}:
-        raise AsrError(f"{option} {path}: would replace the data themselves; choose another file")
 
 
 def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:

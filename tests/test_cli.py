@@ -721,7 +721,7 @@ def test_evaluate_names_audio_that_fails_by_its_line_and_counts_its_words_as_del
         ("m.jsonl", '{"audio": "a.wav", "text": "A", "duration": -1}\n', ":1: ", "not below 0"),
         ("m.jsonl", '{"audio": "a.wav", "text": "A"}\n', ":1: ", "a.wav: audio file cannot be opened"),
         ("m.csv", "audio,text\na.wav,ONE, TWO\n", ":2: ", "more columns than the header"),
-        ("m.csv", "file,text\na.wav,ONE\n", ":2: ", "'audio' is missing (there are: file, text)"),
+        ("m.csv", "file,text\na.wav,ONE\n", ":1: ", "'audio' is missing (there are: file, text)"),
         ("m.jsonl", "", ": ", "holds no utterance"),
         ("m.jsonl.gz", "not gzip", ": ", "the manifest is damaged"),
         ("m.jsonl", None, ": ", "manifest not found"),

@@ -256,8 +256,8 @@ def test_missing_audio_without_a_duration_is_told_with_its_path(tmp_path: Path) 
         ("m.csv", 'audio,text,duration\na.wav,A,1\nb.wav,"A,1\n', "3: unexpected end of data; double the quotes"),
         ("m.csv", "audio,text,duration\na.wav,A, B,1\n", "2: has more columns than the header; put a text with commas"),
         ("m.csv", "audio,text,duration\na.wav\n", "2: 'text' is empty"),
-        ("m.csv", "a.wav,A,1\nb.wav,B,2\n", "2: 'audio' is missing (there are: a.wav, a, 1)"),
-        ("m.tsv", "audio,text,duration\na.wav,A,1\n", "2: 'audio' is missing (there are: audio,text,duration)"),
+        ("m.csv", "a.wav,A,1\nb.wav,B,2\n", "1: 'audio' is missing (there are: a.wav, a, 1)"),
+        ("m.tsv", "audio,text,duration\na.wav,A,1\n", "1: 'audio' is missing (there are: audio,text,duration)"),
         ("m.csv", 'audio,text,duration\na.wav,"A\nB",1\nb.wav,,1\n', "4: 'text' is empty"),
     ],
 )
@@ -347,9 +347,10 @@ def test_an_utterance_can_be_used_as_a_key_and_not_be_changed() -> None:
         {"audio": "audio_filepath", "start": "offset"},
         {"audio": "file_name", "text": "transcription", "speaker": "speaker_id"},
         {"audio": "path", "text": "sentence", "speaker": "client_id"},
-        {"text": "transcript"},
+        {"audio": "wav", "text": "wrd", "speaker": "spk_id"},
+        {"audio": "wav_filename", "text": "transcript"},
     ],
-    ids=["NeMo", "Hugging Face", "Common Voice", "transcript"],
+    ids=["NeMo", "Hugging Face", "Common Voice", "SpeechBrain", "DeepSpeech"],
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv"])
 def test_the_names_of_others_are_read_as_ours(tmp_path: Path, names: dict[str, str], suffix: str) -> None:
@@ -455,6 +456,19 @@ def test_what_is_no_manifest_is_told_once(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"a.wav\tHELLO\nb.wav\tTHERE\n")
     with pytest.raises(AsrError, match=r"is no manifest; call it \.csv, \.tsv or \.jsonl, with the columns [^\n]*$"):
         read_manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("m.csv", "audio,words\na.wav,A\nb.wav,B\n", "1: 'text' is missing (there are: audio, words)"),
+        ("m.json", json.dumps([GOOD, GOOD]), "1: holds one JSON text; `jq -c '.[]' FILE` writes an object a line"),
+        ("m.json", json.dumps({"u1": GOOD}, indent=1), "1: holds one JSON text; `jq"),
+        ("m.jsonl", json.dumps([GOOD, GOOD], indent=1), "1: holds one JSON text; `jq"),
+    ],
+)
+def test_what_is_wrong_with_all_of_a_manifest_is_told_once(tmp_path: Path, name: str, content: str, told: str) -> None:
+    assert refusal(written(tmp_path, content.encode(), name)).startswith(told)
 
 
 def test_columns_may_be_capitals_and_are_parted_by_commas(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,6 +11,7 @@ from asr.errors import AsrError
 
 if TYPE_CHECKING:
     from asr.decoder import Decode
+    from asr.manifest import Utterance
     from asr.model import CTCModel
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Commands",
     "add_inference_options",
     "add_language_model_options",
+    "check_output",
     "choose_device",
     "find_lm_conflict",
     "format_names",
@@ -128,3 +131,9 @@ def choose_device(name: str) -> str:
     if name not in there:
         raise AsrError(f"--device {name} must be {DEVICES}; here: {', '.join(there if has_gpu else there[:1])}")
     return name
+
+
+def check_output(path: Path, option: str, utterances: Iterable[Utterance]) -> None:
+    """Raise AsrError where a file that an option names would replace a file that utterances come from."""
+    if path.resolve() in {Path(name).resolve() for name in {utterance.manifest for utterance in utterances}}:
+        raise AsrError(f"{option} {path}: would replace the data themselves; choose another file")

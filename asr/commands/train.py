@@ -13,6 +13,7 @@ from asr.commands.options import (
     Commands,
     add_inference_options,
     add_language_model_options,
+    check_output,
     choose_device,
     find_lm_conflict,
     make_decode,
@@ -51,7 +52,6 @@ def _run_check(options: argparse.Namespace) -> int:
     """Print a page about recordings and their texts: what they are like, what cannot be learned from, what is odd."""
     from asr.check import check_corpus, find_shared
     from asr.folders import read_data
-    from asr.manifest import check_output
     from asr.modelfile import load_model
     from asr.survey import survey, write_fixed
 
@@ -234,7 +234,6 @@ def _short_names(paths: list[str]) -> list[str]:
 def _run_evaluate(options: argparse.Namespace) -> int:
     """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
     from asr.folders import read_data
-    from asr.manifest import check_output
 
     if options.hypotheses and not options.hypotheses.parent.is_dir():
         raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
