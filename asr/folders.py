@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from math import inf
 from pathlib import Path
 
 from asr.audio import AUDIO_EXTENSIONS, open_audio
@@ -18,6 +19,9 @@ from asr.manifest import Utterance, read_manifest
 from asr.shards import fetch_shards, is_shard_folder, read_shards
 
 __all__ = ["find_audio", "read_data", "read_many"]
+
+TO_THE_END = -1.0
+"""As the end of a span in Kaldi's `segments`."""
 
 
 def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
@@ -90,19 +94,21 @@ def _utterance(
     text: str,
     place: tuple[Path, int],
     speaker: str = "",
-    span: tuple[float, float] | None = None,
+    span: tuple[float, float] = (0.0, TO_THE_END),
 ) -> Utterance | _Fault:
-    """An utterance of a whole recording, whose header tells its duration, or of a span of it (start, end; seconds)."""
+    """An utterance of a span of a recording (start, end; seconds), whose header tells its duration where need be."""
     manifest, line = place
+    start, end = span
     if not text.strip():
         return _Fault(f"{manifest}:{line}: {name} has no text")
     try:
-        if span is None:
+        if end == TO_THE_END:
             with open_audio(audio) as opened:
-                span = 0.0, opened.duration_seconds
+                end = opened.duration_seconds
     except AsrError as error:
         return _Fault(f"{manifest}:{line}: {error}")
-    start, end = span
+    if start >= end:
+        return _Fault(f"{manifest}:{line}: {name} begins at {start:g} s, behind the end of {audio}")
     return Utterance(name, str(audio), text.strip(), start, end - start, speaker, str(manifest), line)
 
 
@@ -150,7 +156,7 @@ def _read_kaldi(folder: Path) -> Iterator[Utterance | _Fault]:
         where = f"{folder / 'segments'}:{segment_line}: " if segment_line else f"{place[0]}:{line}: "
         written = recordings.get(fields[0], "") if fields else ""
         if not fields or (segment_line and not _is_span(fields[1:])):
-            yield _Fault(f"{where}{name} must have a recording, a start and a later end in seconds")
+            yield _Fault(f"{where}{name} must have a recording, a start and a later end in seconds, nothing else")
         elif not written:
             yield _Fault(f"{where}{name} has no recording in wav.scp")
         elif written.endswith("|"):
@@ -159,7 +165,7 @@ def _read_kaldi(folder: Path) -> Iterator[Utterance | _Fault]:
             )
         else:
             audio = folder / written if (folder / written).exists() else Path(written)
-            span = (float(fields[1]), float(fields[2])) if segment_line else None
+            span = (float(fields[1]), float(fields[2])) if segment_line else (0.0, TO_THE_END)
             yield _utterance(name, audio, text, place, speakers.get(name, ""), span)
     yield from (_Fault(f"{folder / 'text'}: has no line for {name}") for name in silent)
 
@@ -169,7 +175,7 @@ def _is_span(fields: list[str]) -> bool:
         start, end = map(float, fields)
     except ValueError:
         return False
-    return 0 <= start < end < float("inf")
+    return 0 <= start < (inf if end == TO_THE_END else end) and end < inf
 
 
 def _table(path: Path) -> Iterator[tuple[str, str, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 from asr.cli import main
 from asr.errors import MOST_PROBLEMS, AsrError
@@ -88,6 +89,12 @@ def test_segments_of_kaldi(tmp_path: Path) -> None:
     assert spans == [(0.0, 1.5), (1.5, 1.75)]
 
 
+def test_a_segment_of_kaldi_that_ends_at_minus_one_goes_to_the_end(tmp_path: Path) -> None:
+    kaldi(tmp_path, wav_scp=f"r1 {ONE}\n", text="u1 BUT IN\n", segments="u1 r1 1.5 -1\n")
+    (utterance,) = read_data(tmp_path)
+    assert utterance.start_seconds + utterance.duration_seconds == soundfile.info(ONE).duration
+
+
 @pytest.mark.parametrize(
     ("files", "fault"),
     [
@@ -102,6 +109,14 @@ def test_segments_of_kaldi(tmp_path: Path) -> None:
         (
             {"wav_scp": f"r1 {ONE}", "text": "u1 HELLO", "segments": "u1 r1 2.0 1.0"},
             "segments:1: u1 must have a recording, a start and a later end in seconds",
+        ),
+        (
+            {"wav_scp": f"r1 {ONE}", "text": "u1 HELLO", "segments": "u1 r1 0.0 1.0 2"},
+            "segments:1: u1 must have a recording, a start and a later end in seconds, nothing else",
+        ),
+        (
+            {"wav_scp": f"r1 {ONE}", "text": "u1 HELLO", "segments": "u1 r1 60 -1"},
+            "text:1: u1 begins at 60 s, behind the end of",
         ),
     ],
 )
