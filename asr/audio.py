@@ -258,6 +258,8 @@ def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
         except (OSError, ValueError) as error:  # a ValueError is a null byte in a path
             is_folder = isinstance(error, IsADirectoryError)
             reason = f"a folder, not {KINDS}" if is_folder else reason_of(error)
+            if name.startswith(("http://", "https://")):
+                reason = f"addresses are not fetched; `curl -L {name} | asr transcribe -`"
             raise AsrError(f"{name}: audio file cannot be opened: {reason}") from error
         yield stream
 

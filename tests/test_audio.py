@@ -396,6 +396,11 @@ def test_a_name_that_no_file_can_have_is_told_as_an_error_of_the_user(name: str)
         read_audio(name, RATE)
 
 
+def test_an_address_is_told_how_to_be_read() -> None:
+    with pytest.raises(AsrError, match=r"not fetched; `curl -L https://a\.org/b\.mp3 \| asr transcribe -`$"):
+        read_audio("https://a.org/b.mp3", RATE)
+
+
 def test_a_file_that_may_not_be_read_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
