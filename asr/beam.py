@@ -95,7 +95,9 @@ class BeamDecoder:
         writable = sorted(words & spellings.keys())
         if not writable:
             source = language_model if lexicon is None else "the lexicon"
-            raise AsrError(f"{source}: none of its words can be written with the model's vocabulary")
+            like = f" ({min(words)!r})" if words else ""
+            how = "; `asr lm build --model MODEL` writes a text's words in it" if lexicon is None else ""
+            raise AsrError(f"{source}: none of its words{like} can be written with the model's vocabulary{how}")
         prior = prior_weight * self._log_frequencies(unigrams, spellings)
         decoder = self._make_decoder(
             language_model,

@@ -29,6 +29,7 @@ from asr.errors import AsrError
 from asr.longform import stream_log_probs
 from asr.manifest import read_manifest
 from asr.metrics import word_errors
+from asr.model import CTCModel
 from asr.ngrams import NgramModel, build_ngrams, write_arpa
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import find_words
@@ -355,6 +356,21 @@ def test_the_processes_end_with_the_decoder(arpa: Path) -> None:
     assert not any(Path(f"/proc/{copy.pid}").exists() for copy in copies)
 
 
+def test_a_file_of_words_is_a_lexicon_and_one_of_spellings_is_refused(
+    tmp_path: Path, arpa: Path, model: CTCModel
+) -> None:
+    path = tmp_path / "words.txt"
+    parser = ArgumentParser()
+    add_language_model_options(parser)
+    options = parser.parse_args(["--lm", str(arpa), "--lexicon", str(path)])
+    path.write_text("the\n\nkat\nSAT\n")
+    decode = make_decode(options, model)
+    assert text_of(decode, log_probs_of("THE KAT SAT")) == "THE KAT SAT"
+    path.write_text("THE\nKAT K A T |\n")
+    with pytest.raises(AsrError, match=r"words\.txt: 'KAT K A T \|' is not one word; leave spellings out"):
+        make_decode(options, model)
+
+
 def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(arpa: Path) -> None:
     with pytest.raises(AsrError, match=r"^the lexicon: none of its words can be written"):
         BeamDecoder(VOCABULARY, arpa, lexicon=[])
@@ -362,9 +378,10 @@ def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(a
         BeamDecoder(CharacterVocabulary("AB |"), arpa)
 
 
-def test_a_language_model_of_other_letters_is_told(tmp_path: Path) -> None:
-    write_arpa(build_ngrams(["ЖЖ ЩЩ"], 1), tmp_path / "lm.arpa")
-    with pytest.raises(AsrError, match="none of its words can be written with the model's vocabulary"):
+@pytest.mark.parametrize("word", ["ЖЖ", "cat"])
+def test_a_language_model_of_other_letters_is_told_with_one_of_its_words(tmp_path: Path, word: str) -> None:
+    write_arpa(build_ngrams([word], 1), tmp_path / "lm.arpa")
+    with pytest.raises(AsrError, match=rf"none of its words \('{word}'\) can be written .*; `asr lm build"):
         BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
 
 

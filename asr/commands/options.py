@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from asr.decoder import Decode
     from asr.manifest import Utterance
     from asr.model import CTCModel
@@ -30,6 +32,8 @@ __all__ = [
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm", "TextGrid")
+
+Normalize: TypeAlias = "Callable[[str, Counter[str]], str]"
 
 LM_SETTINGS = ("beam_size", "lm_weight", "word_score", "prior_weight")
 
@@ -98,9 +102,20 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
     given = {name: value for name, value in settings.items() if value is not None}
     words = None
     if options.lexicon is not None:
-        lines = read_sentences([options.lexicon], model.vocabulary.normalize)
+        lines = read_sentences([options.lexicon], _of_one_word(options.lexicon, model.vocabulary.normalize))
         words = [word for line in lines for word in line.split()]
     return BeamDecoder(model.vocabulary, options.lm, lexicon=words, processes=torch.get_num_threads(), **given)
+
+
+def _of_one_word(lexicon: Path, normalize: Normalize) -> Normalize:
+    """`normalize` that raises AsrError for a line of a lexicon with more than a word, whose spelling would be words."""
+
+    def normalize_word(line: str, dropped: Counter[str]) -> str:
+        if len(line.split()) > 1:
+            raise AsrError(f"{lexicon}: {line.strip()!r} is not one word; leave spellings out (awk '{{print $1}}')")
+        return normalize(line, dropped)
+
+    return normalize_word
 
 
 def find_lm_conflict(options: argparse.Namespace) -> str | None:
