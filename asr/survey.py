@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,9 @@ WORDS_FOR = {
     "£": "POUNDS",
 }
 """What is usually said for characters that no alphabet has."""
+
+MARK = re.compile(r"<[^<>]*\w[^<>]*>|\[[^\[\]]*\w[^\[\]]*\]|\{[^{}]*\w[^{}]*\}")
+"""What transcribers write beside words, such as [NOISE] and <UNK>."""
 
 MOST_LISTED = 8
 BARS, MOST_LINES = 30, 20
@@ -133,6 +137,9 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
         f"fewer than {SLOWEST:g} or more than {FASTEST:g} letters per second": [
             (utterance, f"{rate:.1f}") for utterance, rate in rates if not SLOWEST <= rate <= FASTEST
         ],
+        "marks whose letters become words": [
+            (utterance, marks) for utterance in readable if (marks := _marks(utterance.text, model.vocabulary))
+        ],
     }
     return found
 
@@ -141,13 +148,13 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
     """Write the usable utterances with normal texts as JSON lines; returns a line for each change.
 
     In LibriSpeech's alphabet characters with an English word of their own (& and the like) become that word; what keeps
-    an utterance out leaves it out, and so do digits that the alphabet lacks.
+    an utterance out leaves it out, and so do digits that the alphabet lacks and marks such as [NOISE].
     Raises AsrError where nothing is left, and where the file cannot be written.
     """
     is_english = set(found.vocabulary.tokens[1:]) == set(ALPHABET)
     spoken = {ord(character): f" {word} " for character, word in WORDS_FOR.items()} if is_english else {}
     left_out = {
-        id(utterance): f"left out: {kind}: {detail}"
+        id(utterance): f"left out: {kind.removeprefix('left out, ')}: {detail}"
         for kind, places in found.keeping_out.items()
         for utterance, detail in places
     }
@@ -161,6 +168,9 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         text = found.vocabulary.normalize(utterance.text.translate(spoken), dropped)
         if numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
             changes.append(f"{utterance.place}: {utterance.id}: left out: {numbers!r} in the text; write it in words")
+            continue
+        if marks := _marks(utterance.text, found.vocabulary):
+            changes.append(f"{utterance.place}: {utterance.id}: left out: {marks} in the text; take it out")
             continue
         if text != utterance.text:
             changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
@@ -220,6 +230,11 @@ def _repeats(utterances: Iterable[Utterance]) -> list[tuple[Utterance, str]]:
 def letters_per_second(utterance: Utterance, vocabulary: Vocabulary) -> float:
     """Of the normal transcript, spaces included."""
     return len(vocabulary.normalize(utterance.text)) / max(utterance.duration_seconds, 1e-3)
+
+
+def _marks(text: str, vocabulary: Vocabulary) -> str:
+    """The marks in a text that a model would write as words."""
+    return " ".join(mark for mark in MARK.findall(text) if vocabulary.normalize(mark)[:1] not in ("", mark[0]))
 
 
 def _proposal(character: str) -> str:

@@ -92,6 +92,7 @@ def test_a_fixed_manifest_can_be_learned_from_and_every_change_is_told(
     assert len(texts) == 3
     assert f"{spoilt}:2: loud: left out: '5' in the text; write it in words" in said
     assert f"{spoilt}:5: slow: left out: recordings that come again: " in said
+    assert f"{spoilt}:7: good: left out: too few steps for CTC: " in said
     again = survey(read_manifest(fixed), load_model())
     assert [places for places in again.keeping_out.values() if places] == []
     assert write_fixed(again, tmp_path / "sub" / "again.jsonl") == []
@@ -203,6 +204,20 @@ def test_a_sign_with_an_english_word_becomes_it_and_that_is_told(tmp_path: Path)
         change == f"{utterance.place}: {utterance.id}: 'Strauss&Sons, all in €' is now 'STRAUSS AND SONS ALL IN EUROS'"
     )
     assert [fixed.text for fixed in read_manifest(tmp_path / "fixed.jsonl")] == ["STRAUSS AND SONS ALL IN EUROS"]
+
+
+def test_marks_of_transcribers_are_told_and_not_learned_as_words(tmp_path: Path) -> None:
+    utterance, *_ = read_manifest(SAMPLES / "manifest.jsonl")
+    texts = ["[NOISE] MISTER <UNK> QUILTER", "{breath} IS (he said) THE <3 APOSTLE []", "A > B AND [ C"]
+    parts = [replace(utterance, text=text, duration_seconds=3.0 + place) for place, text in enumerate(texts)]
+    found = survey(parts, load_model())
+    marks = [detail for _, detail in found.odd["marks whose letters become words"]]
+    assert marks == ["[NOISE] <UNK>", "{breath}"]
+    changes = write_fixed(found, tmp_path / "fixed.jsonl")
+    assert changes[0].endswith(": left out: [NOISE] <UNK> in the text; take it out")
+    assert [fixed.text for fixed in read_manifest(tmp_path / "fixed.jsonl")] == ["A B AND C"]
+    bracketed = with_vocabulary(load_model(), CharacterVocabulary(" []ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    assert survey([replace(utterance, text="[NOISE] HM")], bracketed).odd["marks whose letters become words"] == []
 
 
 def test_words_for_signs_are_written_in_english_alone(tmp_path: Path) -> None:
