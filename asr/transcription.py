@@ -135,9 +135,10 @@ def _packaged_model() -> CTCModel:
 
 def _read(model: CTCModel, recording: Recording) -> Iterator[Part]:
     """A recording's parts, one after the other; what holds no speech has its words, which are none."""
-    is_heard = False
+    is_heard, channels = False, 1
     try:
         with open_audio(recording.source, model.sample_rate) as audio:
+            channels = audio.file.channels
             for part in _parts(model, audio, recording):
                 is_heard = is_heard or not part.is_done
                 yield part
@@ -145,7 +146,8 @@ def _read(model: CTCModel, recording: Recording) -> Iterator[Part]:
         yield Part(recording.name, torch.empty(0), failure=Failure(recording.name, str(error)))
         return
     if not is_heard:
-        log.warning("%s: holds nothing but silence", recording.name)
+        opposite = ", or channels that are each other's opposite; give one of them alone" if channels > 1 else ""
+        log.warning("%s: holds nothing but silence%s", recording.name, opposite)
 
 
 def _parts(model: CTCModel, audio: AudioFile, recording: Recording) -> Iterator[Part]:

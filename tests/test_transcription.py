@@ -523,6 +523,15 @@ def test_silence_has_an_empty_transcript_and_is_told(
     assert not computed
 
 
+def test_channels_that_take_each_other_out_are_told(
+    model: CTCModel, speech: list[Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "opposite.wav", torch.stack([speech[0], -speech[0]], dim=1))
+    with caplog.at_level(logging.WARNING):
+        assert transcribe(path, model=model).text == ""
+    assert "or channels that are each other's opposite" in caplog.text
+
+
 @pytest.mark.parametrize("seconds", [1, 90])
 def test_what_is_quiet_and_not_silent_is_computed(
     make_model: Callable[..., CTCModel],
