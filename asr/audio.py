@@ -193,6 +193,7 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
     source: a path, or a binary file object; one that cannot seek (standard input) is read to its end first.
     sample_rate: Hz that the samples shall have; None: those of the file.
     """
+    _check_source(source)
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
     with _seekable(source, name) as original:
         stream = with_whole_length(original)
@@ -210,6 +211,14 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
                 raise AsrError(f"{name}: the audio file holds no samples")
             check_rate(name, file.samplerate)
             yield audio
+
+
+def _check_source(source: object) -> None:
+    """Raise AsrError for what is neither a path nor a file of bytes."""
+    is_file = hasattr(source, "seekable") and not isinstance(source, io.TextIOBase)
+    if not (isinstance(source, str | Path) or is_file):
+        told = 'give a str or Path, a file opened with "rb", or io.BytesIO around bytes'
+        raise AsrError(f"{type(source).__name__}: is no recording that can be opened; {told}")
 
 
 def _descriptor_or_stream(stream: BinaryIO) -> int | BinaryIO:
@@ -291,7 +300,8 @@ def samples_as_file(samples: Tensor | numpy.ndarray, sample_rate: int | None) ->
     if samples.dtype.kind != "f":
         raise AsrError(f"samples must be floating point in [-1, 1], not {samples.dtype}; divide 16-bit ones by 32768")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MOST_CHANNELS):
-        raise AsrError(f"samples of shape {samples.shape} must be (samples,) or (samples, channels)")
+        hint = "; give their .T" if samples.ndim == 2 and samples.shape[1] > 0 else ""
+        raise AsrError(f"samples of shape {tuple(samples.shape)} must be (samples,) or (samples, channels){hint}")
     if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
     file = io.BytesIO()

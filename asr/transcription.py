@@ -60,10 +60,13 @@ def transcribe(
     Raises AsrError for audio that cannot be transcribed.
     """
     if isinstance(source, list | tuple):
-        raise AsrError("one recording is transcribed; a list of files is for transcribe_files")
+        sorts = "a list of files is for transcribe_files, samples come as a NumPy array or a torch tensor"
+        raise AsrError(f"one recording is transcribed; {sorts}")
     if isinstance(source, Tensor | numpy.ndarray):
-        source = samples_as_file(source, sample_rate)
+        source, sample_rate = samples_as_file(source, sample_rate), None
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
+    if sample_rate is not None:
+        raise AsrError(f"{name}: sample_rate= is for samples (a NumPy array or a torch tensor); a file tells its own")
     (result,) = transcribe_recordings(_model_of(model), [Recording(source, name)], decode=decode)
     if isinstance(result, Failure):
         raise AsrError(result.message)

@@ -213,7 +213,7 @@ def test_samples_of_another_rate_have_the_text_of_a_file_of_that_rate(
         (numpy.zeros(RATE, dtype="int16"), RATE, "must be floating point .* not int16; divide"),
         (torch.zeros(RATE, dtype=torch.int32), RATE, "must be floating point .* not int32"),
         (numpy.zeros(RATE, dtype="complex64"), RATE, "must be floating point .* not complex64"),
-        (numpy.zeros((2, RATE)), RATE, r"shape \(2, 16000\) must be \(samples,\) or \(samples, channels\)"),
+        (numpy.zeros((2, RATE)), RATE, r"\(2, 16000\) must be \(samples,\) or \(samples, channels\); give their .T"),
         (numpy.zeros((1, 1, RATE)), RATE, r"shape \(1, 1, 16000\) must be"),
         (numpy.array(0.5), RATE, r"shape \(\) must be"),
         (numpy.zeros((RATE, 0)), RATE, r"shape \(16000, 0\) must be"),
@@ -232,6 +232,25 @@ def test_samples_that_are_none_are_refused_with_the_rule(
 ) -> None:
     with pytest.raises(AsrError, match=rule):
         transcribe(samples, sample_rate=sample_rate, model=model)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"RIFF", numpy.float32(0.5), io.StringIO("RIFF")])
+def test_what_is_no_recording_is_told_and_stops_no_other(
+    model: CTCModel, sample_paths: list[Path], source: Any
+) -> None:
+    rule = f"^{type(source).__name__}: is no recording that can be opened; give a str or Path, a file opened with"
+    with pytest.raises(AsrError, match=rule):
+        transcribe(source, model=model)
+    with pytest.raises(AsrError, match=rule):
+        asr.align(model, source, "HELLO")
+    failed, other = asr.transcribe_files([source, sample_paths[1]], model=model)
+    assert isinstance(failed, Failure)
+    assert isinstance(other, Transcript)
+
+
+def test_a_file_takes_no_rate_that_would_be_ignored(model: CTCModel, sample_paths: list[Path]) -> None:
+    with pytest.raises(AsrError, match=r"flac: sample_rate= is for samples \(a NumPy array or a torch tensor\)"):
+        transcribe(sample_paths[0], sample_rate=8000, model=model)
 
 
 def test_transcribe_raises_the_sentence_of_a_file_that_fails(model: CTCModel, tmp_path: Path) -> None:
