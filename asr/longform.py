@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.model import CTCModel
+from asr.model import CTCModel, check_evaluates
 from asr.pauses import LONGEST_SECONDS, Stretch, cut_at_pauses
 
 __all__ = ["BATCH_SECONDS", "stream_log_probs"]
@@ -24,7 +24,9 @@ def stream_log_probs(model: CTCModel, blocks: Iterable[Tensor], *, batch_seconds
 
     blocks: the recording, as consecutive (samples,) tensors at the model's rate. batch_seconds: audio that is computed
     at once.
+    Raises AsrError for a model in training mode.
     """
+    check_evaluates(model)
     at_once = max(1, int(batch_seconds / LONGEST_SECONDS))
     stretches = cut_at_pauses(blocks, model.sample_rate, model.step_samples)
     while batch := list(islice(stretches, at_once)):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from asr.config import ModelConfig
 from asr.encoder import BiGRUEncoder
+from asr.errors import AsrError
 from asr.features import Lengths, LogMelFrontend
 from asr.text import Vocabulary
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from asr.decoder import Decode
     from asr.transcript import Transcript
 
-__all__ = ["CTCModel", "steps_needed", "with_dropout", "with_vocabulary"]
+__all__ = ["CTCModel", "check_evaluates", "steps_needed", "with_dropout", "with_vocabulary"]
 
 
 class CTCModel(nn.Module):
@@ -77,6 +78,12 @@ class CTCModel(nn.Module):
         from asr.transcription import transcribe  # the one import from below: people look for it on a model
 
         return transcribe(source, sample_rate=sample_rate, model=self, decode=decode)
+
+
+def check_evaluates(model: CTCModel) -> None:
+    """Raise AsrError for a model in training mode, of which each transcript would be another one."""
+    if model.training:
+        raise AsrError("the model is in training mode, where dropout changes what it writes; call model.eval() first")
 
 
 def steps_needed(token_ids: list[int]) -> int:

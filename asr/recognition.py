@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.decoder import Decode, DecodedTokens, decode_greedy
-from asr.model import CTCModel
+from asr.model import CTCModel, check_evaluates
 from asr.plan import fill_batches
 from asr.threads import lent_threads
 from asr.transcript import Word, find_words
@@ -60,6 +60,9 @@ class Recogniser:
     model: CTCModel
     decode: Decode | None
     batch_seconds: float
+
+    def __post_init__(self) -> None:
+        check_evaluates(self.model)
 
     @torch.inference_mode()
     def decode_batch(self, parts: Sequence[Part], threads: int) -> list[DecodedTokens]:

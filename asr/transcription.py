@@ -57,7 +57,7 @@ def transcribe(
     (samples, channels).
     model: it or its file, by default the packaged one, which is loaded at the first call. decode: a BeamDecoder or
     HotwordDecoder; None decodes greedily.
-    Raises AsrError for audio that cannot be transcribed.
+    Raises AsrError for audio that cannot be transcribed and for a model in training mode.
     """
     if isinstance(source, list | tuple):
         sorts = "a list of files is for transcribe_files, samples come as a NumPy array or a torch tensor"
@@ -100,7 +100,7 @@ def transcribe_recordings(
 ) -> Iterator[Transcript | Failure]:
     """One result per recording, in their order, each as soon as it and all before it are ready.
 
-    What cannot be transcribed becomes a Failure and stops nothing else.
+    What cannot be transcribed becomes a Failure and stops nothing else; a model in training mode raises AsrError.
     batch_seconds: audio per batch, padding included; it changes memory and speed, never a transcript.
     decode: a BeamDecoder or HotwordDecoder; None decodes greedily.
     progress: is told how many more seconds of audio were recognised, many times for a long recording.

@@ -248,6 +248,17 @@ def test_what_is_no_recording_is_told_and_stops_no_other(
     assert isinstance(other, Transcript)
 
 
+def test_a_model_in_training_mode_writes_nothing_by_chance(
+    make_model: Callable[..., CTCModel], sample_paths: list[Path]
+) -> None:
+    model = make_model(dropout=0.3).train()
+    with pytest.raises(AsrError, match=r"^the model is in training mode, .* call model\.eval\(\) first$"):
+        model.transcribe(sample_paths[0])
+    with pytest.raises(AsrError, match="is in training mode"):
+        asr.align(model, sample_paths[0], "HELLO")
+    model.eval().transcribe(sample_paths[0])
+
+
 def test_a_file_takes_no_rate_that_would_be_ignored(model: CTCModel, sample_paths: list[Path]) -> None:
     with pytest.raises(AsrError, match=r"flac: sample_rate= is for samples \(a NumPy array or a torch tensor\)"):
         transcribe(sample_paths[0], sample_rate=8000, model=model)
