@@ -59,7 +59,11 @@ class CTCModel(nn.Module):
 
         waveforms: (batch, samples) in [-1, 1] at `sample_rate`; sample_lengths: (batch,) integers.
         returns: (batch, steps, vocabulary), (batch,); what stands past a length is undefined.
+        Raises AsrError for other shapes.
         """
+        if waveforms.dim() != 2 or sample_lengths.shape != waveforms.shape[:1]:
+            given = f"waveforms {tuple(waveforms.shape)} and sample_lengths {tuple(sample_lengths.shape)}"
+            raise AsrError(f"{given} must be (batch, samples) and (batch,)")
         return self.log_probs(*self.frontend(waveforms, sample_lengths))
 
     def log_probs(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr.decoder import decode_greedy
+from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.transcription import Recording, Transcript, transcribe_recordings
 
@@ -120,6 +121,12 @@ def test_training_and_evaluation_mode_mean_the_same(
     for actual, expected in zip(recognise(model, speech[:3]), evaluated):
         assert_same(model, actual, expected)
         torch.testing.assert_close(actual.exp().sum(1), torch.ones(len(actual)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "lengths"), [((8000,), [8000]), ((2, 8000), [8000]), ((1, 8000), 8000)])
+def test_shapes_that_are_no_batch_are_told(model: CTCModel, shape: tuple[int, ...], lengths: list[int] | int) -> None:
+    with pytest.raises(AsrError, match=r"^waveforms \(.*\) and sample_lengths \(.*\) must be \(batch, samples\) and"):
+        model(torch.zeros(shape), torch.tensor(lengths))
 
 
 def test_transcripts_do_not_depend_on_the_batch_size_or_the_order(model: CTCModel, sample_paths: list[Path]) -> None:
