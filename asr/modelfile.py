@@ -71,7 +71,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
         raise AsrError(f"{path}: the weights do not fit the model file's own configuration") from error
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise AsrError(f"{path}: the model file holds weights that are not finite numbers; take another one")
-    return model.eval().to(device)
+    return model.eval().to(device, torch.float32)  # torch's default type may be another
 
 
 def _build(path: Path, metadata: dict[str, str], num_weights: int) -> CTCModel:

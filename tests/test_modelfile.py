@@ -91,6 +91,15 @@ def test_a_loaded_model_is_in_evaluation_mode_on_its_device(path: Path, device: 
     assert {tensor.device.type for tensor in again.state_dict().values()} == {device.type}
 
 
+def test_a_loaded_model_is_in_float32_whatever_the_default_is(path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = load_model(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in (*again.parameters(), *again.buffers())} == {torch.float32}
+
+
 def test_saving_leaves_the_model_as_it_was(make_model: Callable[..., CTCModel], tmp_path: Path) -> None:
     model = make_model().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
