@@ -104,8 +104,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import torch only when it is needed, so that `asr --help` answers at once."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'asr' has no attribute {name!r}")
-    return getattr(import_module(f"asr.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # else a type checker would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        """Import torch only when it is needed, so that `asr --help` answers at once."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'asr' has no attribute {name!r}")
+        return getattr(import_module(f"asr.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """What tab completion offers: also what was not yet needed."""
+    return sorted({*globals(), *_HOMES})

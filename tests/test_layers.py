@@ -153,6 +153,11 @@ print(json.dumps([key for key in before if before[key] != after[key]]))
 """
 
 
+def test_a_program_sees_the_types_and_the_names_of_the_package() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    assert set(asr.__all__) <= set(dir(asr))
+
+
 def test_importing_every_file_changes_no_global_state_and_prints_nothing() -> None:
     command = [sys.executable, "-c", GLOBAL_STATE, *listed_modules()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=PACKAGE.parent)
