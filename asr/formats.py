@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from asr.errors import AsrError
 from asr.newfiles import new_text_file
 from asr.transcript import Transcript, Word
 
@@ -25,8 +26,14 @@ Cue = Sequence[Word]
 
 
 def format_transcript(transcript: Transcript, name: str) -> str:
-    """A transcript in one of `FORMATS`, as the content of a file."""
-    return FORMATS[name](transcript)
+    """A transcript in one of `FORMATS`, as the content of a file; `text` is the command's name of `txt`.
+
+    Raises AsrError for another name.
+    """
+    write = FORMATS.get("txt" if name == "text" else name)
+    if write is None:
+        raise AsrError(f"format {name!r} must be one of text, {', '.join(FORMATS)}")
+    return write(transcript)
 
 
 def as_dict(transcript: Transcript) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from praatio import textgrid
 
+from asr.commands.options import FORMATS as COMMAND_FORMATS
 from asr.errors import AsrError
 from asr.formats import (
     CUE_SECONDS,
@@ -156,6 +157,14 @@ def test_a_transcript_without_words_is_a_file_of_its_format(name: str) -> None:
         assert 'text = ""' in written
     else:
         assert written == empty[name]
+
+
+def test_every_format_of_the_command_is_one_from_python_and_another_is_told() -> None:
+    transcript = Transcript("a.wav", (Word("HELLO", 0.0, 0.4, 0.9),), 1.0)
+    for name in COMMAND_FORMATS:
+        assert format_transcript(transcript, name)
+    with pytest.raises(AsrError, match=r"^format 'docx' must be one of text, txt, json, srt"):
+        format_transcript(transcript, "docx")
 
 
 def test_words_that_overlap_are_intervals_that_do_not() -> None:
