@@ -49,6 +49,9 @@ BLANK_SHARE, LEAST_SHARE = 0.5, 1e-3
 SPACE = "|"
 """The space in the files of flashlight-text, whose fields are parted by spaces."""
 
+_stderr = Lock()
+"""Of two that turned it away at once, the second would bring back the first one's nowhere, and for good."""
+
 IMPOSSIBLE = -1e4
 """Log-probability of everything but a space behind the last step."""
 
@@ -209,14 +212,15 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
 @contextmanager
 def _without_stderr() -> Iterator[None]:
     """KenLM writes a progress bar of its own there, from C++."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
+    with _stderr:
+        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(nowhere)
 
 
 @contextmanager

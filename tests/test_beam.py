@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import threading
 import time
 from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text
 
 from asr import load_model
 from asr.audio import open_audio
-from asr.beam import BeamDecoder, read_arpa_unigrams
+from asr.beam import BeamDecoder, _without_stderr, read_arpa_unigrams
 from asr.cli import main
 from asr.commands.options import add_language_model_options, make_decode
 from asr.decoder import decode_greedy
@@ -369,6 +371,26 @@ def test_a_file_of_words_is_a_lexicon_and_one_of_spellings_is_refused(
     path.write_text("THE\nKAT K A T |\n")
     with pytest.raises(AsrError, match=r"words\.txt: 'KAT K A T \|' is not one word; leave spellings out"):
         make_decode(options, model)
+
+
+def test_decoders_that_are_made_side_by_side_leave_standard_error_where_it_was() -> None:
+    first_is_in, second_is_in = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with _without_stderr():
+            first_is_in.set()
+            second_is_in.wait(0.5)  # in vain, where one waits for the other
+
+    def second() -> None:
+        first_is_in.wait()
+        with _without_stderr():
+            second_is_in.set()
+            thread.join()
+
+    before, thread = os.fstat(2), threading.Thread(target=first)
+    thread.start()
+    second()
+    assert os.path.samestat(before, os.fstat(2))
 
 
 def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(arpa: Path) -> None:
