@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ class BeamDecoder:
             lines = [f"{word} {' '.join(spelling)}\n" for word, spelling in spellings.items()]
             path = Path(folder) / "lexicon.txt"
             path.write_text("".join(lines), encoding="utf-8", newline="\n")
-            with _without_stderr(), _told_as_damage(language_model):
+            with _without_stderr(), _told_as_error(language_model):
                 return make(
                     lexicon=str(path),
                     tokens=self._tokens,
@@ -224,12 +225,13 @@ def _without_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def _told_as_damage(language_model: str | Path) -> Iterator[None]:
+def _told_as_error(language_model: str | Path) -> Iterator[None]:
     """KenLM's refusal of a file, as an error of the user."""
     try:
         yield
     except RuntimeError as error:
-        raise AsrError(f"{language_model}: the language model is damaged: {' '.join(str(error).split())}") from error
+        reason = re.sub(r"^.* threw .*?\. ", "", " ".join(str(error).split()))  # in front of it stand KenLM's sources
+        raise AsrError(f"{language_model}: the language model cannot be used: {reason}") from error
 
 
 def _import_decoder() -> Any:

@@ -312,7 +312,7 @@ def test_a_file_that_is_no_language_model_is_told(tmp_path: Path, content: bytes
 def test_a_language_model_that_was_cut_short_is_told(arpa: Path, tmp_path: Path, kept: float) -> None:
     content = arpa.read_text()
     (tmp_path / "cut.arpa").write_text(content[: int(kept * len(content))])
-    with pytest.raises(AsrError, match=r"cut\.arpa: the language model is damaged: |cut\.arpa: not a language model"):
+    with pytest.raises(AsrError, match=r"cut\.arpa: (the language model cannot be used: |not a language model)"):
         BeamDecoder(VOCABULARY, tmp_path / "cut.arpa")
 
 
@@ -371,6 +371,12 @@ def test_a_file_of_words_is_a_lexicon_and_one_of_spellings_is_refused(
     path.write_text("THE\nKAT K A T |\n")
     with pytest.raises(AsrError, match=r"words\.txt: 'KAT K A T \|' is not one word; leave spellings out"):
         make_decode(options, model)
+
+
+def test_a_language_model_without_word_pairs_is_refused_in_words(tmp_path: Path) -> None:
+    write_arpa(build_ngrams(TEXT, 1), tmp_path / "one.arpa")
+    with pytest.raises(AsrError, match=r"one\.arpa: the language model cannot be used: This .* at least a bigram"):
+        BeamDecoder(VOCABULARY, tmp_path / "one.arpa")
 
 
 def test_decoders_that_are_made_side_by_side_leave_standard_error_where_it_was() -> None:
