@@ -27,7 +27,7 @@ import numpy
 from torch import Tensor
 
 from asr.alignment import align_tokens
-from asr.decoder import DecodedTokens
+from asr.decoder import DecodedTokens, check_vocabulary
 from asr.errors import AsrError, reason_of
 from asr.forks import Forks
 from asr.modelfile import PACKAGED, PACKAGED_MODEL
@@ -84,6 +84,8 @@ class BeamDecoder:
         """
         if str(language_model) == PACKAGED:
             language_model = PACKAGED_LANGUAGE_MODEL
+        if isinstance(lexicon, str):
+            raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
         if beam_size < 1:
             raise AsrError(f"beam_size={beam_size} must be at least 1")
         for name, weight in (("lm_weight", lm_weight), ("word_score", word_score), ("prior_weight", prior_weight)):
@@ -155,6 +157,7 @@ class BeamDecoder:
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
+        check_vocabulary(log_probs, self.vocabulary)
         rows = [row[:length] for row, length in zip(log_probs.cpu(), lengths.tolist(), strict=True)]
         found = self._forks.map(row.numpy() for row in rows)
         return [self._place(row, *found_here) for row, found_here in zip(rows, found, strict=True)]

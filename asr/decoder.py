@@ -9,10 +9,11 @@ import numpy
 import torch
 from torch import Tensor
 
+from asr.errors import AsrError
 from asr.features import valid_positions
-from asr.text import BLANK_ID
+from asr.text import BLANK_ID, Vocabulary
 
-__all__ = ["Decode", "DecodedTokens", "collapse_paths", "decode_greedy"]
+__all__ = ["Decode", "DecodedTokens", "check_vocabulary", "collapse_paths", "decode_greedy"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
     """
     path_log_probs, paths = log_probs.max(dim=2)
     return collapse_paths(paths, path_log_probs, lengths)
+
+
+def check_vocabulary(log_probs: Tensor, vocabulary: Vocabulary) -> None:
+    """Raise AsrError where (batch, steps, vocabulary) log_probs are of more or fewer tokens than a decoder's."""
+    if log_probs.shape[2] != len(vocabulary):
+        tokens = f"the decoder was made for {len(vocabulary)} tokens, and the model has {log_probs.shape[2]}"
+        raise AsrError(f"{tokens}; make it with that model's vocabulary")
 
 
 def collapse_paths(paths: Tensor, path_log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:

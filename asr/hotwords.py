@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import ctc_loss
 
 from asr.alignment import align_tokens
-from asr.decoder import Decode, DecodedTokens
+from asr.decoder import Decode, DecodedTokens, check_vocabulary
 from asr.errors import AsrError
 from asr.text import BLANK_ID, Vocabulary, count_lost
 
@@ -50,13 +51,17 @@ class HotwordDecoder:
     def __init__(self, decode: Decode, vocabulary: Vocabulary, hotwords: Mapping[str, float]) -> None:
         """hotwords: words, and how many nats less probable each may make what was heard.
 
-        Raises AsrError for what is not one word that the model can write.
+        Raises AsrError for what is not one word that the model can write, and for less than 0 nats.
         """
+        for word, boost in hotwords.items():
+            if not 0 <= boost < inf:
+                raise AsrError(f"hotword {word!r}: its boost of {boost} must be a number of at least 0")
         self._decode, self._vocabulary = decode, vocabulary
         self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
+        check_vocabulary(log_probs, self._vocabulary)
         decoded = self._decode(log_probs, lengths)
         rows = zip(log_probs, lengths.tolist(), decoded, strict=True)
         return [self._improve(row[:length], tokens) for row, length, tokens in rows]
@@ -132,7 +137,7 @@ def parse_hotword(text: str, vocabulary: Vocabulary, default_boost: float = BOOS
         boost = float(given) if given else default_boost
     except ValueError:
         boost = -1.0
-    if not 0 <= boost < float("inf"):
+    if not 0 <= boost < inf:
         raise AsrError(f"hotword {text!r} must be a word, or a word, a colon and a number of at least 0")
     return _normal_word(written, vocabulary), boost
 

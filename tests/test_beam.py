@@ -379,6 +379,12 @@ def test_a_language_model_without_word_pairs_is_refused_in_words(tmp_path: Path)
         BeamDecoder(VOCABULARY, tmp_path / "one.arpa")
 
 
+def test_a_decoder_of_another_model_is_told(arpa: Path) -> None:
+    decoder = BeamDecoder(VOCABULARY, arpa)
+    with pytest.raises(AsrError, match="made for 29 tokens, and the model has 31; make it with that model's"):
+        decoder(torch.zeros(1, 9, 31), torch.tensor([9]))
+
+
 def test_decoders_that_are_made_side_by_side_leave_standard_error_where_it_was() -> None:
     first_is_in, second_is_in = threading.Event(), threading.Event()
 
@@ -402,6 +408,8 @@ def test_decoders_that_are_made_side_by_side_leave_standard_error_where_it_was()
 def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(arpa: Path) -> None:
     with pytest.raises(AsrError, match=r"^the lexicon: none of its words can be written"):
         BeamDecoder(VOCABULARY, arpa, lexicon=[])
+    with pytest.raises(AsrError, match=r"^lexicon='WORDS' must be a list of words; of a file, give its lines"):
+        BeamDecoder(VOCABULARY, arpa, lexicon="WORDS")
     with pytest.raises(AsrError, match=r"^a model that writes '\|' cannot be used with a language model"):
         BeamDecoder(CharacterVocabulary("AB |"), arpa)
 

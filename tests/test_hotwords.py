@@ -135,3 +135,14 @@ def test_hotwords_may_be_written_in_any_case_from_python_too() -> None:
 def test_a_hotword_that_cannot_be_written_is_not_shortened(text: str, lost: str) -> None:
     with pytest.raises(AsrError, match=rf"^hotword '{text.partition(':')[0]}': the model cannot write '{lost}'"):
         parse_hotword(text, VOCABULARY)
+
+
+@pytest.mark.parametrize("boost", [-1.0, float("nan"), float("inf")])
+def test_a_boost_that_is_none_is_told_from_python_too(boost: float) -> None:
+    with pytest.raises(AsrError, match=rf"^hotword 'Quilter': its boost of {boost} must be a number of at least 0"):
+        decode(UNCLEAR, {"Quilter": boost})
+
+
+def test_hotwords_for_another_model_are_told() -> None:
+    with pytest.raises(AsrError, match="made for 29 tokens, and the model has 31; make it with that model's"):
+        decode(torch.zeros(1, 9, 31), {"Quilter": 5.0})
