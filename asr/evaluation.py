@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asr.decoder import Decode
+from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS
 from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
@@ -100,7 +101,10 @@ def evaluate(
     """Transcribe utterances and compare with their normal transcripts; audio that fails is listed, not raised.
 
     batch_seconds, decode: as for `transcribe_recordings`.
+    Raises AsrError where there are none.
     """
+    if not utterances:
+        raise AsrError("there is no utterance to evaluate on")
     recordings = [
         Recording(utterance.audio_path, utterance.place, utterance.start_seconds, utterance.duration_seconds)
         for utterance in utterances

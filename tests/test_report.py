@@ -172,6 +172,11 @@ def test_the_page_says_which_model_has_fewer_errors_in_each_utterance(report: Pa
     assert "better than small" in seen
 
 
+def test_nothing_to_evaluate_on_is_told(model: CTCModel) -> None:
+    with pytest.raises(AsrError, match="there is no utterance to evaluate on"):
+        evaluate(model, [])
+
+
 def test_a_report_leaves_nothing_of_the_one_before(model: CTCModel, tmp_path: Path) -> None:
     utterances = read_manifest(SAMPLES)[:2]
     for part in (utterances, utterances[:1]):
