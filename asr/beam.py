@@ -217,7 +217,8 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
 def _without_stderr() -> Iterator[None]:
     """KenLM writes a progress bar of its own there, from C++."""
     with _stderr:
-        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # it is 2 itself where that was closed, and closes it again
+        saved = os.dup(2)
         try:
             os.dup2(nowhere, 2)
             yield

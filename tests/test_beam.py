@@ -405,6 +405,18 @@ def test_decoders_that_are_made_side_by_side_leave_standard_error_where_it_was()
     assert os.path.samestat(before, os.fstat(2))
 
 
+def test_a_program_whose_standard_error_is_closed_has_a_decoder_too(arpa: Path) -> None:
+    before = os.dup(2)
+    os.close(2)
+    try:
+        BeamDecoder(VOCABULARY, arpa)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(2)
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
 def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(arpa: Path) -> None:
     with pytest.raises(AsrError, match=r"^the lexicon: none of its words can be written"):
         BeamDecoder(VOCABULARY, arpa, lexicon=[])
