@@ -158,6 +158,8 @@ class DataConfig:
     """Decoded audio that each of them keeps in memory, hours (115 MB each)."""
 
     def __post_init__(self) -> None:
+        for name, paths in (("data.train", self.train), ("data.valid", self.valid)):
+            require(not isinstance(paths, str), name, paths, f"be a list such as [{paths!r}]")  # else of its letters
         require(
             self.batch_seconds >= self.max_seconds,
             "data.batch_seconds",

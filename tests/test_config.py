@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import asr.config
-from asr.config import ModelConfig, TrainConfig, model_config_from_dict
+from asr.config import DataConfig, ModelConfig, TrainConfig, model_config_from_dict
 from asr.errors import AsrError
 from asr.recipe import load_config
 
@@ -176,6 +176,12 @@ def test_a_value_that_breaks_a_rule_is_told_with_the_rule(override: str, message
 def test_thousands_of_brackets_in_a_recipe_are_told_in_a_sentence(write_recipe: Callable[[str], Path]) -> None:
     with pytest.raises(AsrError, match=r"yaml: not YAML: maximum recursion depth exceeded"):
         load_config(write_recipe("output_dir: " + "[" * 3000 + "]" * 3000))
+
+
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_one_manifest_in_place_of_a_list_is_told_from_python_too(name: str) -> None:
+    with pytest.raises(AsrError, match=rf"^data\.{name}='a\.csv' must be a list such as \['a\.csv'\]"):
+        DataConfig(**{name: "a.csv"})  # type: ignore[arg-type]
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
