@@ -46,7 +46,8 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
 
     A word's confidence tells how well it fits: near 0 where something else was said. What has no letter (digits,
     dashes) is left out.
-    Raises AsrError for audio that cannot be read and for a text without a letter.
+    source: a path, or a binary file object, of any length. batch_seconds: audio that is computed at once.
+    Raises AsrError for audio that cannot be read, a text without a letter and a model in training mode.
     """
     with open_audio(source, model.sample_rate) as audio:
         log_probs = torch.cat(list(stream_log_probs(model, audio.blocks(), batch_seconds=batch_seconds)))
@@ -56,7 +57,7 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
 
 
 def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
-    """As `align`, from what the model computed of a recording: (steps, vocabulary)."""
+    """As `align`, from what the model computed of a recording: (steps, vocabulary); raises AsrError as it does."""
     words = [(word, model.vocabulary.normalize(word)) for word in text.split()]
     words = [(word, normal) for word, normal in words if normal]
     if not words:

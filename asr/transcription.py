@@ -80,9 +80,13 @@ def transcribe_files(
     batch_seconds: float = BATCH_SECONDS,
     decode: Decode | None = None,
 ) -> Iterator[Transcript | Failure]:
-    """One result per file, as `transcribe_recordings` gives them; a file that cannot be read becomes a Failure.
+    """One result per file, in their order, each as soon as it and all before it are ready.
 
-    model, decode: as for `transcribe`; batch_seconds: as for `transcribe_recordings`.
+    A file that cannot be read becomes a Failure and stops nothing.
+    paths: some ten minutes of audio are read ahead, so a generator that waits for new files holds results back.
+    model, decode: as for `transcribe`. batch_seconds: audio per batch, padding included; it changes memory and speed,
+    never a transcript.
+    Raises AsrError for a path in place of the paths and for a model in training mode.
     """
     if isinstance(paths, str | Path):
         raise AsrError(f"{paths}: is one file; transcribe_files takes a list of them")
