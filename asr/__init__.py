@@ -23,6 +23,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     ngrams         text                      → a language model
     transcript     token ids                 → words with times and confidence, segments
     metrics        references, hypotheses    → WER, CER
+    threads        how many threads a computation takes, lent and given back
     modelfile      model                     ↔ one .safetensors
     cuts           an utterance              → a lhotse cut
     manifest       CSV, JSON lines, cuts     → utterances
@@ -43,7 +44,6 @@ The stages, in the order of the flow; a file imports only from files above it:
     guards         what may go wrong in a training without ending it
     training       a recipe                  → a model file
     longform       a recording of any length → log_probs
-    threads        how many threads a computation takes, lent and given back
     recognition    parts of recordings       → their words
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript

@@ -19,6 +19,7 @@ from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.newfiles import new_file
 from asr.text import vocabulary_from_dict
+from asr.threads import compute_alone_in_forks
 
 __all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "save_model"]
 
@@ -58,6 +59,7 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
     path = PACKAGED_MODEL if path is None or str(path) == PACKAGED else Path(path)
     if not path.is_file():
         raise AsrError(f"{path}: model file not found")
+    compute_alone_in_forks()
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

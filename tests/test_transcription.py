@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -691,6 +694,30 @@ def test_progress_counts_silence_too_which_is_not_kept_in_memory(
     assert sum(seconds) == pytest.approx(200)
     assert len(parts) > 2
     assert sum(len(part.samples) for part in parts) == 0
+
+
+FORK = """
+import os, signal, sys, torch, asr
+
+def text():
+    return asr.transcribe(sys.argv[2], model=sys.argv[1]).text
+
+torch.set_num_threads(2)
+before = text()
+if os.fork() == 0:
+    signal.alarm(60)
+    os._exit(0 if text() == before else 1)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system copies no process")
+def test_a_copy_of_a_process_that_has_transcribed_does_not_wait_for_its_threads(
+    model: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    save_model(model, tmp_path / "m.safetensors")
+    command = [sys.executable, "-c", FORK, str(tmp_path / "m.safetensors"), str(sample_paths[0])]
+    assert subprocess.run(command, timeout=300).returncode == 0
 
 
 def test_the_number_of_threads_is_given_back_when_the_last_of_several_callers_is_done() -> None:
