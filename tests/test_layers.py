@@ -78,10 +78,6 @@ def test_the_map_lists_every_file_of_the_package_once() -> None:
     assert sorted(path_of(module) for module in listed_modules()) == sorted(files)
 
 
-def test_who_imports_the_package_may_rely_on_its_types() -> None:
-    assert (PACKAGE / "py.typed").is_file()
-
-
 @pytest.mark.parametrize("module", listed_modules())
 def test_a_file_imports_only_from_files_above_it(module: str) -> None:
     order = listed_modules()

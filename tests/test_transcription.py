@@ -705,7 +705,7 @@ def text():
 torch.set_num_threads(2)
 before = text()
 if os.fork() == 0:
-    signal.alarm(60)
+    signal.alarm(250)
     os._exit(0 if text() == before else 1)
 sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
