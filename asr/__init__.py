@@ -9,6 +9,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     locks          one process at a time
     files          a folder                  → the files in it and below
     tarfiles       a path into a tar file    → an open file
+    sources        a path, a pipe, samples   → an open file
     containers     an MP3, an Ogg file       → whether libsndfile reads all of it
     audio          any audio file            → waveforms (batch, samples)
     pauses         sound of any length       → stretches between pauses

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torchaudio.functional import forced_align
 
-from asr.audio import AudioSource, open_audio
+from asr.audio import open_audio
 from asr.decoder import DecodedTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.model import CTCModel, steps_needed
+from asr.sources import AudioSource
 from asr.transcript import Transcript, Word, end_by, word_at
 
 __all__ = ["align", "align_log_probs", "align_tokens"]

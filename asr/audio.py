@@ -7,40 +7,22 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from fractions import Fraction
 from math import ceil
-from pathlib import Path
 from typing import BinaryIO
 
-import numpy
 import soundfile
 import torch
 import torchaudio
 from torch import Tensor
 
 from asr.containers import count_ogg_recordings, with_whole_length
-from asr.errors import AsrError, reason_of
-from asr.tarfiles import open_recording
+from asr.errors import AsrError
+from asr.sources import KINDS, AudioSource, check_rate, name_of, open_source
 
-__all__ = [
-    "AUDIO_EXTENSIONS",
-    "AudioFile",
-    "AudioSource",
-    "can_seek",
-    "check_rate",
-    "frame_powers",
-    "open_audio",
-    "read_audio",
-    "samples_as_file",
-]
-
-AudioSource = str | Path | BinaryIO
-
-KINDS = "WAV, FLAC, OGG/Opus, MP3"
-"""Of audio that can be read."""
+__all__ = ["AUDIO_EXTENSIONS", "AudioFile", "frame_powers", "open_audio", "read_audio"]
 
 AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 """Of what is taken out of a folder, the best first; a file that is named is known by its content."""
@@ -63,12 +45,6 @@ LEAD_IN_SECONDS = 0.5
 
 LOUDEST_SAMPLE = 1e12
 """Far above 32-bit integers taken as floats; powers of much more would overflow."""
-
-LOWEST_RATE, HIGHEST_RATE = 1000, 768000
-"""Hz; what claims another rate is not a recording of speech."""
-
-MOST_CHANNELS = 1024
-"""More are taken for samples that were given the other way round."""
 
 UNKNOWN_FRAMES = 2**63 - 1
 """What libsndfile reports for a stream whose header does not tell its length: FLAC that was written to a pipe."""
@@ -193,9 +169,8 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
     source: a path, or a binary file object; one that cannot seek (standard input) is read to its end first.
     sample_rate: Hz that the samples shall have; None: those of the file.
     """
-    _check_source(source)
-    name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
-    with _seekable(source, name) as original:
+    name = name_of(source)
+    with open_source(source) as original:
         stream = with_whole_length(original)
         if (num_recordings := count_ogg_recordings(stream)) > 1:
             only = f"only the first of {num_recordings} recordings that are joined in this Ogg file could be read"
@@ -213,27 +188,12 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
             yield audio
 
 
-def _check_source(source: object) -> None:
-    """Raise AsrError for what is neither a path nor a file of bytes."""
-    is_file = hasattr(source, "seekable") and not isinstance(source, io.TextIOBase)
-    if not (isinstance(source, str | Path) or is_file):
-        told = 'give a str or Path, a file opened with "rb", or io.BytesIO around bytes'
-        raise AsrError(f"{type(source).__name__}: is no recording that can be opened; {told}")
-
-
 def _descriptor_or_stream(stream: BinaryIO) -> int | BinaryIO:
     """A file on the disk by its descriptor, because a name such as a.raw would be believed over the content."""
     if not (isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)):
         return stream
     os.lseek(stream.fileno(), 0, os.SEEK_SET)  # what was read of it before was read in blocks
     return stream.fileno()
-
-
-def check_rate(name: str, sample_rate: float) -> None:
-    """Raise AsrError for a rate that is not one of recorded speech; name: of the audio."""
-    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-        allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz can be read"
-        raise AsrError(f"{name}: a sample rate of {sample_rate} Hz is out of range; {allowed}")
 
 
 def _count_frames(file: soundfile.SoundFile) -> int:
@@ -253,58 +213,6 @@ def read_audio(
         return audio.read(start_seconds, duration_seconds)
 
 
-@contextmanager
-def _seekable(source: AudioSource, name: str) -> Iterator[BinaryIO]:
-    """An open file with something in it, at its beginning; what cannot seek is read to its end first."""
-    with ExitStack() as opened:
-        try:
-            stream = opened.enter_context(open_recording(source)) if isinstance(source, str | Path) else source
-            if not can_seek(stream):
-                stream = io.BytesIO(stream.read())
-            if stream.seek(0, io.SEEK_END) == 0:
-                raise AsrError(f"{name}: the audio file is empty (0 bytes)")
-            stream.seek(0)
-        except (OSError, ValueError) as error:  # a ValueError is a null byte in a path
-            is_folder = isinstance(error, IsADirectoryError)
-            reason = f"a folder, not {KINDS}" if is_folder else reason_of(error)
-            if name.startswith(("http://", "https://")):
-                reason = f"addresses are not fetched; `curl -L {name} | asr transcribe -`"
-            raise AsrError(f"{name}: audio file cannot be opened: {reason}") from error
-        yield stream
-
-
-def can_seek(stream: BinaryIO) -> bool:
-    """Whether it is no pipe; on Windows Python before 3.16 takes those too for files with an end to seek."""
-    try:
-        is_pipe = stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
-    except (AttributeError, OSError):  # it has no descriptor
-        is_pipe = False
-    return not is_pipe and stream.seekable()
-
-
 def _reason(error: soundfile.LibsndfileError) -> str:
     """libsndfile's own words, without the file's name, the first word "Error" and the last stop."""
     return str(error.error_string).removeprefix("Error : ").rstrip(".")
-
-
-def samples_as_file(samples: Tensor | numpy.ndarray, sample_rate: int | None) -> io.BytesIO:
-    """Samples as an open WAV file, so that they take the way that every recording takes.
-
-    samples: floating point in [-1, 1], (samples,) or (samples, channels); sample_rate: Hz.
-    Raises AsrError for samples of another kind or shape, and without a rate.
-    """
-    if sample_rate is None:
-        raise AsrError("samples were given without their rate; set sample_rate=")
-    if isinstance(samples, Tensor):
-        samples = (samples.float() if samples.is_floating_point() else samples).detach().cpu().numpy()
-    if samples.dtype.kind != "f":
-        raise AsrError(f"samples must be floating point in [-1, 1], not {samples.dtype}; divide 16-bit ones by 32768")
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MOST_CHANNELS):
-        hint = "; give their .T" if samples.ndim == 2 and samples.shape[1] > 0 else ""
-        raise AsrError(f"samples of shape {tuple(samples.shape)} must be (samples,) or (samples, channels){hint}")
-    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-        raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
-    file = io.BytesIO()
-    kind = {"format": "RF64", "subtype": "FLOAT"}  # a plain WAV file ends at 4 GB
-    soundfile.write(file, samples.astype(numpy.float32), round(sample_rate), **kind)
-    return file

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from asr.audio import can_seek, check_rate
 from asr.errors import AsrError
+from asr.sources import can_seek, check_rate
 
 __all__ = ["open_stream", "until_interrupted"]
 

@@ -18,8 +18,8 @@ from asr.text import Vocabulary
 if TYPE_CHECKING:
     import numpy
 
-    from asr.audio import AudioSource
     from asr.decoder import Decode
+    from asr.sources import AudioSource
     from asr.transcript import Transcript
 
 __all__ = ["CTCModel", "check_evaluates", "steps_needed", "with_dropout", "with_vocabulary"]

@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from asr.audio import AudioFile, AudioSource, open_audio, samples_as_file
+from asr.audio import AudioFile, open_audio
 from asr.decoder import Decode
 from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS
@@ -20,6 +20,7 @@ from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses, is_silent
 from asr.recognition import Failure, Part, Recogniser
+from asr.sources import AudioSource, name_of, samples_as_file
 from asr.transcript import Transcript, end_by
 
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
@@ -64,7 +65,7 @@ def transcribe(
         raise AsrError(f"one recording is transcribed; {sorts}")
     if isinstance(source, Tensor | numpy.ndarray):
         source, sample_rate = samples_as_file(source, sample_rate), None
-    name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "audio"))
+    name = name_of(source)
     if sample_rate is not None:
         raise AsrError(f"{name}: sample_rate= is for samples (a NumPy array or a torch tensor); a file tells its own")
     (result,) = transcribe_recordings(_model_of(model), [Recording(source, name)], decode=decode)
