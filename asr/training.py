@@ -57,6 +57,7 @@ FALSE_ALARMS = (
     "The number of training batches",  # fewer than log_every_steps: the next epoch's count on
     "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
     "You defined a `validation_step` but have no `val_dataloader`",  # a trial of batch sizes needs none
+    "It is recommended to use `self.log\\('valid/(wer|cer)'",  # they are pooled over the processes already
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own call
 )
 """Beginnings of Lightning's warnings that do not hold here."""

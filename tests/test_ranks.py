@@ -60,6 +60,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{two}/model.safetensors\n", "one of them speaks"
     assert done.stderr.count("12 utterances") == 2, "train and valid, once each"
+    assert "sync_dist" not in done.stderr, "Lightning's advice to whoever wrote this"
     curves = [read_curves(folder) for folder in (one, two)]
     for tag in ("train/loss", "valid/wer", "valid/cer"):
         (steps, values), (other_steps, other_values) = (curve[tag] for curve in curves)
