@@ -303,6 +303,15 @@ def test_an_unknown_subset_is_said_before_anything_is_downloaded(mirror: str, tm
     assert not Handler.requests
 
 
+def test_a_python_that_cannot_unpack_is_told_before_anything_is_downloaded(
+    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(AsrError, match=r"train-clean-5\.tar\.gz: Python .* cannot unpack it safely; use 3\.10\.12"):
+        download_librispeech(["train-clean-5"], tmp_path / "data", mirror=mirror)
+    assert not Handler.requests
+
+
 def test_an_archive_with_other_contents_is_not_marked_complete(
     mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

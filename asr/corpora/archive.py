@@ -16,7 +16,7 @@ from tqdm import tqdm
 from asr.corpora.download import bytes_bar
 from asr.errors import AsrError
 
-__all__ = ["unpack"]
+__all__ = ["check_can_unpack", "unpack"]
 
 
 def unpack(archive: str | Path, directory: str | Path, *, progress: bool = True) -> None:
@@ -33,16 +33,21 @@ def unpack(archive: str | Path, directory: str | Path, *, progress: bool = True)
     the disk is full. Nothing of it is left then.
     """
     archive, directory = Path(archive), Path(directory)
-    if not hasattr(tarfile, "data_filter"):
-        raise AsrError(
-            f"{archive}: Python {platform.python_version()} cannot unpack it safely; use 3.10.12, 3.11.4 or newer"
-        )
+    check_can_unpack(archive)
     try:
         with _temporary_folder(directory / f".unpacking-{archive.name}") as temporary:
             _extract(archive, temporary, progress)
             _move_into(temporary, directory)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, OSError) as error:  # a ValueError is in a header
         raise AsrError(f"{archive}: cannot be unpacked into {directory}: {error}") from error
+
+
+def check_can_unpack(archive: Path) -> None:
+    """Raise AsrError where this Python has nothing to unpack an archive with that others made."""
+    if not hasattr(tarfile, "data_filter"):
+        raise AsrError(
+            f"{archive}: Python {platform.python_version()} cannot unpack it safely; use 3.10.12, 3.11.4 or newer"
+        )
 
 
 @contextmanager

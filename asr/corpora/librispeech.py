@@ -12,7 +12,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from asr.corpora.archive import unpack
+from asr.corpora.archive import check_can_unpack, unpack
 from asr.corpora.chapters import Header, TranscriptLine, find_transcripts, read_chapter, with_headers
 from asr.corpora.download import fetch, make_folder
 from asr.cuts import make_cut
@@ -121,6 +121,7 @@ def _download_alone(subset: Subset, folder: Path, base_url: str, keep_archive: b
     url = f"{base_url}/{subset.resource}/{subset.name}.tar.gz"
     room_bytes = int(subset.size * UNPACKED_SIZE_FACTOR)
     archive = directory / f"{subset.name}.tar.gz"
+    check_can_unpack(archive)  # before hours of downloading
     fetch(url, archive, md5=subset.md5, size=subset.size, room_bytes=room_bytes, progress=progress)
     unpack(archive, directory, progress=progress)
     if not folder.is_dir():
