@@ -38,13 +38,13 @@ def is_started_again() -> bool:
 
 
 def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
-    """Lightning's `devices`, `num_nodes` and `strategy`.
+    """Lightning's `devices`, `num_nodes`, `strategy` and `plugins`.
 
     A launcher's word goes over trainer.devices=auto, and it alone knows how many machines take part.
     Raises AsrError for a number of devices that is not torchrun's: each process would train by itself.
     """
     devices: str | int = settings.devices if settings.devices == "auto" else int(settings.devices)
-    nodes = 1
+    nodes, plugins = 1, []
     if TorchElasticEnvironment.detect():
         _warn_of_stale_addresses()
         on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -57,10 +57,12 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
         nodes = int(os.environ.get("SLURM_NNODES", 1))
         on_this_machine = int(os.environ.get("SLURM_NTASKS", nodes)) // nodes
         devices = on_this_machine if devices == "auto" else devices
+        # Else Lightning saves in the middle of a step, to the working folder, where any later run takes it for its own.
+        plugins = [SLURMEnvironment(auto_requeue=False)]
     gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 1
     is_alone = nodes == 1 and (gpus if devices == "auto" else int(devices)) <= 1
     strategy = "auto" if is_alone else DDPStrategy(timeout=PATIENCE)
-    return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
+    return {"devices": devices, "num_nodes": nodes, "strategy": strategy, "plugins": plugins}
 
 
 def _warn_of_stale_addresses() -> None:

@@ -72,6 +72,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(
 
 
 ALONE = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID")
+SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ ALONE = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_R
         ({}, {"devices": "2"}, 2, 1),
         ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, {}, 8, 2),
         ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, {"devices": "1"}, 1, 2),
-        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}, {}, 4, 2),
+        ({**SLURM, "SLURM_NTASKS_PER_NODE": "4"}, {}, 4, 2),
     ],
 )
 def test_a_launcher_tells_the_number_of_processes_and_machines(
@@ -98,6 +99,7 @@ def test_a_launcher_tells_the_number_of_processes_and_machines(
     arguments = process_arguments(TrainerConfig(**overrides))
     assert (arguments["devices"], arguments["num_nodes"]) == (devices, nodes)
     assert (arguments["strategy"] == "auto") == (nodes == 1 and devices == "auto")
+    assert [plugin.auto_requeue for plugin in arguments["plugins"]] == [False] * ("SLURM_NTASKS" in environment)
 
 
 def test_another_number_of_devices_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
