@@ -36,14 +36,14 @@ _WORD_START = "\u2581"
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff07"), "'")
 _SEPARATORS = dict.fromkeys(map(ord, "-\uff0d\u2212\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
 
-_STOPS = re.compile(r"\.{2,}|[,;!?]+(?=[^\W\d_])")
+_STOPS = re.compile(r"\.{2,}|(?<![,;!?])[,;!?]+(?=[^\W\d_])")
 """Signs that part words also where no space does: I...I, yes,no."""
 
 _QUOTED = re.compile(
-    r"(?<!\w)(?:'(?=\w)((?:(?!(?<!\w)'\w).)*?[.,;:!?\u2026])'|\u2018(?=\w)(.*?)\u2019)(?!\w)", re.DOTALL
+    r"(?<!\w)(?:'(?=\w)((?:(?!(?<!\w)'\w).)*?[.,;:!?\u2026])'|\u2018(?=\w)(.{0,1000}?)\u2019)(?!\w)", re.DOTALL
 )
 """What stands in single quotation marks: curved ones, or straight ones of which the second follows a stop. Others may
-be apostrophes, as in 'tis the boys' own."""
+be apostrophes, as in 'tis the boys' own; a thousand characters on, the other mark is not looked for."""
 
 
 def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alphabet: str = ALPHABET) -> str:

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -230,3 +231,13 @@ def test_a_vocabulary_comes_back_from_its_json(
 def test_what_is_no_vocabulary_is_refused(values: dict[str, str]) -> None:
     with pytest.raises((KeyError, ValueError)):
         vocabulary_from_dict(values)
+
+
+@pytest.mark.parametrize("piece", ["\u2018a ", "\u2018a\u2019b ", "'a. ", ",;!?"])
+def test_the_time_for_a_text_of_marks_grows_with_its_length_alone(piece: str) -> None:
+    def seconds(pieces: int) -> float:
+        begin = process_time()
+        normalize_transcript(piece * pieces)
+        return process_time() - begin
+
+    assert seconds(16_000) < 10 * seconds(4_000) + 0.1
