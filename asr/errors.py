@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["MOST_PROBLEMS", "AsrError", "DamagedError", "reason_of"]
+__all__ = ["MOST_PROBLEMS", "AsrError", "DamagedError", "printable", "reason_of"]
 
 MOST_PROBLEMS = 20
 """That an error of many lists before it only counts them."""
+
+
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
+
+
+def printable(text: str, kept: str = "") -> str:
+    """The text with control characters, but those to keep, as Python writes them: a terminal would obey them."""
+    return text.translate({code: shown for code, shown in _CONTROLS.items() if chr(code) not in kept})
 
 
 class AsrError(Exception):
@@ -15,6 +23,9 @@ class AsrError(Exception):
 
     Commands print it without a traceback and exit with 1; everything else is a defect of ours.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, kept="\n\t"))  # names of files and what servers answer may be in it
 
     @classmethod
     def of_many(cls, problems: Sequence[str], kind: str) -> AsrError:

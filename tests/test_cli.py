@@ -969,3 +969,11 @@ def test_what_help_says_without_importing_torch_is_what_the_modules_have(run: Ru
         assert f"(default: {default:g})" in said
     assert f"(default: {asr.hotwords.BOOST:g}; with --lm {asr.hotwords.BOOST_BEHIND_LM:g})" in said
     assert f"(default: {asr.shards.SHARD_SIZE})" in " ".join(run("shard", "--help").output.split())
+
+
+def test_a_name_cannot_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", "a\x1b[2J\r\x9b1mb"]) == 1
+    message = capsys.readouterr().err
+    assert r"a\x1b[2J\r\x9b1mb: no training has written its curves there" in message
+    assert message.isascii()
+    assert message.rstrip("\n").isprintable()

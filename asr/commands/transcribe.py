@@ -24,7 +24,7 @@ from asr.commands.options import (
     make_decode,
 )
 from asr.commands.progress import audio_bar
-from asr.errors import AsrError, reason_of
+from asr.errors import AsrError, printable, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,7 +211,7 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
     before = f"; done before: {done_before}" if done_before else ""
     print(f"{len(outputs) - len(failed)} of {len(outputs)} files, {speed}{before}", file=sys.stderr)
     for name in failed:
-        print(f"failed: {name}", file=sys.stderr)
+        print(f"failed: {printable(name)}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -240,14 +240,9 @@ def _print_transcript(transcript: Transcript, kind: str, *, alone: bool) -> None
     if kind == "json":
         print(json.dumps(as_dict(transcript)), flush=True)
     elif kind == "text":
-        print(transcript.text if alone else f"{_one_field(transcript.name)}\t{transcript.text}", flush=True)
+        print(transcript.text if alone else f"{printable(transcript.name)}\t{transcript.text}", flush=True)
     else:
         print(format_transcript(transcript, kind), end="", flush=True)
-
-
-def _one_field(name: str) -> str:
-    """A path without tabs and line breaks, which part fields and lines; they are written as in Python."""
-    return name.translate({ord(character): repr(character)[1:-1] for character in "\t\n\r"})
 
 
 def add_align(commands: Commands) -> None:
