@@ -55,13 +55,13 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).flatten()
     for number, run_dir in enumerate(run_dirs):
-        curves = read_curves(run_dir)
+        curves, name = read_curves(run_dir), run_dir.name.replace("$", r"\$")  # two of them would begin a formula
         for axes, (title, tags) in zip(panels, PANELS.items(), strict=True):
             axes.set(title=title, xlabel="step")
             for tag, style in zip(tags, ("-", "--")):
                 if tag in curves:
                     steps, values = _smooth(*curves[tag]) if tag == "train/loss" else curves[tag]
-                    axes.plot(steps, values, f".{style}", color=f"C{number}", ms=3, label=f"{run_dir.name} {tag}")
+                    axes.plot(steps, values, f".{style}", color=f"C{number}", ms=3, label=f"{tag} {name}")
     for axes in panels:
         axes.grid(alpha=0.3)
         if axes.lines:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from asr.cli import main
@@ -52,3 +54,18 @@ def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest
     write_run(tmp_path, {1: 1.0})
     assert main(["plot", str(tmp_path), "-o", str(tmp_path / "missing" / "curves.png")]) == 1
     assert "the picture cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["_old", r"a$\no$b"])
+def test_a_run_of_any_name_is_in_the_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    drawn: list[str] = []
+    save = Figure.savefig
+
+    def look(figure: Figure, *arguments: Any, **settings: Any) -> None:
+        drawn.extend(text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts())
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    write_run(tmp_path / name, {1: 3.0, 2: 2.0})
+    assert main(["plot", str(tmp_path / name), "-o", str(tmp_path / "curves.png")]) == 0
+    assert f"train/loss {name}" in [text.replace(r"\$", "$") for text in drawn]

@@ -28,7 +28,9 @@ from asr.report.analysis import align_words, compare, find_confusions, group_by,
 from asr.report.media import Heard
 from asr.report.model_errors import _tables, report_errors
 from asr.report.page import Column, Page, Row, check_report, write_page
+from asr.report.picture import draw
 from asr.text import CharacterVocabulary
+from asr.transcript import Word
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples" / "manifest.jsonl"
@@ -175,6 +177,19 @@ def test_the_page_says_which_model_has_fewer_errors_in_each_utterance(report: Pa
 def test_nothing_to_evaluate_on_is_told(model: CTCModel) -> None:
     with pytest.raises(AsrError, match="there is no utterance to evaluate on"):
         evaluate(model, [])
+
+
+def test_a_filter_finds_a_speaker_whose_name_holds_more_than_one_space(tmp_path: Path) -> None:
+    page = write_page(Page("Speakers", [], [Column("n")], [], [("speaker", ["Ann  B", '"><b>'])]), tmp_path)
+    text = page.read_text(encoding="utf-8")  # a browser makes one space of several in what an option shows
+    assert '<option value="Ann  B">' in text
+    assert "<b>" not in text
+
+
+def test_words_with_dollars_are_drawn_as_they_are(model: CTCModel, tmp_path: Path) -> None:
+    log_probs = torch.zeros(25, len(model.vocabulary)).log_softmax(1)
+    draw(torch.randn(16000), log_probs, (Word(r"$\no$", 0.1, 0.4, 1.0),), model, tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").is_file()
 
 
 def test_a_report_leaves_nothing_of_the_one_before(model: CTCModel, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def draw(samples: Tensor, log_probs: Tensor, words: tuple[Word, ...], model: CTC
         for axes in (spectrum, probabilities):
             axes.axvspan(word.start_seconds, word.end_seconds, color="tab:orange", alpha=0.12)
         middle = (word.start_seconds + word.end_seconds) / 2
-        spectrum.annotate(word.text, (middle, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=7)
+        above = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 7, "parse_math": False}
+        spectrum.annotate(word.text, (middle, 1.01), **above)
     probabilities.set(xlim=(0, seconds), ylim=(0, 1.15), ylabel="probability", xlabel="seconds")
     figure.savefig(path, dpi=80)
 
@@ -65,4 +66,5 @@ def _draw_probabilities(axes: matplotlib.axes.Axes, probabilities: numpy.ndarray
         padded = numpy.concatenate([[0], column, [0]])
         is_peak = (column >= LEAST_PROBABILITY) & (column >= padded[:-2]) & (column > padded[2:])
         for step in numpy.flatnonzero(is_peak):
-            axes.annotate("␣" if token == " " else token, (seconds[step], column[step]), fontsize=6, ha="center")
+            shown = "␣" if token == " " else token
+            axes.annotate(shown, (seconds[step], column[step]), fontsize=6, ha="center", parse_math=False)
