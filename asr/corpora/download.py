@@ -178,9 +178,7 @@ def _receive(transfer: _Transfer) -> None:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or offset == 0:
             raise _refusal(transfer.url, error) from error
     except (http.client.InvalidURL, ValueError) as error:  # ours, or where a server sends us; or an absurd length
-        raise AsrError(
-            f"{transfer.url}: cannot be fetched: {error}; check the address or choose another mirror"
-        ) from error
+        raise AsrError(f"{transfer.url}: cannot be fetched: {error}; check the address") from error
     except (http.client.HTTPException, OSError) as error:
         raise _failure(transfer.url, error) from error
 
@@ -260,8 +258,7 @@ def _copy(response: Any, transfer: _Transfer, start: int, total: int | None) -> 
     """Write the body of `response` from byte `start` of the part on; return the number of bytes written."""
     written = 0
     with _open_part(transfer.part, "ab" if start else "wb") as file, _bar(transfer, start, total) as bar:
-        # read1 hands over what has come so far; read would lose up to a chunk at every broken connection.
-        # More than there should be is no such file, and a stream without an end would fill the disk.
+        # read1 gives what has come so far; read would lose a chunk where a line breaks. What is too long need not end.
         while (total is None or start + written <= total) and (chunk := response.read1(CHUNK_BYTES)):
             _write(file, chunk, transfer.part)
             bar.update(len(chunk))
@@ -291,8 +288,7 @@ def _unwritable(part: Path, error: OSError) -> AsrError:
 
 
 def _bar(transfer: _Transfer, start: int, total: int | None) -> tqdm[Any]:
-    name = transfer.part.name.removesuffix(".part")
-    return bytes_bar(name, total, transfer.progress, initial=start)
+    return bytes_bar(transfer.part.name.removesuffix(".part"), total, transfer.progress, initial=start)
 
 
 def bytes_bar(name: str, total: int | None, progress: bool, initial: int = 0) -> tqdm[Any]:
