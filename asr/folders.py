@@ -25,7 +25,9 @@ TO_THE_END = -1.0
 
 
 def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
-    """The utterances of several manifests or folders, one after another."""
+    """The utterances of several manifests or folders, one after another; raises AsrError for one in place of a list."""
+    if isinstance(paths, str | Path):
+        raise AsrError(f"{paths}: is one manifest; give a list of them")  # its first letter may be /, the whole disk
     return [utterance for path in paths for utterance in read_data(path)]
 
 

@@ -32,6 +32,12 @@ def shut_folder(monkeypatch: pytest.MonkeyPatch, shut: Path) -> None:
     monkeypatch.setattr(os, "scandir", refuse)
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_manifest_is_not_taken_for_a_list_of_them(tmp_path: Path, kind: type) -> None:
+    with pytest.raises(AsrError, match=rf"^{tmp_path}/m\.csv: is one manifest; give a list of them"):
+        read_many(kind(tmp_path / "m.csv"))
+
+
 def test_recordings_with_a_text_beside_each(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     shutil.copy(ONE, tmp_path / "b.FLAC")
