@@ -76,14 +76,19 @@ if TYPE_CHECKING:
     from asr.beam import BeamDecoder
     from asr.errors import AsrError
     from asr.hotwords import HotwordDecoder
+    from asr.model import CTCModel
     from asr.modelfile import load_model
+    from asr.transcript import Transcript, Word
     from asr.transcription import Failure, transcribe, transcribe_files
 
 __all__ = [
     "AsrError",
     "BeamDecoder",
+    "CTCModel",
     "Failure",
     "HotwordDecoder",
+    "Transcript",
+    "Word",
     "__version__",
     "align",
     "load_model",
@@ -96,8 +101,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsrError": "errors",
     "BeamDecoder": "beam",
+    "CTCModel": "model",
     "Failure": "transcription",
     "HotwordDecoder": "hotwords",
+    "Transcript": "transcript",
+    "Word": "transcript",
     "align": "alignment",
     "load_model": "modelfile",
     "transcribe": "transcription",

@@ -65,7 +65,8 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError, RuntimeError) as error:  # a RuntimeError is of numbers that torch cannot convert
-        raise AsrError(f"{path}: the model file is damaged or not a model file: {error}") from error
+        hint = "; of a run take model.safetensors" if path.suffix == ".ckpt" else ""
+        raise AsrError(f"{path}: the model file is damaged or not a model file: {error}{hint}") from error
     model = _build(path, metadata, sum(weight.numel() for weight in weights.values()))
     try:
         model.load_state_dict(weights)

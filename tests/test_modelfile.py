@@ -214,6 +214,11 @@ def test_weights_of_a_type_that_cannot_be_computed_with_are_refused(path: Path) 
     assert "damaged" in refusal(path)
 
 
+def test_who_names_a_checkpoint_is_told_of_the_model_file(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert refusal(tmp_path / "last.ckpt").endswith("; of a run take model.safetensors")
+
+
 @pytest.mark.parametrize("missing", ["config", "vocabulary"])
 def test_missing_metadata_is_refused(path: Path, missing: str) -> None:
     weights, metadata = read_parts(path)
