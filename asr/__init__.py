@@ -62,7 +62,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     report         an evaluation, a survey  → a page for a browser
         analysis, picture, media, page, model_errors, recordings
     commands       what each of `asr`'s commands takes, and the function it calls
-        options, progress, transcribe, train, prepare
+        options, progress, prepare, train, evaluate, transcribe, language_model
     cli            the `asr` command
 """
 

@@ -13,8 +13,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from asr.commands.prepare import add_download, add_lm, add_prepare, add_shard, add_tune_lm
-from asr.commands.train import add_check, add_evaluate, add_finetune, add_plot, add_train, add_verify
+from asr.commands.evaluate import add_check, add_evaluate, add_verify
+from asr.commands.language_model import add_lm, add_tune_lm
+from asr.commands.prepare import add_download, add_prepare, add_shard
+from asr.commands.train import add_finetune, add_plot, add_train
 from asr.commands.transcribe import add_align, add_transcribe
 from asr.errors import AsrError
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asr.cli import main
-from asr.commands.train import _short_names
+from asr.commands.evaluate import _short_names
 from asr.errors import AsrError
 from asr.evaluation import Scored, evaluate
 from asr.manifest import Utterance, read_manifest

@@ -1,80 +1,15 @@
-"""`asr check`, `train`, `plot`, `finetune`, `evaluate` and `verify`: making models, and how good they are."""
+"""`asr train`, `plot` and `finetune`: making models."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from asr.commands.options import (
-    DEVICES,
-    Commands,
-    add_inference_options,
-    add_language_model_options,
-    check_output,
-    choose_device,
-    find_lm_conflict,
-    make_decode,
-)
-from asr.errors import AsrError
+from asr.commands.options import Commands
 
-if TYPE_CHECKING:
-    from asr.evaluation import Evaluation
-    from asr.manifest import Utterance
-    from asr.model import CTCModel
-
-__all__ = ["add_check", "add_evaluate", "add_finetune", "add_plot", "add_train", "add_verify"]
-
-
-def add_check(commands: Commands) -> None:
-    parser = commands.add_parser("check", help="a page about your recordings", description=_run_check.__doc__)
-    parser.add_argument("data", metavar="DATA", help="a manifest, or a folder of recordings and texts")
-    parser.add_argument("--fix", type=Path, metavar="FILE", help="write a clean manifest, and list each change")
-    parser.add_argument("--valid", metavar="DATA", help="a valid set: what of it is in DATA too?")
-    parser.add_argument("--model", metavar="M", help="the model to train on from (default: the packaged model)")
-    add_report_option(parser)
-    parser.set_defaults(run=_run_check, find_conflict=_find_check_conflict)
-
-
-def _find_check_conflict(options: argparse.Namespace) -> str | None:
-    if options.fix is None:
-        return None
-    if Path(options.fix.name.lower().removesuffix(".gz")).suffix in (".csv", ".tsv"):
-        return f"--fix {options.fix}: JSON lines are written; call the file {options.fix.stem}.jsonl"
-    if options.fix.resolve() in (Path(data).resolve() for data in (options.data, options.valid) if data):
-        return f"--fix {options.fix}: would replace the data themselves; choose another file"
-    return None
-
-
-def _run_check(options: argparse.Namespace) -> int:
-    """Print a page about recordings and their texts: what they are like, what cannot be learned from, what is odd."""
-    from asr.check import check_corpus, find_shared
-    from asr.folders import read_data
-    from asr.modelfile import load_model
-    from asr.survey import survey, write_fixed
-
-    faults: list[str] = []
-    model, utterances = load_model(options.model), read_data(options.data, faults)
-    _check_report(options, utterances)
-    if options.fix:
-        check_output(options.fix, "--fix", utterances)
-    found = survey(utterances, model)
-    print(found.page())
-    if faults:
-        print(f"not read: {len(faults)}", *AsrError.of_many(faults, "faults").args[0].splitlines(), sep="\n  ")
-    if options.report:
-        from asr.report.recordings import report_recordings
-
-        print(report_recordings(found, model, options.report, name=options.data, pictures=options.pictures))
-    if options.fix:
-        for change in [*(f"{fault}: left out" for fault in faults), *write_fixed(found, options.fix)]:
-            print(change)
-    if options.valid:
-        corpora = [check_corpus(each, model, None, None) for each in (found.usable(), read_data(options.valid))]
-        print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
-    return 0
+__all__ = ["add_finetune", "add_plot", "add_train"]
 
 
 def add_train(commands: Commands) -> None:
@@ -183,99 +118,3 @@ def _run_finetune(options: argparse.Namespace) -> int:
         print(finetuned.summary())
         print(finetuned.path)
     return 0
-
-
-def add_evaluate(commands: Commands) -> None:
-    parser = commands.add_parser("evaluate", help="a model's WER on a manifest", description=_run_evaluate.__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
-    parser.add_argument("manifest", metavar="MANIFEST", help="a manifest, or a folder of recordings and texts")
-    parser.add_argument("--hypotheses", type=Path, metavar="FILE", help="write id, reference, hypothesis as JSON lines")
-    add_report_option(parser)
-    parser.add_argument("--compare", action="append", default=[], metavar="MODEL", help="another model, in the report")
-    add_inference_options(parser)
-    add_language_model_options(parser)
-    parser.set_defaults(run=_run_evaluate, find_conflict=_find_evaluate_conflict)
-
-
-def _find_evaluate_conflict(options: argparse.Namespace) -> str | None:
-    return "--compare needs --report" if options.compare and not options.report else find_lm_conflict(options)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least 0")
-    return int(text)
-
-
-def add_report_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with audio and pictures there")
-    parser.add_argument(
-        "--pictures",
-        type=_count,
-        default=50,
-        metavar="N",
-        help="spectrograms in the report, the worst first (default: 50)",
-    )
-
-
-def _check_report(options: argparse.Namespace, utterances: list[Utterance]) -> None:
-    from asr.report.page import check_report
-
-    if options.report:
-        check_report(options.report, len(utterances))
-
-
-def _short_names(paths: list[str]) -> list[str]:
-    """The models' names without their folders, or with one where they would be the same."""
-    stems = [Path(path).stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(Path(path).with_suffix("")) for path in paths]
-
-
-def _run_evaluate(options: argparse.Namespace) -> int:
-    """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
-    from asr.folders import read_data
-
-    if options.hypotheses and not options.hypotheses.parent.is_dir():
-        raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
-    utterances = read_data(options.manifest)
-    _check_report(options, utterances)
-    if options.hypotheses:
-        check_output(options.hypotheses, "--hypotheses", utterances)
-    model, evaluation = _evaluate(options.model, utterances, options)
-    others = [_evaluate(path, utterances, options)[1] for path in options.compare]
-    for failure in evaluation.failures:
-        print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
-    print(evaluation.summary(), flush=True)
-    if options.hypotheses:
-        evaluation.write_hypotheses(options.hypotheses)
-    if options.report:
-        from asr.report.model_errors import report_errors
-
-        name, *names = _short_names([options.model, *options.compare])
-        pairs = list(zip(names, others, strict=True))
-        page = report_errors(evaluation, model, options.report, name=name, others=pairs, pictures=options.pictures)
-        print(page)
-    return 1 if evaluation.failures else 0
-
-
-def _evaluate(path: str, utterances: list[Utterance], options: argparse.Namespace) -> tuple[CTCModel, Evaluation]:
-    from asr.evaluation import evaluate
-    from asr.modelfile import load_model
-
-    model = load_model(path, choose_device(options.device))
-    return model, evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=make_decode(options, model))
-
-
-def add_verify(commands: Commands) -> None:
-    parser = commands.add_parser("verify", help="check this installation", description=_run_verify.__doc__)
-    parser.add_argument("--device", default="auto", help=f"{DEVICES}; default: auto")
-    parser.set_defaults(run=_run_verify)
-
-
-def _run_verify(options: argparse.Namespace) -> int:
-    """Tell whether the packaged model writes here, to the letter, what it wrote when it was published."""
-    from asr.verification import verify
-
-    verification = verify(choose_device(options.device))
-    print(verification.summary())
-    return 1 if verification.differing else 0

@@ -1,0 +1,116 @@
+"""`asr lm` and `tune-lm`: a language model from text, and its weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asr.commands.options import Commands
+from asr.errors import AsrError
+
+if TYPE_CHECKING:
+    from asr.tuning import Point
+
+__all__ = ["add_lm", "add_tune_lm"]
+
+HIGHEST_ORDER = 6
+"""Of the models that KenLM reads as flashlight-text builds it."""
+
+
+def add_lm(commands: Commands) -> None:
+    parser = commands.add_parser("lm", help="text to a language model", description=_run_lm_build.__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="count n-grams of words", description=_run_lm_build.__doc__)
+    build.add_argument("texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz")
+    build.add_argument("--order", type=int, default=3, metavar="N", help="words of the longest n-gram (default: 3)")
+    build.add_argument(
+        "--prune", type=int, nargs="+", default=[], metavar="C", help="per length, drop n-grams seen up to C times"
+    )
+    build.add_argument(
+        "--min-count", type=int, default=1, metavar="C", help="take rarer words for unknown (default: 1)"
+    )
+    build.add_argument(
+        "--held-out",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="valid sets: leave out sentences that share eight words in a row with their transcripts",
+    )
+    build.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's)")
+    build.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file; .arpa.gz is compressed"
+    )
+    build.set_defaults(run=_run_lm_build, find_conflict=_find_lm_build_conflict)
+
+
+def _find_lm_build_conflict(options: argparse.Namespace) -> str | None:
+    output: Path = options.output
+    if output.suffix in (".bz2", ".xz", ".zip"):
+        return f"--output {output}: the decoder reads .arpa and .arpa.gz"
+    if output.resolve() in (Path(text).resolve() for text in options.texts):
+        return f"--output {output}: would replace the text; choose another file"
+    return None
+
+
+def _run_lm_build(options: argparse.Namespace) -> int:
+    """Build a word n-gram model with modified Kneser-Ney smoothing from text, and write it as ARPA."""
+    from asr.ngrams import build_ngrams, drop_shared, read_sentences, write_arpa
+    from asr.text import normalize_transcript
+
+    if not 2 <= options.order <= HIGHEST_ORDER:
+        raise AsrError(f"--order {options.order} must be 2 to {HIGHEST_ORDER}: the beam search reads no other models")
+    normalize: Callable[..., str] = normalize_transcript
+    if options.model:
+        from asr.modelfile import load_model
+
+        normalize = load_model(options.model).vocabulary.normalize
+    sentences = read_sentences(options.texts, normalize)
+    if options.held_out:
+        from asr.folders import read_many
+
+        held_out = [normalize(utterance.text) for utterance in read_many(options.held_out)]
+        sentences = drop_shared(sentences, held_out)
+    model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)
+    write_arpa(model, options.output)
+    counts = ", ".join(f"{len(rows):,} of {length}" for length, rows in enumerate(model.ngrams, start=1))
+    print(f"{options.output}\t{options.output.stat().st_size / 1e6:.1f} MB\tn-grams by length: {counts}")
+    return 0
+
+
+def add_tune_lm(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "tune-lm", help="a language model's weights by a valid set", description=_run_tune_lm.__doc__
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model file, or `packaged`")
+    parser.add_argument(
+        "manifest", metavar="MANIFEST", help="the valid set: a manifest, or a folder of recordings and texts"
+    )
+    parser.add_argument("--lm", required=True, metavar="FILE", help="`packaged`, or an ARPA file of `asr lm build`")
+    parser.add_argument("--beam-size", type=int, default=100, metavar="N", help="hypotheses kept (default: 100)")
+    parser.set_defaults(run=_run_tune_lm)
+
+
+def _run_tune_lm(options: argparse.Namespace) -> int:
+    """Try weights of the language model and of its letters, and scores of a word; print each one's WER and the best."""
+    import torch
+
+    from asr.folders import read_data
+    from asr.modelfile import load_model
+    from asr.tuning import find_best, tune
+
+    model = load_model(options.model)
+    points = []
+    utterances = read_data(options.manifest)
+    settings = {"processes": torch.get_num_threads(), "beam_size": options.beam_size}
+    for point in tune(model, utterances, options.lm, **settings):
+        points.append(point)
+        print(_told(point), flush=True)
+    print(f"best: {_told(find_best(points))}")
+    return 0
+
+
+def _told(point: Point) -> str:
+    weights = f"--lm-weight {point.lm_weight:g} --word-score {point.word_score:g} --prior-weight {point.prior_weight:g}"
+    return f"{weights}\tWER {point.words.rate:.2%}"
