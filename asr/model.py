@@ -97,15 +97,15 @@ def steps_needed(token_ids: list[int]) -> int:
 
 
 def with_dropout(model: CTCModel, dropout: float) -> CTCModel:
-    """A copy with another share of dropout, which no weight depends on."""
+    """A copy, in the same mode, with another share of dropout, which no weight depends on."""
     config = replace(model.config, encoder=replace(model.config.encoder, dropout=dropout))
     changed = CTCModel(config, model.vocabulary)
     changed.load_state_dict(model.state_dict())
-    return changed
+    return changed.train(model.training)
 
 
 def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
-    """A copy that writes other tokens: those that both vocabularies have keep what was learned.
+    """A copy, in the same mode, that writes other tokens: those that both vocabularies have keep what was learned.
 
     A new token knows nothing, and begins as improbable as the rarest old one.
     """
@@ -119,4 +119,4 @@ def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
             if token in old_ids:
                 changed.head.weight[token_id] = model.head.weight[old_ids[token]]
                 changed.head.bias[token_id] = model.head.bias[old_ids[token]]
-    return changed
+    return changed.train(model.training)

@@ -326,7 +326,7 @@ def test_only_the_training_keeps_its_workers(model: CTCModel) -> None:
 def test_another_number_of_processes_is_refused_in_the_middle_of_an_epoch(model: CTCModel) -> None:
     corpus = CheckedCorpus(examples=sample_examples())
     data = SpeechDataModule(corpus, corpus, DataConfig(), model, seed=1)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=2, current_epoch=0)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2, current_epoch=0, max_epochs=None)  # type: ignore[assignment]
     plan = data._plan_settings()
     data.trainer.world_size = 3
     with pytest.raises(AsrError, match=r"with processes=2; resume it with that"):
@@ -340,7 +340,7 @@ def test_the_steps_of_a_resumed_training_are_those_done_and_those_to_come(
 ) -> None:
     def begin(batch_seconds: float) -> SpeechDataModule:
         data = SpeechDataModule(corpus, corpus, DataConfig(batch_seconds=batch_seconds), model, seed=1)
-        data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0, max_epochs=None)  # type: ignore[assignment]
         return data
 
     corpus = CheckedCorpus(examples=sample_examples() * 20)
@@ -359,7 +359,7 @@ def test_the_steps_of_a_resumed_training_are_those_done_and_those_to_come(
 def test_each_thing_that_a_plan_depends_on_is_named_where_it_is_another(model: CTCModel, name: str) -> None:
     corpus = CheckedCorpus(examples=sample_examples())
     data = SpeechDataModule(corpus, corpus, DataConfig(), model, seed=1)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0, max_epochs=None)  # type: ignore[assignment]
     plan = {**data._plan_settings(), name: -1}
     with pytest.raises(AsrError, match=f"with {name}=-1; resume it with that"):
         data.load_state_dict({"epoch": 0, "batches_done": 4, "plan": plan})
