@@ -53,6 +53,9 @@ SPACE = "|"
 _stderr = Lock()
 """Of two that turned it away at once, the second would bring back the first one's nowhere, and for good."""
 
+LONGEST_WORD = 1000
+"""Tokens of a word that can be written; the search's tree of words ends the process at some tens of thousands."""
+
 IMPOSSIBLE = -1e4
 """Log-probability of everything but a space behind the last step."""
 
@@ -135,10 +138,12 @@ class BeamDecoder:
                 )
 
     def _spell(self, word: str) -> list[str]:
-        """A word's tokens, the space behind it included; none where it cannot be written."""
+        """A word's tokens, the space behind it included; none where it cannot be written or is absurdly long."""
         try:
             spelling = [self._tokens[token_id] for token_id in self.vocabulary.encode(word)]
         except AsrError:
+            return []
+        if len(spelling) > LONGEST_WORD:
             return []
         return [*spelling, SPACE] if SPACE in self._tokens else spelling
 
@@ -207,6 +212,8 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
                 fields = line.split()
                 if begun and len(fields) >= 2 and not fields[1].startswith("<"):
                     yield fields[1], min(0.0, float(fields[0]))  # KenLM tells of one above 0
+                if not begun and line.startswith("ngram ") and "-" in line:
+                    raise ValueError(f"{line.strip()!r} is no count")  # it would end the process in KenLM
                 begun = begun or line.strip() == "\\1-grams:"
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise AsrError(f"{path}: the language model cannot be read: {reason_of(error)}") from error

@@ -298,6 +298,7 @@ def test_the_words_of_an_arpa_file_are_read_with_their_probabilities(arpa: Path)
         (b"\xff\xfe\x00", "the language model cannot be read: "),
         (b"hello\n", "not a language model in ARPA form"),
         (b"\\1-grams:\nhello\tTHE\n", "the language model cannot be read: could not convert string to float"),
+        (b"\\data\\\nngram 1=-5\n\n\\1-grams:\n", "the language model cannot be read: 'ngram 1=-5' is no count"),
     ],
 )
 def test_a_file_that_is_no_language_model_is_told(tmp_path: Path, content: bytes | None, reason: str) -> None:
@@ -415,6 +416,11 @@ def test_a_program_whose_standard_error_is_closed_has_a_decoder_too(arpa: Path) 
     finally:
         os.dup2(before, 2)
         os.close(before)
+
+
+def test_a_word_of_absurd_length_is_not_written_and_does_not_end_the_process(tmp_path: Path) -> None:
+    write_arpa(build_ngrams(["THE CAT", "W" * 100_000], 2), tmp_path / "long.arpa")
+    assert text_of(BeamDecoder(VOCABULARY, tmp_path / "long.arpa"), log_probs_of("THE CAT")) == "THE CAT"
 
 
 def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(arpa: Path) -> None:
