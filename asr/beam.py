@@ -132,6 +132,7 @@ class BeamDecoder:
                     lm=str(language_model),
                     beam_size_token=min(TOKENS_TRIED, len(self._tokens)),
                     beam_threshold=BEAM_NATS,
+                    log_add=True,  # the paths of a text are summed, as CTC sums them
                     blank_token=self._tokens[0],
                     sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
                     **settings,

@@ -122,6 +122,16 @@ def test_the_prior_takes_off_how_common_a_letter_is(tmp_path: Path, weight: floa
     assert text_of(decoder, unclear) == written
 
 
+def test_the_paths_of_a_text_are_summed(tmp_path: Path) -> None:
+    """As CTC sums them: a letter somewhere in three steps is likelier than three blanks, which no single path is."""
+    write_arpa(build_ngrams(["CAT ACAT", "ACAT CAT"], 2), tmp_path / "lm.arpa")
+    heard = log_probs_of("ACAT").exp()
+    heard[0, :3] = 1e-6
+    heard[0, :3, 0], heard[0, :3, VOCABULARY.encode("A")[0]] = 0.7, 0.3
+    decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=0.0, prior_weight=0.0)
+    assert text_of(decoder, heard.log()) == "ACAT"
+
+
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 @pytest.mark.parametrize(("share", "written"), [(0.9, "CAT"), (1.1, "ACAT")])
 def test_a_blank_is_as_common_as_all_that_is_written(tmp_path: Path, weight: float, share: float, written: str) -> None:
@@ -130,7 +140,8 @@ def test_a_blank_is_as_common_as_all_that_is_written(tmp_path: Path, weight: flo
     of_a = sum(word.count("A") * probability for word, probability in unigrams)
     of_all = sum((len(word) + 1) * probability for word, probability in unigrams)  # the space behind it included
     unclear = log_probs_of("ACAT")
-    unclear[0, :2, 0] = unclear[0, :2, VOCABULARY.encode("A")[0]] - math.log((of_a / of_all) ** weight * share)
+    unclear[0, 0] = unclear[0, 2]  # a blank: only at one step is it open whether there is a letter
+    unclear[0, 1, 0] = unclear[0, 1, VOCABULARY.encode("A")[0]] - math.log((of_a / of_all) ** weight * share)
     decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=0.0, prior_weight=weight)
     assert text_of(decoder, unclear) == written
 
@@ -471,8 +482,9 @@ def test_a_model_that_the_search_cannot_read_is_refused_where_it_is_built(
 def test_the_word_score_is_added_for_every_word(tmp_path: Path, word_score: float, share: float, written: str) -> None:
     write_arpa(build_ngrams(["A CAT", "ACAT"], 2), tmp_path / "lm.arpa")
     heard = log_probs_of("A CAT").exp()
-    heard[0, 3:5] = 1e-6
-    heard[0, 3:5, 0] = 1.0
-    heard[0, 3:5, VOCABULARY.encode(" ")[0]] = math.exp(-share * word_score)
+    heard[0, 3] = heard[0, 5]  # a blank: only at one step is it open whether a word ends
+    heard[0, 4] = 1e-6
+    heard[0, 4, 0] = 1.0
+    heard[0, 4, VOCABULARY.encode(" ")[0]] = math.exp(-share * word_score)
     decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=0.0, word_score=word_score, prior_weight=0.0)
     assert text_of(decoder, heard.log()) == written

@@ -88,10 +88,10 @@ def test_a_batch_decodes_as_each_of_it_alone() -> None:
     assert [VOCABULARY.decode(tokens.token_ids) for tokens in both] == ["MR QUILTER IS", "A CAT"]
 
 
-def test_real_speech_gets_its_name(sample_paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["transcribe", str(sample_paths[0]), "--hotword", "Quilter:20", "--hotword", "Zanzibar"]) == 0
+def test_real_speech_gets_its_word(sample_paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", str(sample_paths[3]), "--hotword", "Husband:20", "--hotword", "Zanzibar"]) == 0
     said = capsys.readouterr().out.split()
-    assert "QUILTER" in said
+    assert "HUSBAND" in said
     assert "ZANZIBAR" not in said
 
 
