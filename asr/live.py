@@ -56,7 +56,7 @@ def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator
         raise AsrError(f"{stream.name}: the WAV header is damaged: {reason}")
     begin, num_bytes = found
     file_bytes = 8 + int.from_bytes(header[4:8], "little")
-    goes_on = 0 < num_bytes < UNKNOWN_SIZE and begin + num_bytes + 8 < file_bytes < UNKNOWN_SIZE
+    goes_on = begin + num_bytes + 8 < file_bytes < UNKNOWN_SIZE
     return _mono_blocks(_Samples(stream, num_bytes, chunks_follow=goes_on).read, rate, channels), rate
 
 
@@ -137,7 +137,7 @@ def _mono_blocks(read: Callable[[int], bytes], rate: int, channels: int) -> Iter
     is_empty = True
     rest = b""
     try:
-        while content := read(frame_bytes * max(1, round(BLOCK_SECONDS * rate))):
+        while content := read(frame_bytes * round(BLOCK_SECONDS * rate)):
             content = rest + content
             whole = bytearray(content[: len(content) // frame_bytes * frame_bytes])
             rest = content[len(whole) :]

@@ -32,9 +32,9 @@ def as_pcm(samples: Tensor) -> bytes:
     return bytes((samples * 32767).round().clamp(-32768, 32767).to(torch.int16).numpy().tobytes())
 
 
-def as_wav(samples: Tensor, rate: int = RATE) -> bytes:
+def as_wav(samples: Tensor, rate: int = RATE, subtype: str = "PCM_16") -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, samples.numpy(), rate, format="WAV", subtype="PCM_16")
+    soundfile.write(file, samples.numpy(), rate, format="WAV", subtype=subtype)
     return file.getvalue()
 
 
@@ -65,24 +65,36 @@ def test_a_pipe_of_wav_is_read_as_it_comes(rate: int, channels: int) -> None:
     torch.testing.assert_close(torch.cat(list(blocks)), samples.mean(1), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("told", [0xFFFFFFFF, 0, 3200], ids=["ffmpeg, arecord", "unknown", "Python's wave"])
-def test_a_wav_file_whose_length_is_not_known_yet_is_read_to_its_end(speech: list[Tensor], told: int) -> None:
+@pytest.mark.parametrize(
+    ("file_bytes", "sample_bytes"),
+    [(0xFFFFFFFF, 0xFFFFFFFF), (0, 0), (36 + 3200, 3200), (0xFFFFFFFF, 3200), (0x7FFFFFFF, 0)],
+    ids=["ffmpeg, arecord", "unknown", "Python's wave", "a block of an unknown file", "nothing of a large file"],
+)
+def test_a_wav_file_whose_length_is_not_known_yet_is_read_to_its_end(
+    speech: list[Tensor], file_bytes: int, sample_bytes: int
+) -> None:
     content = bytearray(as_wav(speech[1]))
-    content[4:8] = content[40:44] = told.to_bytes(4, "little")
+    content[4:8], content[40:44] = file_bytes.to_bytes(4, "little"), sample_bytes.to_bytes(4, "little")
     blocks, _ = opened(Pipe(bytes(content)))
     torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("told_chunk", [b"LIST", b"id3 "])
 def test_what_stands_behind_the_samples_is_no_sound(speech: list[Tensor], told_chunk: bytes) -> None:
-    blocks, _ = opened(Pipe(as_wav(speech[1]) + told_chunk + (90000).to_bytes(4, "little") + bytes(range(250)) * 360))
+    pipe = Pipe(as_wav(speech[1]) + told_chunk + (90000).to_bytes(4, "little") + bytes(range(250)) * 360)
+    blocks, _ = opened(pipe)
     torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
+    assert pipe.read() == b"", "who writes it is not told of a broken pipe"
 
 
-def test_chunks_before_the_samples_are_skipped(speech: list[Tensor]) -> None:
+@pytest.mark.parametrize("is_first_block", [False, True])
+def test_chunks_before_the_samples_are_skipped(speech: list[Tensor], is_first_block: bool) -> None:
     content = as_wav(speech[1])
     longer_format = content[:16] + (18).to_bytes(4, "little") + content[20:36] + b"\0\0"
-    blocks, _ = opened(Pipe(longer_format + b"LIST" + (5).to_bytes(4, "little") + b"abcde\0" + content[36:]))
+    header = bytearray(longer_format + b"LIST" + (25).to_bytes(4, "little") + bytes(26) + content[36:44])
+    if is_first_block:  # of which the header tells, and more comes
+        header[4:8], header[-4:] = (len(header) - 8 + 3200).to_bytes(4, "little"), (3200).to_bytes(4, "little")
+    blocks, _ = opened(Pipe(bytes(header) + content[44:]))
     torch.testing.assert_close(torch.cat(list(blocks)), speech[1], rtol=0, atol=1e-4)
 
 
@@ -92,13 +104,14 @@ def test_half_a_sample_at_the_end_is_left_out(speech: list[Tensor]) -> None:
 
 
 def test_other_files_are_left_for_the_reader_of_files(sample_paths: list[Path], speech: list[Tensor]) -> None:
-    floating = io.BytesIO()
-    soundfile.write(floating, speech[1].numpy(), RATE, format="WAV", subtype="FLOAT")
-    for content in (sample_paths[0].read_bytes(), floating.getvalue(), b"", b"RIFF"):
+    others = [as_wav(speech[1], subtype=subtype) for subtype in ("FLOAT", "PCM_24", "PCM_U8")]
+    for content in (sample_paths[0].read_bytes(), *others, b"", b"RIFF"):
         file = open_stream(Pipe(content))
         assert not isinstance(file, tuple)
         assert file.read() == content
         assert file.name == "<pipe>"
+    redirected = io.BytesIO(as_wav(speech[1]))
+    assert open_stream(redirected) is redirected
 
 
 def test_a_damaged_header_is_told(speech: list[Tensor]) -> None:
@@ -108,6 +121,8 @@ def test_a_damaged_header_is_told(speech: list[Tensor]) -> None:
         open_stream(Pipe(bytes(content)))
     with pytest.raises(AsrError, match="<pipe>: the WAV header is damaged: it is cut short"):
         open_stream(Pipe(as_wav(speech[1])[:40]))
+    with pytest.raises(AsrError, match="standard input: a sample rate of 7 Hz is out of range"):
+        open_stream(Pipe(as_wav(speech[1], 7)))
 
 
 def test_an_utterance_is_printed_while_the_next_is_spoken(talk: Tensor, speech: list[Tensor]) -> None:
@@ -190,6 +205,15 @@ def test_a_second_ctrl_c_ends_what_is_computed_too() -> None:
     assert list(blocks) == []
 
 
+def test_ctrl_c_ends_the_wait_for_more_sound() -> None:
+    def blocks() -> Iterator[Tensor]:
+        yield torch.zeros(1)
+        signal.raise_signal(signal.SIGINT)
+        yield torch.ones(1)
+
+    assert list(until_interrupted(blocks())) == [torch.zeros(1)]
+
+
 def test_what_stands_behind_the_samples_is_not_heard_whatever_its_name() -> None:
     samples = torch.rand(RATE) - 0.5
     content = bytearray(as_wav(samples))
@@ -212,6 +236,7 @@ def test_samples_without_a_header_say_what_the_file_says(speech: list[Tensor]) -
     [
         (["--pcm", "7"], b"\0" * 999, 1, "a sample rate of 7 Hz is out of range"),
         (["--pcm", "16000"], b"", 1, "standard input: the stream holds no samples"),
+        (["--pcm", "16000"], b"\0", 1, "standard input: the stream holds no samples"),
         (["--pcm", "16000", "--format", "srt"], b"", 2, "--pcm is of standard input alone, printed as text"),
         (["--pcm", "0"], b"", 1, "a sample rate of 0 Hz is out of range"),
     ],
