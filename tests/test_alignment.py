@@ -114,10 +114,11 @@ def test_words_that_are_not_there_fit_badly_and_do_not_move_words_far_from_them(
 def test_more_text_than_the_audio_has_time_for_gets_no_confidence(
     packaged: CTCModel, references: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    transcript = align(packaged, SAMPLES / "84-121123-0001.flac", " ".join(references * 3))
+    transcript = align(packaged, SAMPLES / "1272-128104-0000.flac", " ".join(references * 3))
     assert transcript.text == " ".join(references * 3)
     assert {word.confidence for word in transcript.words} == {0.0}
     assert edges(transcript.words) == sorted(edges(transcript.words))
+    assert edges(transcript.words)[-1] == transcript.duration_seconds
     assert "text and audio differ there" in caplog.text
 
 
@@ -143,6 +144,14 @@ def test_the_best_alignment_is_that_of_the_equations() -> None:
         expected = reference_collapse(list(best), [float(log_probs[step, token]) for step, token in enumerate(best)])
         assert (found.steps, found.end_steps) == (expected.steps, expected.end_steps)
         assert found.log_probs == pytest.approx(expected.log_probs)
+
+
+def test_a_text_that_just_fits_is_placed_and_one_that_misses_a_step_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    twice = [1, 1]  # with a blank between
+    fits, misses = (align_tokens(torch.zeros(steps, 4).log_softmax(1), twice, 50) for steps in (3, 2))
+    assert (fits.steps, fits.end_steps) == ([0, 2], [1, 3])
+    assert (misses.steps, misses.end_steps) == ([0, 1], [1, 2])
+    assert caplog.messages == ["2 tokens cannot be placed in 2 steps: text and audio differ there"]
 
 
 @pytest.mark.parametrize("text", ["", " \n", "1912 — !"])

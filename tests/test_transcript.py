@@ -13,7 +13,7 @@ from torch import Tensor
 from asr.decoder import DecodedTokens
 from asr.model import CTCModel
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
-from asr.transcript import PAUSE_SECONDS, Transcript, Word, find_words
+from asr.transcript import PAUSE_SECONDS, Transcript, Word, end_by, find_words
 from asr.transcription import transcribe
 
 STEP = 0.04
@@ -47,6 +47,18 @@ def test_the_confidence_is_the_geometric_mean_of_the_tokens_probabilities(model:
         CHARACTERS.encode("AB C"), [0, 1, 2, 3], [1, 2, 3, 4], [math.log(x) for x in (1, 0.25, 0.1, 0.9)]
     )
     assert [word.confidence for word in find_words(tokens, model)] == pytest.approx([0.5, 0.9])
+
+
+def test_nothing_of_a_word_ends_behind_the_recording(model: CTCModel, speech: list[Tensor]) -> None:
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
+        return [DecodedTokens([3], [steps - 1], [steps], [0.0]) for steps in lengths.tolist()]
+
+    transcript = transcribe(speech[0][:6401], sample_rate=16000, model=model, decode=decode)
+    assert transcript.words[-1].end_seconds == transcript.duration_seconds == 6401 / 16000
+    parts = (word("H", 9.5, 9.7), word("I", 9.8, 10.02))
+    assert end_by(Word("HI", 9.5, 10.02, 1.0, parts), 10.0) == Word(
+        "HI", 9.5, 10.0, 1.0, (parts[0], word("I", 9.8, 10.0))
+    )
 
 
 @given(st.text("ABC' ", max_size=12))
