@@ -10,6 +10,7 @@ import threading
 import time
 from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from multiprocessing import active_children
 from pathlib import Path
@@ -234,6 +235,10 @@ def test_tuning_finds_the_weights_of_the_lowest_error_rate(tmp_path: Path, capsy
     rates = [float(point.split("WER ")[1].rstrip("%")) for point in points]
     assert best.split("WER ")[1] == f"{min(rates):.2f}%"
     assert best.removeprefix("best: ") in points
+    weights = [[float(option) for option in point.split("\t")[0].split()[1::2]] for point in points]
+    coarse, both = (weights[rates.index(min(rates[:count]))] for count in (16, 24))
+    assert all(abs(lm - coarse[0]) <= 0.25 and abs(word - coarse[1]) <= 0.5 for lm, word, _ in weights[16:24])
+    assert [fine[:2] for fine in weights[24:]] == [both[:2]] * 3
     options = best.removeprefix("best: ").split("\t")[0].split()
     assert main(["evaluate", *arguments, *options, "--beam-size", "100"]) == 0
     assert f"WER {min(rates):.2f}%" in capsys.readouterr().out
@@ -241,6 +246,7 @@ def test_tuning_finds_the_weights_of_the_lowest_error_rate(tmp_path: Path, capsy
 
 def test_tuning_hears_what_transcription_hears(monkeypatch: pytest.MonkeyPatch) -> None:
     model, utterances = load_model(), read_manifest(SAMPLES / "manifest.jsonl")[:4]
+    utterances[0] = replace(utterances[0], start_seconds=1.0, duration_seconds=2.0)
     sorted_utterances = sorted(utterances, key=lambda utterance: utterance.duration_seconds)
     alone = [compute_log_probs(model, [utterance])[0] for utterance in sorted_utterances]
     for most in (160.0, sorted_utterances[1].duration_seconds * 2):
@@ -252,7 +258,8 @@ def test_tuning_hears_what_transcription_hears(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("asr.tuning.LONG_SECONDS", 0.0)
     for utterance, (text, ours) in zip(sorted_utterances, compute_log_probs(model, utterances), strict=True):
         with open_audio(utterance.audio_path, model.sample_rate) as audio:
-            stretches = list(stream_log_probs(model, audio.blocks(), batch_seconds=160.0))
+            blocks = audio.blocks(utterance.start_seconds, utterance.duration_seconds)
+            stretches = list(stream_log_probs(model, blocks, batch_seconds=160.0))
         assert text == model.vocabulary.normalize(utterance.text)
         torch.testing.assert_close(torch.tensor(ours), torch.cat(stretches), rtol=0, atol=1e-3)
 
