@@ -371,7 +371,10 @@ def flac_that_claims_weeks() -> bytes:
             (write(partial(with_one, value)), r"the audio holds samples that are not finite numbers")
             for value in (float("nan"), float("inf"), float("-inf"))
         ],
-        (write(lambda: with_one(1e30)), r"the audio holds a sample of 1e\+30; full scale is 1"),
+        *[
+            (write(partial(with_one, value)), r"the audio holds a sample of 1e\+30; full scale is 1")
+            for value in (1e30, -1e30)
+        ],
         (write(lambda: with_one(1e300, "DOUBLE")), r"the audio holds samples that are not finite numbers"),
     ],
 )
