@@ -60,6 +60,14 @@ def test_mel_energies_equal_librosas(frontend: LogMelFrontend, speech: list[Tens
     torch.testing.assert_close(energies, librosa_energies, atol=1e-4, rtol=1e-4)
 
 
+def test_mel_energies_equal_librosas_at_another_rate(speech: list[Tensor]) -> None:
+    librosa = pytest.importorskip("librosa")
+    energies = LogMelFrontend(FrontendConfig(8000, 40, 32.0, 10.0)).mel_energies(speech[0][None])[0]
+    settings = {"n_fft": 256, "hop_length": 80, "pad_mode": "constant", "n_mels": 40}
+    expected = librosa.feature.melspectrogram(y=speech[0].numpy(), sr=8000, **settings)
+    torch.testing.assert_close(energies, torch.from_numpy(expected), atol=1e-4, rtol=1e-4)
+
+
 def test_log_mel_equals_the_logarithm_of_librosas(
     frontend: LogMelFrontend, speech: list[Tensor], librosa_energies: Tensor
 ) -> None:
