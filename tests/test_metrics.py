@@ -111,8 +111,9 @@ def test_the_interval_is_the_same_for_the_same_seed_and_wider_for_more_confidenc
     assert lower < low < high < higher
 
 
-def test_a_perfect_corpus_has_an_interval_of_zero_width() -> None:
-    assert bootstrap_interval([ErrorCounts(reference_length=9)] * 20) == (0.0, 0.0)
+@pytest.mark.parametrize("reference_length", [9, 0])
+def test_a_perfect_corpus_has_an_interval_of_zero_width(reference_length: int) -> None:
+    assert bootstrap_interval([ErrorCounts(reference_length=reference_length)] * 20) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("size", [0, 1])
