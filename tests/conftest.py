@@ -24,6 +24,8 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 settings.register_profile("asr", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("asr")
 
+pytest.register_assert_rewrite("short_trainings")
+
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, with a thread for each and for what each starts
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -53,6 +55,25 @@ def full_disk() -> Callable[[], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return block
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Sums in the same order each time; not given back, for no later test may need more."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of three epochs of the small model; a test must not write there."""
+    from short_trainings import make_config  # imports Lightning, which takes seconds and which few tests need
+
+    from asr.training import train
+
+    torch.set_num_threads(1)
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert train(make_config(output_dir)) == output_dir / "model.safetensors"
+    return output_dir
 
 
 @pytest.fixture(scope="session")

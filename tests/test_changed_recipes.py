@@ -1,0 +1,104 @@
+"""A resume by a recipe that has changed: what is taken from it, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from short_trainings import Interrupt, make_config, make_module, sample_lines, train_with, write_lines
+
+from asr.errors import AsrError
+from asr.learning import CTCTrainingModule, make_optimizer
+from asr.training import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_run_that_has_done_more_epochs_than_are_wanted_now_is_told(tmp_path: Path, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(AsrError, match=r"^trainer\.epochs=1: the run has done 3 already"):
+        train(make_config(tmp_path / "run", "trainer.epochs=1"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "section"), [("model.encoder.hidden_size=8", "model"), ("vocabulary.size=99", "vocabulary")]
+)
+def test_another_model_cannot_be_resumed(finished_run: Path, override: str, section: str) -> None:
+    with pytest.raises(AsrError, match=f"was trained with another {section} section"):
+        train(make_config(finished_run, override), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"), [("optimizer.name=muon", "name=adamw"), ("optimizer.frozen_layers=1", "frozen_layers=0")]
+)
+def test_an_optimizer_of_other_weights_cannot_be_resumed(finished_run: Path, override: str, kept: str) -> None:
+    with pytest.raises(AsrError, match=rf"was trained with optimizer\.{kept}; resume it with that"):
+        train(make_config(finished_run, "trainer.epochs=4", override), resume=True)
+
+
+def test_a_run_with_an_average_is_not_resumed_without_one(finished_run: Path) -> None:
+    with pytest.raises(AsrError, match=r"was trained with trainer\.average_decay=0\.8; resume it with an average"):
+        train(make_config(finished_run, "trainer.average_decay=0"), resume=True)
+
+
+def test_a_run_whose_pieces_were_learned_from_other_texts_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = sample_lines()
+    manifest = write_lines(lines, tmp_path / "train.jsonl")
+    pieces = ["vocabulary.kind=sentencepiece", "vocabulary.size=40", f"data.train=[{manifest}]", "trainer.epochs=1"]
+    config = make_config(tmp_path / "run", *pieces)
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 3), config)
+    lines[0]["text"] = "QUITE QUEER QUESTIONS ABOUT QUICK QUAINT QUILTS"
+    write_lines(lines, manifest)
+    with pytest.raises(AsrError, match=r"^the training texts have changed, and their pieces with them; start with"):
+        train(config, resume=True)
+
+
+def test_a_resume_that_fails_leaves_all_as_it_was(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    names = ("last.ckpt", "previous.ckpt", "best.ckpt", "config.yaml", "data.txt", "model.safetensors")
+    before = {name: (run / name).read_bytes() for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.optim.AdamW, "load_state_dict", lambda *_: (_ for _ in ()).throw(ValueError("other groups"))
+        )
+        with pytest.raises(ValueError, match="other groups"):
+            train(make_config(run, "trainer.epochs=4", "optimizer.learning_rate=1e-5"), resume=True)
+    assert {name: (run / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path, name: str) -> None:
+    def begin(*overrides: str) -> tuple[CTCTrainingModule, dict[str, Any]]:
+        module = make_module(make_config(tmp_path, f"optimizer.name={name}", *overrides))
+        return module, make_optimizer(module.model, module.config.optimizer, 10)
+
+    def step(parts: dict[str, Any]) -> None:
+        parts["optimizer"].step()
+        parts["lr_scheduler"]["scheduler"].step()
+
+    changed = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.5", "optimizer.beta2=0.7")
+    _, before = begin("optimizer.learning_rate=2e-3")
+    module, expected = begin(*changed)
+    for _ in range(4):
+        step(before)
+        step(expected)
+    scheduler = before["lr_scheduler"]["scheduler"]
+    checkpoint = {"optimizer_states": [before["optimizer"].state_dict()], "lr_schedulers": [scheduler.state_dict()]}
+    module.on_load_checkpoint({"vocabulary": module.model.vocabulary.to_dict(), **checkpoint})
+    _, resumed = begin(*changed)
+    resumed["optimizer"].load_state_dict(checkpoint["optimizer_states"][0])
+    resumed["lr_scheduler"]["scheduler"].load_state_dict(checkpoint["lr_schedulers"][0])
+    for _ in range(6):
+        for ours, theirs in zip(resumed["optimizer"].param_groups, expected["optimizer"].param_groups, strict=True):
+            assert ours["lr"] == pytest.approx(theirs["lr"])
+            assert (ours["weight_decay"], ours["betas"]) == (theirs["weight_decay"], theirs["betas"])
+        step(resumed)
+        step(expected)

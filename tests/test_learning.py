@@ -1,0 +1,121 @@
+"""A training step: its loss, its two views, and its draws."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from short_trainings import make_config, make_module
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from asr.data import Batch
+from asr.learning import CTCTrainingModule, disagreement
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_an_utterance_that_ctc_cannot_write_is_counted_and_harms_nothing(tmp_path: Path) -> None:
+    module = make_module(make_config(tmp_path))
+    targets = torch.tensor([[3, 3, 3], [4, 5, 0]])  # three equal tokens need five steps
+    batch = Batch(torch.zeros(2, 9), torch.tensor([9, 9]), targets, torch.tensor([3, 2]), ["AAA", "BC"], ["a", "b"])
+    scores = torch.randn(2, 4, 29, requires_grad=True)
+    loss, impossible = module._loss(scores.log_softmax(2), torch.tensor([4, 4]), batch, torch.tensor(5))
+    loss.backward()
+    assert impossible == 1
+    possible = torch.nn.functional.ctc_loss(
+        scores[1:].log_softmax(2).transpose(0, 1), targets[1:, :2], (4,), (2,), reduction="sum"
+    )
+    torch.testing.assert_close(loss, possible / 5)
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+    assert not scores.grad[0].any()
+    assert scores.grad[1].any()
+
+
+def test_two_views_disagree_by_the_divergence_of_each_from_the_other_over_their_own_steps() -> None:
+    scores = torch.randn(4, 5, 29, requires_grad=True)
+    lengths = torch.tensor([5, 2, 5, 2])
+    log_probs = scores.log_softmax(2)
+    apart = disagreement(log_probs, lengths)
+    expected = torch.zeros(())
+    for this, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
+        p, q = log_probs[other, : lengths[this]].detach().exp(), log_probs[this, : lengths[this]].exp()
+        expected = expected + (p * (p / q).log()).sum()
+    torch.testing.assert_close(apart, expected)
+    (ours,) = torch.autograd.grad(apart, scores, retain_graph=True)
+    (theirs,) = torch.autograd.grad(expected, scores)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_views_that_agree_add_nothing() -> None:
+    view = torch.randn(3, 4, 29).log_softmax(2)
+    assert disagreement(torch.cat([view, view]), torch.tensor([4, 1, 2] * 2)) == 0
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer
+def test_a_step_with_two_views_has_their_mean_ctc_loss_and_their_weighted_disagreement(tmp_path: Path) -> None:
+    weighted = make_module(make_config(tmp_path, "augment.consistency_weight=0.5", "model.encoder.dropout=0"))
+    waveforms, sample_lengths = torch.randn(2, 16000) * 0.1, torch.tensor([16000, 12000])
+    targets, target_lengths = torch.tensor([[3, 9, 4], [5, 6, 0]]), torch.tensor([3, 2])
+    loss = weighted.training_step(Batch(waveforms, sample_lengths, targets, target_lengths, ["", ""], ["a", "b"]), 0)
+
+    doubled = [torch.cat([tensor, tensor]) for tensor in (waveforms, sample_lengths, targets, target_lengths)]
+    views = Batch(*doubled, [""] * 4, list("abab"))
+    log_probs, lengths = weighted.model.log_probs(*weighted.augmented_features(views))
+    assert not torch.equal(log_probs[:2], log_probs[2:]), "each view is augmented in its own way"
+    tokens = torch.tensor(5)
+    ctc = [
+        weighted._loss(log_probs[rows], lengths[rows], views_of(views, rows), tokens)[0]
+        for rows in (slice(2), slice(2, 4))
+    ]
+    torch.testing.assert_close(loss, sum(ctc) / 2 + 0.5 * disagreement(log_probs, lengths) / 10)
+    loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in weighted.parameters())
+
+
+def views_of(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch."""
+    return Batch(**{name: value if name == "unreadable" else value[rows] for name, value in vars(batch).items()})
+
+
+def real_batch(speech: list[Tensor]) -> Batch:
+    rows = [speech[0][16000:40000], speech[1][16000:32000]]
+    lengths = torch.tensor([len(row) for row in rows])
+    targets = torch.tensor([[3, 9, 4], [5, 6, 0]])
+    return Batch(pad_sequence(rows, batch_first=True), lengths, targets, torch.tensor([3, 2]), ["", ""], ["a", "b"])
+
+
+def test_every_step_and_every_process_has_draws_of_its_own(
+    tmp_path: Path, speech: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch, seen = make_module(make_config(tmp_path)), real_batch(speech), []
+    for step, rank in product(range(2), range(2)):
+        monkeypatch.setattr(CTCTrainingModule, "global_step", step)
+        monkeypatch.setattr(CTCTrainingModule, "global_rank", rank)
+        features, _ = module.augmented_features(batch)
+        assert all(features.shape != other.shape or not torch.equal(features, other) for other in seen)
+        assert torch.equal(features, module.augmented_features(batch)[0])
+        seen.append(features)
+
+
+def test_the_training_step_masks_features(tmp_path: Path, speech: list[Tensor]) -> None:
+    module = make_module(
+        make_config(tmp_path, "augment.speeds=[1.0]", "augment.gain_db=0", "augment.noise_probability=0")
+    )
+    batch = real_batch(speech)
+    plain, lengths = module.model.frontend(batch.waveforms, batch.sample_lengths)
+    masked, masked_lengths = module.augmented_features(batch)
+    assert torch.equal(masked_lengths, lengths)
+    assert torch.equal(torch.where(masked == 0, 0.0, plain), masked)
+    assert 0.05 < ((masked == 0) & (plain != 0)).float().mean() < 0.9
+
+
+def test_half_precision_begins_behind_the_augmentation(tmp_path: Path, speech: list[Tensor]) -> None:
+    module, batch = make_module(make_config(tmp_path, "augment.speeds=[0.9]")), real_batch(speech)
+    plain, _ = module.augmented_features(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, _ = module.augmented_features(batch)
+    assert torch.equal(features, plain)

@@ -1,0 +1,99 @@
+"""Trainings as processes: Ctrl-C, a request to end, a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from short_trainings import make_config, read_checkpoint
+
+from asr.checkpoints import find_checkpoint
+from asr.config import TrainConfig
+from asr.training import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[1]
+
+
+def start_process(config: TrainConfig, folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """`asr train` as a process of its own that has done a step, and what it writes to stderr."""
+    recipe, talk = folder / "recipe.yaml", folder / "stderr.txt"
+    recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    command = [sys.executable, "-m", "asr", "train", str(recipe), *options]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums over more round otherwise
+    with talk.open("wb") as stderr:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=one_thread, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+        )
+    deadline = time.monotonic() + 300
+    while b"train/loss" not in talk.read_bytes() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process, talk
+
+
+def test_ctrl_c_stops_a_real_run_between_two_steps_and_it_can_be_resumed(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", "trainer.epochs=1000", "data.num_workers=1")
+    process, talk = start_process(config, tmp_path)
+    try:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the reading process too
+        stdout, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    said = talk.read_text(encoding="utf-8")
+    assert (process.returncode, stdout) == (1, b""), said
+    assert "stopping after this step" in said
+    assert "--resume continues from" in said
+    for noise in ("Traceback", "Warning", "💡", "GPU available", "v_num", "weights_only", "deprecated"):
+        assert noise not in said
+    step = read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"]
+    epochs = step // 4 + 1
+    handler = signal.getsignal(signal.SIGINT)
+    train(dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, epochs=epochs)), resume=True)
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == epochs * 4 > step >= 1
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", "trainer.epochs=1000", "data.num_workers=1")
+    process, talk = start_process(config, tmp_path)
+    try:
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to the reading process too
+        process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, talk.read_text(encoding="utf-8")
+    step = read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"]
+    assert step >= 1
+    assert f"stopped at step {step}" in talk.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ten_times_ends_with_the_weights_of_one_that_is_not(tmp_path: Path) -> None:
+    settings = ["trainer.epochs=60", "trainer.valid_every_epochs=20", "trainer.checkpoint_minutes=0"]
+    killed = make_config(tmp_path / "killed", *settings)
+    pauses = random.Random(0)
+    steps = []
+    for resume in [[], *[["--resume"]] * 9]:
+        process, _ = start_process(killed, tmp_path, *resume)
+        time.sleep(pauses.uniform(0.2, 0.6))
+        process.kill()
+        process.wait()
+        checkpoint = find_checkpoint(tmp_path / "killed")
+        assert checkpoint is not None
+        steps.append(read_checkpoint(checkpoint)["global_step"])
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < steps[-1] < 240, "it was always killed in the middle"
+    train(killed, resume=True)
+    train(make_config(tmp_path / "whole", *settings))
+    states = [read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("killed", "whole")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())

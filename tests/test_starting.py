@@ -1,0 +1,129 @@
+"""What a training starts from, and what is refused before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from short_trainings import make_config, sample_lines, write_lines
+
+from asr.config import TrainerConfig
+from asr.errors import AsrError
+from asr.modelfile import load_model
+from asr.training import check_output_dir, choose_accelerator, choose_precision, make_model, prepare_training, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_new_run_does_not_overwrite_another(finished_run: Path) -> None:
+    with pytest.raises(AsrError, match=r"holds a run; continue it with --resume, or set another output_dir="):
+        train(make_config(finished_run))
+
+
+def test_a_new_run_does_not_overwrite_a_model_file_whose_checkpoints_were_deleted(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"a week of training")
+    with pytest.raises(AsrError, match=r"model\.safetensors: is there already and would be replaced; set another"):
+        check_output_dir(make_config(tmp_path), resume=False)
+
+
+def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match=r"last\.ckpt not found: there is nothing to resume; start without --resume"):
+        train(make_config(tmp_path), resume=True)
+
+
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"])
+def test_a_launchers_resume_begins_where_there_is_nothing_yet_and_leaves_another_run_alone(
+    launcher: str, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(launcher, "1")
+    assert check_output_dir(make_config(tmp_path / "new"), resume=True) is None
+    assert check_output_dir(make_config(finished_run), resume=True) == finished_run / "last.ckpt"
+    with pytest.raises(AsrError, match="holds a run"):
+        check_output_dir(make_config(finished_run), resume=False)
+
+
+@pytest.mark.parametrize("missing", ["data.train=[]", "data.valid=[]"])
+def test_a_recipe_without_data_is_refused(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(AsrError, match=r"data\.train and data\.valid must each name a manifest"):
+        train(make_config(tmp_path, missing))
+
+
+@pytest.mark.parametrize("role", ["train", "valid"])
+def test_a_missing_recording_is_told_before_the_first_step(tmp_path: Path, role: str) -> None:
+    manifest = tmp_path / "bad.jsonl"
+    manifest.write_text('{"audio": "none.flac", "text": "HELLO", "duration": 2.0}\n', encoding="utf-8")
+    with pytest.raises(AsrError, match=r"(?s)audio files are missing.*bad\.jsonl:1.*none\.flac"):
+        train(make_config(tmp_path / "run", f"data.{role}=[{manifest}]"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_which_nothing_is_left_is_told_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match=r"(?s)no utterance is left.*left out, too long: 6"):
+        train(make_config(tmp_path / "run", "data.max_seconds=1"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_fastest_speed_leaves_no_steps_for_is_not_trained_on(tmp_path: Path) -> None:
+    tight, other, *_ = sample_lines()
+    manifest = write_lines([tight | {"text": "ABABABABAB", "duration": 0.39}, other], tmp_path / "m.jsonl")
+    _, corpus, _ = prepare_training(make_config(tmp_path, f"data.train=[{manifest}]"))
+    assert list(corpus.findings) == ["left out, too few steps for CTC"]
+
+
+def test_a_run_can_start_from_a_model_file(tmp_path: Path, finished_run: Path) -> None:
+    start = finished_run / "model.safetensors"
+    slow = ["optimizer.learning_rate=1e-12", "trainer.epochs=1", "trainer.average_decay=0"]
+    path = train(make_config(tmp_path / "run", f"initial_model={start}", *slow))
+    for name, weights in load_model(path).state_dict().items():
+        torch.testing.assert_close(weights, load_model(start).state_dict()[name], rtol=0, atol=1e-6)
+
+
+def test_a_run_can_start_from_a_model_of_another_dropout(tmp_path: Path, finished_run: Path) -> None:
+    overrides = [f"initial_model={finished_run / 'model.safetensors'}", "model.encoder.dropout=0.35"]
+    model = make_model(make_config(tmp_path, *overrides), [])
+    assert model.encoder.layers[0].dropout.p == model.encoder.dropout.p == 0.35
+    for name, weights in load_model(finished_run / "model.safetensors").state_dict().items():
+        assert torch.equal(model.state_dict()[name], weights)
+
+
+def test_a_run_cannot_start_from_a_model_of_another_shape(tmp_path: Path, finished_run: Path) -> None:
+    start = finished_run / "model.safetensors"
+    with pytest.raises(AsrError, match=r"model\.safetensors was made with another model or vocabulary section"):
+        train(make_config(tmp_path / "run", f"initial_model={start}", "model.encoder.hidden_size=12"))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_gpu", "chosen"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("gpu", True, "cuda")],
+)
+def test_the_gpu_of_a_mac_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, has_gpu: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_accelerator(TrainerConfig(accelerator=accelerator)) == chosen
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(AsrError, match=r"^trainer\.accelerator=gpu: no CUDA GPU is available here; use"):
+        choose_accelerator(TrainerConfig(accelerator="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_gpu", "has_bf16", "chosen"),
+    [
+        ({}, True, False, "16-mixed"),
+        ({}, False, True, "bf16-mixed"),
+        ({}, False, False, "32-true"),
+        ({"accelerator": "cpu"}, True, False, "32-true"),
+        ({"precision": "32-true"}, True, True, "32-true"),
+    ],
+)
+def test_the_precision_is_half_where_the_device_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], has_gpu: bool, has_bf16: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    assert choose_precision(TrainerConfig(**settings)) == chosen

@@ -1,0 +1,110 @@
+"""Validation: its numbers are those of the model that is saved, which is the best and holds averaged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as lightning
+import torch
+from short_trainings import MANIFEST, last_value, make_config, read_checkpoint, sample_lines, train_with, write_lines
+
+import asr.checkpoints
+from asr.audio import read_audio
+from asr.evaluation import evaluate
+from asr.learning import CTCTrainingModule
+from asr.manifest import read_manifest
+from asr.modelfile import load_model
+from asr.training import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_logged_error_rates_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1", "trainer.average_decay=0", "model.encoder.hidden_size=24"))
+    evaluation = evaluate(load_model(tmp_path / "model.safetensors"), read_manifest(MANIFEST))
+    for tag, counts in (
+        ("valid/wer", [item.words for item in evaluation.scored]),
+        ("valid/cer", [item.characters for item in evaluation.scored]),
+    ):
+        errors, length = sum(count.errors for count in counts), sum(count.reference_length for count in counts)
+        # Half precision in the file may tip a letter.
+        assert last_value(tmp_path, tag) == pytest.approx(errors / length, abs=2 / length), tag
+
+
+def test_the_logged_loss_and_share_of_blanks_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1", "trainer.average_decay=0", "optimizer.learning_rate=1e-2"))
+    model, nats, tokens, blanks, steps = load_model(tmp_path / "model.safetensors"), 0.0, 0, 0, 0
+    for utterance in read_manifest(MANIFEST):
+        samples = read_audio(utterance.audio_path, 16000)
+        targets = torch.tensor([model.vocabulary.encode(utterance.text)])
+        with torch.no_grad():
+            log_probs, lengths = model(samples[None], torch.tensor([len(samples)]))
+        sizes = lengths, torch.tensor([targets.shape[1]])
+        nats += float(torch.nn.functional.ctc_loss(log_probs.transpose(0, 1), targets, *sizes, reduction="sum"))
+        tokens, steps = tokens + targets.shape[1], steps + int(lengths)
+        blanks += int((log_probs.argmax(2) == 0).sum())
+    assert last_value(tmp_path, "valid/loss") == pytest.approx(nats / tokens, rel=1e-3)
+    assert last_value(tmp_path, "valid/blank_share") == pytest.approx(blanks / steps, abs=3 / steps)
+
+
+def test_the_model_file_holds_the_averaged_weights(tmp_path: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=1"))
+    checkpoint = read_checkpoint(tmp_path / "best.ckpt")
+    saved = load_model(tmp_path / "model.safetensors").state_dict()
+    averaged, raw = checkpoint["state_dict"], checkpoint["current_model_state"]
+    for name, tensor in saved.items():
+        assert torch.equal(averaged[f"model.{name}"].half().float(), tensor), name
+    assert any(not torch.equal(raw[f"model.{name}"].half().float(), tensor) for name, tensor in saved.items())
+
+
+def test_the_average_follows_its_formula_and_continues_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Average(lightning.Callback):
+        def __init__(self) -> None:
+            self.weight = torch.empty(0)
+
+        def on_train_batch_end(self, trainer: Any, module: CTCTrainingModule, *_: Any) -> None:
+            now = module.model.head.weight.detach().clone()
+            self.weight = now if trainer.global_step == 1 else 0.8 * self.weight + 0.2 * now
+
+    average = Average()
+    train_with(monkeypatch, average, make_config(tmp_path, "trainer.epochs=1"))
+    train_with(monkeypatch, average, make_config(tmp_path, "trainer.epochs=2"), resume=True)
+    expected = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["model.head.weight"]
+    torch.testing.assert_close(expected, average.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_only_a_better_model_replaces_the_model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([0.5, 0.9, 0.4, 0.6])
+    rate = {"now": 1.0}
+
+    def start(module: CTCTrainingModule) -> None:
+        rate["now"] = next(rates)
+
+    monkeypatch.setattr(CTCTrainingModule, "on_validation_epoch_start", start)
+    monkeypatch.setattr(CTCTrainingModule, "pooled_rate", lambda module, counts: rate["now"])
+    saved_at = []
+    monkeypatch.setattr(asr.checkpoints, "save_model", lambda model, path: saved_at.append(rate["now"]))
+    train(make_config(tmp_path, "trainer.epochs=2"))
+    train(make_config(tmp_path, "trainer.epochs=4"), resume=True)
+    assert saved_at == [0.5, 0.4]
+    assert read_checkpoint(tmp_path / "best.ckpt")["epoch"] == 2
+    assert read_checkpoint(tmp_path / "last.ckpt")["epoch"] == 3
+
+
+def test_validation_is_not_augmented(tmp_path: Path) -> None:
+    frozen = ["optimizer.learning_rate=1e-30", "trainer.epochs=1"]
+    harsh = ["augment.noise_probability=1", "augment.noise_snr_db=[-20,-20]", "augment.time_mask_share=1"]
+    train(make_config(tmp_path / "plain", *frozen))
+    train(make_config(tmp_path / "harsh", *frozen, *harsh))
+    assert last_value(tmp_path / "plain", "valid/loss") == last_value(tmp_path / "harsh", "valid/loss")
+    assert last_value(tmp_path / "plain", "train/loss") != last_value(tmp_path / "harsh", "train/loss")
+
+
+def test_an_empty_reference_can_be_validated(tmp_path: Path) -> None:
+    manifest = write_lines([line | {"text": "42"} for line in sample_lines()[:2]], tmp_path / "valid.jsonl")
+    train(make_config(tmp_path / "run", "trainer.epochs=1", f"data.valid=[{manifest},{MANIFEST}]"))
+    assert torch.isfinite(torch.tensor(last_value(tmp_path / "run", "valid/loss")))
