@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Outcome, Run
 from hypothesis import settings
 from torch import Tensor
 
 from asr.audio import read_audio
+from asr.cli import main
 from asr.config import EncoderConfig, ModelConfig
 from asr.model import CTCModel
+from asr.modelfile import load_model, save_model
 from asr.text import CharacterVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -116,3 +119,34 @@ def make_model() -> Callable[..., CTCModel]:
 def model() -> CTCModel:
     """Shared, so a test must not change it, and none can leave gradients in it for another's optimizer."""
     return make_small_model().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def model_path(model: CTCModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the small model."""
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    save_model(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def saved_model(model_path: Path) -> CTCModel:
+    """The small model as its file holds it, in half precision; a test must not change it."""
+    return load_model(model_path)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The `asr` command in this process."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        code: int | str | None
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
