@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from command_line import Outcome, Run
 from hypothesis import settings
@@ -27,7 +28,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 settings.register_profile("asr", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("asr")
 
-pytest.register_assert_rewrite("short_trainings")
+pytest.register_assert_rewrite("recordings", "short_trainings")
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, with a thread for each and for what each starts
@@ -93,6 +94,14 @@ def speech(sample_paths: list[Path]) -> list[Tensor]:
 
 
 @pytest.fixture(scope="session")
+def long_path(speech: list[Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """87 s of speech, which are computed in windows."""
+    path = tmp_path_factory.mktemp("long") / "long.wav"
+    soundfile.write(path, torch.cat(speech * 3).numpy(), 16000, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="session")
 def talk(speech: list[Tensor]) -> Tensor:
     """The recordings in samples/ with a second behind each, in a room that is never quite still."""
     samples = torch.cat([torch.cat([utterance, torch.zeros(16000)]) for utterance in speech])
@@ -119,6 +128,12 @@ def make_model() -> Callable[..., CTCModel]:
 def model() -> CTCModel:
     """Shared, so a test must not change it, and none can leave gradients in it for another's optimizer."""
     return make_small_model().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def packaged_model() -> CTCModel:
+    """Shared, so a test must not change it."""
+    return load_model()
 
 
 @pytest.fixture(scope="session")
