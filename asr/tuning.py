@@ -29,10 +29,11 @@ from asr.transcription import LONG_SECONDS
 __all__ = ["Point", "compute_log_probs", "find_best", "tune"]
 
 LM_WEIGHTS, WORD_SCORES = (0.5, 1.0, 1.5, 2.0), (-1.0, 0.0, 1.0, 2.0)
-"""The coarse grid, in even steps; around its best point a second one of half the step follows."""
+"""The coarse grid, in even steps, with the decoder's own prior weight."""
 
-PRIOR_WEIGHTS = (0.0, 0.3, 0.7)
-"""Tried at the best point of both, which have the decoder's own."""
+STEPS = [(0.25, 0.5, 0.0), (0.0, 0.0, 0.25)]
+"""Half a step of the grid in both, then one of the prior weight: so far around the best point others are tried, until
+none of them is better."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,16 @@ class Point:
     prior_weight: float
     words: ErrorCounts
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """All three, in their order."""
+        return self.lm_weight, self.word_score, self.prior_weight
+
 
 def tune(
     model: CTCModel, utterances: Sequence[Utterance], language_model: str | Path, *, processes: int, **settings: Any
 ) -> Iterator[Point]:
-    """The points of a coarse grid, those around the best of them, then other prior weights, each as it is done.
+    """The points of a coarse grid, then those around the best point as long as it gets better, each as it is done.
 
     processes: searches that run side by side. settings: of the BeamDecoder.
     Raises AsrError for utterances without audio that can be read.
@@ -72,12 +78,15 @@ def tune(
             yield point
 
     yield from score_all((*pair, PRIOR_WEIGHT) for pair in product(LM_WEIGHTS, WORD_SCORES))
-    best = find_best(points)
-    half = (LM_WEIGHTS[1] - LM_WEIGHTS[0]) / 2, (WORD_SCORES[1] - WORD_SCORES[0]) / 2
-    steps = [step for step in product((-1, 0, 1), repeat=2) if step != (0, 0)]
-    yield from score_all((best.lm_weight + w * half[0], best.word_score + s * half[1], PRIOR_WEIGHT) for w, s in steps)
-    best = find_best(points)
-    yield from score_all((best.lm_weight, best.word_score, weight) for weight in PRIOR_WEIGHTS)
+    for step in STEPS:
+        while waiting := _around(find_best(points), step) - {point.weights for point in points}:
+            yield from score_all(sorted(waiting))
+
+
+def _around(point: Point, step: tuple[float, ...]) -> set[tuple[float, ...]]:
+    """The weights one step away, but for those below 0 of the language model and of the prior."""
+    axes = [{weight - size, weight, weight + size} for weight, size in zip(point.weights, step, strict=True)]
+    return {weights for weights in product(*axes) if weights[0] >= 0 and weights[2] >= 0}
 
 
 def find_best(points: Iterable[Point]) -> Point:
