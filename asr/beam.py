@@ -15,7 +15,8 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite, log
@@ -77,6 +78,7 @@ class BeamDecoder:
     ) -> None:
         """The decoder of a language model's ARPA file, which may be compressed (.gz); `packaged` is the packaged one.
 
+        Its words are written as texts are for the model: in capitals by a model of capitals.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
         beside the model's. word_score: added for every word; more than 0 makes words shorter and more. prior_weight: of
@@ -100,8 +102,9 @@ class BeamDecoder:
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         unigrams = dict(read_arpa_unigrams(language_model))
         words = set(unigrams if lexicon is None else lexicon)
-        spellings = {word: spelling for word in unigrams.keys() | words if (spelling := self._spell(word))}
-        writable = sorted(words & spellings.keys())
+        written = {word: text for word in unigrams.keys() | words if (text := self._write(word))}
+        spellings = {word: self._spell(text) for word, text in written.items()}
+        writable = _choose(written, words, unigrams)
         if not writable:
             source = language_model if lexicon is None else "the lexicon"
             like = f" ({min(words)!r})" if words else ""
@@ -110,12 +113,12 @@ class BeamDecoder:
         prior = prior_weight * self._log_frequencies(unigrams, spellings)
         decoder = self._make_decoder(
             language_model,
-            {word: spellings[word] for word in writable},
+            {word: spellings[word] for word in sorted(writable)},
             beam_size=beam_size,
             lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
             word_score=word_score,
         )
-        self.search = _Search(decoder, self._tokens, prior)
+        self.search = _Search(decoder, self._tokens, prior, writable)
         self._forks = Forks(self.search, processes)
 
     def _make_decoder(self, language_model: str | Path, spellings: Mapping[str, list[str]], **settings: float) -> Any:
@@ -137,6 +140,15 @@ class BeamDecoder:
                     sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
                     **settings,
                 )
+
+    def _write(self, word: str) -> str:
+        """How the model writes a word, in the other case or without accents where need be; nothing where it cannot."""
+        if self._spell(word):
+            return word
+        lost: Counter[str] = Counter()
+        text = self.vocabulary.normalize(word, lost)
+        is_same_word = not lost and " " not in text
+        return text if is_same_word and self._spell(text) else ""
 
     def _spell(self, word: str) -> list[str]:
         """A word's tokens, the space behind it included; none where it cannot be written or is absurdly long."""
@@ -174,12 +186,23 @@ class BeamDecoder:
         return replace(tokens, lm_log_prob=lm_log_prob)
 
 
+def _choose(written: Mapping[str, str], words: Iterable[str], known: Container[str]) -> dict[str, str]:
+    """Each word of the search and what is written for it: of these words, as the language model has them.
+
+    written: what is written for each word that can be; known: the words of the language model, of which some may be
+    written alike, as `The` and `the` are.
+    """
+    chosen = {written[word] for word in words if word in written}
+    scored = {text for word, text in written.items() if word in known}
+    return {word: text for word, text in written.items() if text in chosen and (word in known or text not in scored)}
+
+
 class _Search:
     """The words of one utterance after the other; what is being searched is kept in the decoder."""
 
-    def __init__(self, decoder: Any, tokens: Sequence[str], prior: numpy.ndarray) -> None:
-        """decoder: torchaudio's; prior: (vocabulary,), taken off all log-probs."""
-        self._decoder, self._prior, self._turn = decoder, prior, Lock()
+    def __init__(self, decoder: Any, tokens: Sequence[str], prior: numpy.ndarray, written: Mapping[str, str]) -> None:
+        """decoder: torchaudio's; prior: (vocabulary,), taken off all log-probs; written: for each of its words."""
+        self._decoder, self._prior, self._written, self._turn = decoder, prior, written, Lock()
         self._ending = numpy.full((tokens.count(SPACE), len(tokens)), IMPOSSIBLE)  # a space, where there is one
         self._ending[:, [token == SPACE for token in tokens]] = 0.0
 
@@ -195,7 +218,7 @@ class _Search:
         if not hypotheses:
             return [], 0.0
         best = hypotheses[0]
-        words = [self._decoder.word_dict.get_entry(index) for index in best.words if index >= 0]
+        words = [self._written[self._decoder.word_dict.get_entry(index)] for index in best.words if index >= 0]
         return words, best.lmScore * log(10)
 
 

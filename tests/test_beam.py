@@ -470,7 +470,28 @@ def test_an_empty_lexicon_and_a_vocabulary_with_the_mark_of_the_space_are_told(a
         BeamDecoder(CharacterVocabulary("AB |"), arpa)
 
 
-@pytest.mark.parametrize("word", ["ЖЖ", "cat"])
+@pytest.mark.parametrize("lexicon", [None, ["THE", "CAT", "BAT", "SAT"], ["The", "cat", "bat", "sat"]])
+def test_a_language_model_in_lower_case_is_as_good_as_one_in_capitals(
+    arpa: Path, tmp_path: Path, lexicon: list[str] | None
+) -> None:
+    write_arpa(build_ngrams([text.lower() for text in TEXT], 3), tmp_path / "lower.arpa")
+    heard = log_probs_of("THE CAT SAT", {4: {"C": 0.45, "B": 0.55}})
+    found = []
+    for path in (arpa, tmp_path / "lower.arpa"):
+        found += BeamDecoder(VOCABULARY, path, lexicon=lexicon, lm_weight=1.0)(heard, torch.tensor([heard.shape[1]]))
+    assert [VOCABULARY.decode(tokens.token_ids) for tokens in found] == ["THE CAT SAT"] * 2
+    assert found[0].lm_log_prob == pytest.approx(found[1].lm_log_prob, abs=1e-4)
+
+
+def test_of_the_words_of_a_language_model_those_are_written_that_stay_one_word(tmp_path: Path) -> None:
+    write_arpa(build_ngrams(["The café", "the Café hi-fi", "42 no.", "the cafe"], 2), tmp_path / "lm.arpa")
+    decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
+    assert text_of(decoder, log_probs_of("THE CAFE")) == "THE CAFE"
+    for text in ("HI FI", "HIFI", "NO"):
+        assert set(text_of(decoder, log_probs_of(text)).split()) <= {"THE", "CAFE"}
+
+
+@pytest.mark.parametrize("word", ["ЖЖ", "42"])
 def test_a_language_model_of_other_letters_is_told_with_one_of_its_words(tmp_path: Path, word: str) -> None:
     write_arpa(build_ngrams([word], 1), tmp_path / "lm.arpa")
     with pytest.raises(AsrError, match=rf"none of its words \('{word}'\) can be written .*; `asr lm build"):
