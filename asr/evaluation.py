@@ -17,6 +17,7 @@ from asr.manifest import Utterance
 from asr.metrics import ErrorCounts, bootstrap_interval, character_errors, pool, word_errors
 from asr.model import CTCModel
 from asr.newfiles import new_text_file
+from asr.survey import find_marks
 from asr.text import count_lost
 from asr.transcript import Transcript
 from asr.transcription import Failure, Recording, transcribe_recordings
@@ -48,6 +49,8 @@ class Evaluation:
     processing_seconds: float
     dropped_characters: Counter[str] = field(default_factory=Counter)
     """Letters and digits of the references that the model cannot write."""
+    marks: Counter[str] = field(default_factory=Counter)
+    """What transcribers wrote beside words, such as [NOISE]; its letters count as a word, as training takes them."""
 
     @property
     def words(self) -> ErrorCounts:
@@ -64,15 +67,22 @@ class Evaluation:
                 f"{name} {total.rate:.2%}  [{low:.2%}, {high:.2%}]  substitutions {total.substitutions:,}  "
                 f"deletions {total.deletions:,}  insertions {total.insertions:,}  of {total.reference_length:,}"
             )
-        if self.dropped_characters:
-            lines.append(f"dropped from the references, for the model cannot write them: {self.dropped()}")
+        lines += [f"{kind}: {counted}" for kind, counted in self.oddities()]
         rtf = self.processing_seconds / self.audio_seconds
         lines.append(f"RTF {rtf:.4f}  ({1 / rtf:.0f} times real time)")
         return "\n".join(lines)
 
-    def dropped(self) -> str:
-        """The commonest characters that are missing from the references, with their numbers."""
-        return ", ".join(f"{character!r} × {count}" for character, count in self.dropped_characters.most_common(8))
+    def oddities(self) -> list[tuple[str, str]]:
+        """Kinds of what makes the references other than what was said, and the commonest of each with their numbers."""
+        kinds = {
+            "dropped from the references, for the model cannot write them": self.dropped_characters,
+            "marks in the references, scored as words; take them out": self.marks,
+        }
+        return [
+            (kind, ", ".join(f"{item!r} × {count}" for item, count in counts.most_common(8)))
+            for kind, counts in kinds.items()
+            if counts
+        ]
 
     def write_hypotheses(self, path: str | Path) -> None:
         """One line of JSON per utterance: id, audio, reference, hypothesis and its word errors.
@@ -112,9 +122,10 @@ def evaluate(
     begin = time.perf_counter()
     results = list(transcribe_recordings(model, recordings, batch_seconds=batch_seconds, decode=decode))
     elapsed = time.perf_counter() - begin
-    scored, dropped = [], Counter[str]()
+    scored, dropped, marks = [], Counter[str](), Counter[str]()
     for utterance, result in zip(utterances, results, strict=True):
         reference = model.vocabulary.normalize(utterance.text, dropped)
+        marks.update(find_marks(utterance.text, model.vocabulary))
         hypothesis = "" if isinstance(result, Failure) else result.text
         words, characters = word_errors(reference, hypothesis), character_errors(reference, hypothesis)
         transcript = None if isinstance(result, Failure) else result
@@ -125,4 +136,5 @@ def evaluate(
         sum(utterance.duration_seconds for utterance in utterances),
         elapsed,
         count_lost(dropped),
+        marks,
     )

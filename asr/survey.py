@@ -21,7 +21,7 @@ from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel
 from asr.text import ALPHABET, Vocabulary
 
-__all__ = ["Survey", "letters_per_second", "survey", "write_fixed"]
+__all__ = ["Survey", "find_marks", "letters_per_second", "survey", "write_fixed"]
 
 FULL_SCALE, MOST_CLIPPED = 0.999, 0.001
 """A sample from here on is taken for clipped; of more than this share of an utterance it is told."""
@@ -138,7 +138,9 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
             (utterance, f"{rate:.1f}") for utterance, rate in rates if not SLOWEST <= rate <= FASTEST
         ],
         "marks whose letters become words": [
-            (utterance, marks) for utterance in readable if (marks := _marks(utterance.text, model.vocabulary))
+            (utterance, " ".join(marks))
+            for utterance in readable
+            if (marks := find_marks(utterance.text, model.vocabulary))
         ],
     }
     return found
@@ -169,7 +171,7 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         if numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
             changes.append(f"{utterance.place}: {utterance.id}: left out: {numbers!r} in the text; write it in words")
             continue
-        if marks := _marks(utterance.text, found.vocabulary):
+        if marks := " ".join(find_marks(utterance.text, found.vocabulary)):
             changes.append(f"{utterance.place}: {utterance.id}: left out: {marks} in the text; take it out")
             continue
         if text != utterance.text:
@@ -232,9 +234,9 @@ def letters_per_second(utterance: Utterance, vocabulary: Vocabulary) -> float:
     return len(vocabulary.normalize(utterance.text)) / max(utterance.duration_seconds, 1e-3)
 
 
-def _marks(text: str, vocabulary: Vocabulary) -> str:
-    """The marks in a text that a model would write as words."""
-    return " ".join(mark for mark in MARK.findall(text) if vocabulary.normalize(mark)[:1] not in ("", mark[0]))
+def find_marks(text: str, vocabulary: Vocabulary) -> list[str]:
+    """The marks in a text, such as [NOISE], that a model would write as words."""
+    return [mark for mark in MARK.findall(text) if vocabulary.normalize(mark)[:1] not in ("", mark[0])]
 
 
 def _proposal(character: str) -> str:

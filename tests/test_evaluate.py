@@ -141,6 +141,20 @@ def test_what_references_lose_is_told(run: Run, model_path: Path, tmp_path: Path
     assert "dropped" not in run("evaluate", model_path, manifest).output
 
 
+def test_marks_in_references_are_scored_as_training_reads_them_and_told(
+    run: Run, model_path: Path, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "m.jsonl"
+    audio = str(SAMPLES / "84-121123-0001.flac")
+    lines = [{"audio": audio, "text": text} for text in ("[NOISE] LESS <UNK>", "[NOISE] LESS", "LESS")]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    said = run("evaluate", model_path, manifest).output
+    assert "marks in the references, scored as words; take them out: '[NOISE]' × 2, '<UNK>' × 1\n" in said
+    assert "of 6\n" in said
+    manifest.write_text(json.dumps(lines[2]))
+    assert "marks" not in run("evaluate", model_path, manifest).output
+
+
 def test_hypotheses_that_cannot_be_written_are_told(run: Run, model_path: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", model_path, SAMPLES / "manifest.jsonl", "--hypotheses")
     path = tmp_path / "none" / "h.jsonl"

@@ -115,11 +115,11 @@ def _totals(evaluation: Evaluation) -> list[tuple[str, str]]:
         totals.append((name, f"{total.rate:.1%} [{low:.1%}, {high:.1%}]"))
     words = evaluation.words
     totals += [(kind, f"{getattr(words, kind):,}") for kind in ("substitutions", "deletions", "insertions")]
-    dropped = [("dropped from the references", evaluation.dropped())] if evaluation.dropped_characters else []
+    odd = [(kind.partition(",")[0], counted) for kind, counted in evaluation.oddities()]
     failed = [("could not be read", f"{len(evaluation.failures):,}")] if evaluation.failures else []
     return [
         *totals,
-        *dropped,
+        *odd,
         *failed,
         ("times real time", f"{evaluation.audio_seconds / evaluation.processing_seconds:.0f}"),
     ]
