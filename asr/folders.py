@@ -7,6 +7,8 @@ same name beside each.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from math import inf
@@ -19,6 +21,8 @@ from asr.manifest import Utterance, read_manifest
 from asr.shards import fetch_shards, is_shard_folder, read_shards
 
 __all__ = ["find_audio", "read_data", "read_many"]
+
+log = logging.getLogger(__name__)
 
 TO_THE_END = -1.0
 """As the end of a span in Kaldi's `segments`."""
@@ -54,20 +58,27 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
         return _checked(folder, _read_kaldi(folder), faults)
     if any(path.name.endswith(".trans.txt") for path in find_files(folder)):
         return _checked(folder, _read_librispeech(folder), faults)
-    if any(audio.with_suffix(".txt").is_file() for audio in find_audio(folder)):
-        utterances = _checked(folder, _read_pairs(folder), faults)
+    recordings = find_audio(folder)
+    if any(audio.with_suffix(".txt").is_file() for audio in recordings):
+        utterances = _checked(folder, _read_pairs(recordings), faults)
         if faults is not None:
-            faults += [f"{text}: has no recording beside it" for text in _find_texts_alone(folder)]
+            faults += [f"{text}: has no recording beside it" for text in _find_texts_alone(folder, recordings)]
         return utterances
     kinds = "shards, metadata.csv, Kaldi's wav.scp and text, *.trans.txt, or recordings with a .txt beside each"
     raise AsrError(f"{path}: the folder holds no data of a known kind ({kinds})")
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """The recordings in a folder and below it, by name, and the folders there that cannot be entered."""
+    """The recordings in a folder and below it, by name, and the folders there that cannot be entered.
+
+    Pipes, sockets and devices are left out, which the log tells: to open one may wait for ever.
+    """
     shut: list[Path] = []
     audio = [path for path in find_files(folder, shut) if path.suffix.lower() in AUDIO_EXTENSIONS]
-    return sorted(audio + shut)
+    special = {path for path in audio if not os.path.isfile(path) and os.path.exists(path)}
+    for path in sorted(special):
+        log.warning("%s: is a pipe, a socket or a device, no file, and was left out", path)
+    return sorted({*audio, *shut} - special)
 
 
 class _Fault(str):
@@ -114,11 +125,11 @@ def _utterance(
     return Utterance(name, str(audio), text.strip(), start, end - start, speaker, str(manifest), line)
 
 
-def _read_pairs(folder: Path) -> Iterator[Utterance | _Fault]:
-    recordings: dict[Path, list[Path]] = defaultdict(list)
-    for audio in find_audio(folder):
-        recordings[audio.with_suffix(".txt")].append(audio)
-    for text, (audio, *others) in recordings.items():
+def _read_pairs(recordings: Iterable[Path]) -> Iterator[Utterance | _Fault]:
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    for audio in recordings:
+        beside[audio.with_suffix(".txt")].append(audio)
+    for text, (audio, *others) in beside.items():
         yield from (_Fault(f"{other}: has the same text as {audio.name} beside it") for other in others)
         if not text.is_file():
             yield _Fault(f"{audio}: has no {text.name} beside it")
@@ -131,8 +142,8 @@ def _read_pairs(folder: Path) -> Iterator[Utterance | _Fault]:
             yield _Fault(f"{text}: cannot be opened: {error.strerror}")
 
 
-def _find_texts_alone(folder: Path) -> list[Path]:
-    heard = {audio.with_suffix(".txt") for audio in find_audio(folder)}
+def _find_texts_alone(folder: Path, recordings: Iterable[Path]) -> list[Path]:
+    heard = {audio.with_suffix(".txt") for audio in recordings}
     return sorted(path for path in find_files(folder) if path.suffix == ".txt" and path not in heard)
 
 

@@ -187,6 +187,20 @@ def test_a_folder_that_cannot_be_entered_is_told_as_a_recording_that_cannot_be_r
     assert done.err.startswith(f"{shut}: ")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_a_pipe_in_a_folder_is_told_once_and_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(ONE, tmp_path / "b.flac")
+    (tmp_path / "b.txt").write_text("BUT IN LESS")
+    os.mkfifo(tmp_path / "a.wav")
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert find_audio(tmp_path) == [tmp_path / "b.flac", tmp_path / "gone.wav"]
+    caplog.clear()
+    faults: list[str] = []
+    assert [utterance.id for utterance in read_data(tmp_path, faults)] == ["b"]
+    assert caplog.messages == [f"{tmp_path / 'a.wav'}: is a pipe, a socket or a device, no file, and was left out"]
+    assert faults == [f"{tmp_path / 'gone.wav'}: has no gone.txt beside it"]
+
+
 def test_data_without_a_name_is_not_the_folder_one_is_in() -> None:
     with pytest.raises(AsrError, match="the name of the data is empty"):
         read_data("")
