@@ -180,7 +180,10 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
             audio = AudioFile(file, name, sample_rate)
         except soundfile.LibsndfileError as error:
             reason = f"not audio that can be read ({KINDS}): {_reason(error)}"
-            raise AsrError(f"{name}: {reason}; `ffmpeg -i FILE NEW.flac` turns video and most else into it") from error
+            advice = "`ffmpeg -i FILE NEW.flac` turns video and most else into it"
+            if name == "<stdin>":
+                advice += ", --pcm RATE reads 16-bit samples without a header"
+            raise AsrError(f"{name}: {reason}; {advice}") from error
         with file:
             if audio.frames == 0:
                 raise AsrError(f"{name}: the audio file holds no samples")

@@ -239,6 +239,7 @@ def test_samples_without_a_header_say_what_the_file_says(speech: list[Tensor]) -
         (["--pcm", "16000"], b"\0", 1, "standard input: the stream holds no samples"),
         (["--pcm", "16000", "--format", "srt"], b"", 2, "--pcm is of standard input alone, printed as text"),
         (["--pcm", "0"], b"", 1, "a sample rate of 0 Hz is out of range"),
+        ([], b"\0" * 999, 1, "turns video and most else into it, --pcm RATE reads 16-bit samples without a header"),
     ],
 )
 def test_what_cannot_be_a_stream_is_told_in_a_sentence(
@@ -249,7 +250,9 @@ def test_what_cannot_be_a_stream_is_told_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    stdin = io.BytesIO(content)
+    stdin.name = "<stdin>"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
     try:
         found: int | str | None = main(["transcribe", "-", *options])
     except SystemExit as stop:
