@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from asr.model import CTCModel
     from asr.modelfile import load_model
     from asr.transcript import Transcript, Word
-    from asr.transcription import Failure, transcribe, transcribe_files
+    from asr.transcription import Failure, transcribe, transcribe_files, transcribe_live
 
 __all__ = [
     "AsrError",
@@ -94,6 +94,7 @@ __all__ = [
     "load_model",
     "transcribe",
     "transcribe_files",
+    "transcribe_live",
 ]
 
 __version__ = "0.1.0"
@@ -110,6 +111,7 @@ _HOMES = {
     "load_model": "modelfile",
     "transcribe": "transcription",
     "transcribe_files": "transcription",
+    "transcribe_live": "transcription",
 }
 
 

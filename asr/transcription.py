@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from asr.recognition import Failure, Part, Recogniser
 from asr.sources import AudioSource, name_of, samples_as_file
 from asr.transcript import Transcript, end_by
 
-__all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_recordings"]
+__all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_live", "transcribe_recordings"]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,34 @@ def transcribe_files(
         raise AsrError(f"{paths}: is one file; transcribe_files takes a list of them")
     recordings = (Recording(path, str(path)) for path in paths)
     return transcribe_recordings(_model_of(model), recordings, batch_seconds=batch_seconds, decode=decode)
+
+
+def transcribe_live(
+    blocks: Iterable[Tensor],
+    *,
+    sample_rate: int,
+    model: CTCModel | str | Path | None = None,
+    decode: Decode | None = None,
+) -> Iterator[Transcript]:
+    """Each utterance of sound that is still coming in, as soon as the pause behind it is long enough.
+
+    blocks: consecutive (samples,) mono floating-point samples in [-1, 1] at `sample_rate` Hz, some tenths of a second
+    each. The times of the words count from the first block on. What holds no word gives no transcript.
+    model, decode: as for `transcribe`. Raises AsrError as it does.
+    """
+    loaded = _model_of(model)
+    frame_samples = round(loaded.step_samples * sample_rate / loaded.sample_rate)
+    for stretch in cut_at_pauses(blocks, sample_rate, frame_samples):
+        if not stretch.may_hold_speech or len(stretch.samples) < SHORTEST_SECONDS * sample_rate:
+            continue
+        transcript = transcribe(stretch.samples, sample_rate=sample_rate, model=loaded, decode=decode)
+        before = stretch.start / sample_rate
+        words = tuple(
+            replace(word, start_seconds=before + word.start_seconds, end_seconds=before + word.end_seconds)
+            for word in transcript.words
+        )
+        if words:
+            yield replace(transcript, words=words)
 
 
 def transcribe_recordings(

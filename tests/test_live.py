@@ -145,6 +145,29 @@ def test_an_utterance_is_printed_while_the_next_is_spoken(talk: Tensor, speech: 
     assert character_errors(whole, " ".join(line.strip() for line in lines)).rate < 0.25
 
 
+def test_an_utterance_is_given_before_the_next_is_asked_for_and_its_times_count_from_the_beginning(
+    talk: Tensor, speech: list[Tensor]
+) -> None:
+    taken = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal taken
+        for block in talk.split(RATE // 10):
+            taken += len(block)
+            yield block
+
+    results = asr.transcribe_live(blocks(), sample_rate=RATE)
+    first = next(results)
+    assert taken < len(speech[0]) + 2.5 * RATE
+    assert character_errors(asr.transcribe(speech[0], sample_rate=RATE).text, first.text).rate < 0.35
+    found = [first, *results]
+    whole = asr.transcribe(talk, sample_rate=RATE)
+    assert character_errors(whole.text, " ".join(each.text for each in found)).rate < 0.25
+    starts = [word.start_seconds for each in found for word in each.words]
+    assert starts == sorted(starts)
+    assert starts[-1] == pytest.approx(whole.words[-1].start_seconds, abs=1.5)
+
+
 def test_a_header_that_comes_in_pieces_begins_a_stream_all_the_same(speech: list[Tensor]) -> None:
     content = as_wav(speech[1])
     with subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as running:

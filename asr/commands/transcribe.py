@@ -116,16 +116,11 @@ def _print_all(results: Iterable[Transcript | Failure], kind: str, *, alone: boo
 def _print_live(blocks: Iterable[Tensor], sample_rate: int, model: CTCModel, decode: Decode | None) -> int:
     """Print each utterance as soon as the pause behind it is long enough."""
     from asr.live import until_interrupted
-    from asr.pauses import cut_at_pauses
-    from asr.transcription import SHORTEST_SECONDS, transcribe
+    from asr.transcription import transcribe_live
 
-    frame_samples = round(model.step_samples * sample_rate / model.sample_rate)
-    for stretch in cut_at_pauses(until_interrupted(blocks), sample_rate, frame_samples):
-        if not stretch.may_hold_speech or len(stretch.samples) < SHORTEST_SECONDS * sample_rate:
-            continue
-        text = transcribe(stretch.samples, sample_rate=sample_rate, model=model, decode=decode).text
-        if text:
-            print(text, flush=True)
+    heard = until_interrupted(blocks)
+    for transcript in transcribe_live(heard, sample_rate=sample_rate, model=model, decode=decode):
+        print(transcript.text, flush=True)
     return 0
 
 
