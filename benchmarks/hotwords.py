@@ -67,8 +67,8 @@ def main() -> None:
 def decoded(examples: Sequence[Example], decode: Decode, vocabulary: Vocabulary) -> list[str]:
     """The text of each utterance."""
     texts = []
-    for _, log_probs in examples:
-        (tokens,) = decode(log_probs[None], torch.tensor([len(log_probs)]))
+    for _, row in examples:
+        (tokens,) = decode(torch.from_numpy(row)[None], torch.tensor([len(row)]))
         texts.append(vocabulary.decode(tokens.token_ids))
     return texts
 

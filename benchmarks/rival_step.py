@@ -101,8 +101,12 @@ def count_parameters(model: nn.Module) -> int:
 
 def rival_of_size(cell: type[nn.GRU] | type[nn.LSTM], parameters: float, tokens: int) -> DeepSpeech:
     """The rival with the hidden size, a multiple of 8, whose number of parameters is nearest."""
-    sizes = [(abs(count_parameters(DeepSpeech(cell, size, tokens)) - parameters), size) for size in range(64, 1025, 8)]
-    return DeepSpeech(cell, min(sizes)[1], tokens)
+
+    def distance(size: int) -> float:
+        with torch.device("meta"):  # without weights
+            return abs(count_parameters(DeepSpeech(cell, size, tokens)) - parameters)
+
+    return DeepSpeech(cell, min(range(64, 1025, 8), key=distance), tokens)
 
 
 def make_steps(model: nn.Module, batches: list[Batch]) -> Callable[[], None]:

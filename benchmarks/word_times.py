@@ -51,7 +51,8 @@ def main() -> None:
 
 def matched_words(model: CTCModel, manifest: Path) -> Iterator[tuple[Word, Word]]:
     """Each word that was recognised right, and the same word of the alignment of its reference."""
-    for reference, log_probs in compute_log_probs(model, read_manifest(manifest)):
+    for reference, row in compute_log_probs(model, read_manifest(manifest)):
+        log_probs = torch.from_numpy(row)
         (tokens,) = decode_greedy(log_probs[None], torch.tensor([len(log_probs)]))
         yield from equal_words(find_words(tokens, model), align_log_probs(model, log_probs, reference))
 
