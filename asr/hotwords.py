@@ -24,12 +24,12 @@ from asr.text import BLANK_ID, Vocabulary, count_lost
 
 __all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
 
-BOOST, BOOST_BEHIND_LM = 5.0, 3.5
-"""Nats: a hotword may make what was heard 150 times less probable than the letters alone, and 33 times less than words
-that a language model chose, which are right more often."""
+BOOST, BOOST_BEHIND_LM = 11.0, 5.0
+"""Nats that a hotword may make what was heard less probable: less than words that a language model chose, which are
+right more often. More finds more names still, and costs other words more."""
 
-LEAST_SIMILARITY = 0.4
-"""Share of letters that what gives way has in common with the hotword; less is not tried."""
+LEAST_SIMILARITY = 0.25
+"""Share of letters that what gives way has in common with the hotword; less is not tried, and loses nothing."""
 
 MOST_TRIED = 10
 """The most alike of many hotwords are tried, so that a list of thousands stays quick."""

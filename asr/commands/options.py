@@ -62,7 +62,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         "--hotword",
         action="append",
         metavar="WORD[:BOOST]",
-        help="a likely word, and by how many nats (default: 5; with --lm 3.5)",
+        help="a likely word, and by how many nats (default: 11; with --lm 5)",
     )
     group = parser.add_argument_group(
         "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
