@@ -102,8 +102,9 @@ class BeamDecoder:
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         unigrams = dict(read_arpa_unigrams(language_model))
         words = set(unigrams if lexicon is None else lexicon)
-        written = {word: text for word in unigrams.keys() | words if (text := self._write(word))}
-        spellings = {word: self._spell(text) for word, text in written.items()}
+        forms = {word: form for word in unigrams.keys() | words if (form := self._write(word))}
+        written = {word: text for word, (text, _) in forms.items()}
+        spellings = {word: spelling for word, (_, spelling) in forms.items()}
         writable = _choose(written, words, unigrams)
         if not writable:
             source = language_model if lexicon is None else "the lexicon"
@@ -141,14 +142,14 @@ class BeamDecoder:
                     **settings,
                 )
 
-    def _write(self, word: str) -> str:
-        """How the model writes a word, in the other case or without accents where need be; nothing where it cannot."""
-        if self._spell(word):
-            return word
+    def _write(self, word: str) -> tuple[str, list[str]] | None:
+        """A word as the model writes it, in the other case or without accents where need be, and its tokens."""
+        if spelling := self._spell(word):
+            return word, spelling
         lost: Counter[str] = Counter()
         text = self.vocabulary.normalize(word, lost)
-        is_same_word = not lost and " " not in text
-        return text if is_same_word and self._spell(text) else ""
+        is_same_word = text and not lost and " " not in text
+        return (text, spelling) if is_same_word and (spelling := self._spell(text)) else None
 
     def _spell(self, word: str) -> list[str]:
         """A word's tokens, the space behind it included; none where it cannot be written or is absurdly long."""

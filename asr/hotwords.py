@@ -25,11 +25,11 @@ from asr.text import BLANK_ID, Vocabulary, count_lost
 __all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
 
 BOOST, BOOST_BEHIND_LM = 11.0, 5.0
-"""Nats that a hotword may make what was heard less probable: less than words that a language model chose, which are
-right more often. More finds more names still, and costs other words more."""
+"""Nats: by so much may a hotword make what was heard less probable, and by less where a language model chose the words,
+which are right more often. With more, more names are found and more other words lost."""
 
 LEAST_SIMILARITY = 0.25
-"""Share of letters that what gives way has in common with the hotword; less is not tried, and loses nothing."""
+"""Share of letters that what gives way has in common with the hotword; less is not tried (0.2 found no more)."""
 
 MOST_TRIED = 10
 """The most alike of many hotwords are tried, so that a list of thousands stays quick."""
