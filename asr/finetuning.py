@@ -113,7 +113,8 @@ def finetune_config(
     """A recipe for ten minutes to ten hours of recordings; None is the packaged model.
 
     overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
-    characters: what the new model shall write with, where it is not what the old one does.
+    characters: what the new model shall write with, where it is not what the old one does; a model of pieces learns
+    as many from the new texts.
     Raises AsrError for overrides of what the other arguments say, and of the model section, of which only the dropout
     can change.
     """
@@ -142,6 +143,7 @@ def finetune_config(
             config.vocabulary,
             kind=model.vocabulary.to_dict()["kind"],
             characters=characters or config.vocabulary.characters,
+            size=len(model.vocabulary),
         ),
         data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),
     )

@@ -165,8 +165,12 @@ class SentencePieceVocabulary:
         self.model_proto = model_proto
 
     @classmethod
-    def train(cls, sentences: Iterable[str], size: int) -> SentencePieceVocabulary:
-        """Learn `size` pieces (blank included) from normal transcripts; raises AsrError if the text has too few."""
+    def train(cls, sentences: Iterable[str], size: int, characters: str = "") -> SentencePieceVocabulary:
+        """Learn `size` pieces (blank included) from normal transcripts, or fewer where the text has no more.
+
+        characters: each of these is a piece even where the text lacks it.
+        Raises AsrError for text without a word, or if its characters are more than `size`.
+        """
         import io
 
         import sentencepiece
@@ -177,6 +181,8 @@ class SentencePieceVocabulary:
                 sentence_iterator=iter(sentences),
                 model_writer=proto,
                 vocab_size=size,
+                hard_vocab_limit=False,
+                required_chars=characters.replace(" ", ""),
                 model_type="unigram",
                 character_coverage=1.0,
                 normalization_rule_name="identity",
@@ -188,6 +194,7 @@ class SentencePieceVocabulary:
             )
         except RuntimeError as error:
             reason = str(error).rpartition("] ")[2]  # in front of it stand SentencePiece's source lines
+            reason = reason.partition(" Increase")[0] or "it has no word"  # behind it, options that are not ours
             raise AsrError(f"vocabulary.size={size} does not suit the training text: {reason}") from error
         return cls(proto.getvalue())
 

@@ -106,19 +106,17 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
         model = with_dropout(model, config.model.encoder.dropout)
         if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
             raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
-        if config.vocabulary.kind != "characters" and config.vocabulary.characters:
-            raise AsrError(f"{config.initial_model} writes with pieces; another alphabet needs a model of characters")
         if config.vocabulary.characters:
-            model = change_characters(model, config.vocabulary.characters)
+            model = change_vocabulary(model, make_vocabulary(config, texts))
     else:
         model = CTCModel(config.model, make_vocabulary(config, texts))
     freeze(model, config.optimizer.frozen_layers)
     return model.train()
 
 
-def change_characters(model: CTCModel, characters: str) -> CTCModel:
-    """The model with another alphabet; what is kept, new and gone is logged."""
-    changed = with_vocabulary(model, CharacterVocabulary(characters))
+def change_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
+    """`with_vocabulary`; what is kept, new and gone is logged."""
+    changed = with_vocabulary(model, vocabulary)
     old, new = model.vocabulary.tokens, changed.vocabulary.tokens
     kinds = {
         "kept": [token for token in new if token in old],
@@ -141,10 +139,11 @@ def freeze(model: CTCModel, num_layers: int) -> None:
 
 def make_vocabulary(config: TrainConfig, texts: Iterable[str]) -> Vocabulary:
     """Characters, or pieces learned from the texts of the training set."""
-    characters = CharacterVocabulary(config.vocabulary.characters or ALPHABET)
+    characters = config.vocabulary.characters or ALPHABET
+    vocabulary = CharacterVocabulary(characters)
     if config.vocabulary.kind == "characters":
-        return characters
-    return SentencePieceVocabulary.train(map(characters.normalize, texts), config.vocabulary.size)
+        return vocabulary
+    return SentencePieceVocabulary.train(map(vocabulary.normalize, texts), config.vocabulary.size, characters)
 
 
 @contextmanager

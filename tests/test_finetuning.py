@@ -13,14 +13,12 @@ from torch import Tensor
 
 from asr import load_model
 from asr.cli import main
-from asr.config import EncoderConfig, ModelConfig
 from asr.errors import AsrError
 from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
 from asr.manifest import read_manifest, write_manifest
 from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import PACKAGED_MODEL, save_model
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
-from asr.training import train
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PLAIN = ["augment.speeds=[1.0]", "augment.noise_probability=0", "augment.num_time_masks=0", "data.num_workers=0"]
@@ -115,6 +113,31 @@ def test_finetuning_with_a_new_vocabulary_tells_what_is_kept_and_new_and_writes_
     assert model.vocabulary.normalize("été") == "ÉTÉ"
 
 
+def test_a_model_of_pieces_gets_another_alphabet_with_pieces_of_the_new_texts(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    old = load_model(small_path)
+    pieces = SentencePieceVocabulary.train((one.text for one in read_manifest(manifests["own"])), 60)
+    save_model(with_vocabulary(old, pieces), tmp_path / "pieces.safetensors")
+    lines = [json.loads(line) for line in Path(manifests["own"]).read_text(encoding="utf-8").splitlines()]
+    accented = tmp_path / "accented.jsonl"
+    accented.write_text("\n".join(json.dumps(line | {"text": line["text"].replace("E", "É")}) for line in lines))
+    overrides = [f"output_dir={tmp_path}/run", "trainer.epochs=1", *PLAIN]
+    config = finetune_config(
+        tmp_path / "pieces.safetensors",
+        [str(accented)],
+        [str(accented)],
+        overrides,
+        characters=" 'ABCDÉFGHIJKLMNOPQRSTUVWXYZ",
+    )
+    vocabulary = load_model(finetune(config).path).vocabulary
+    assert max(len(token) for token in vocabulary.tokens if "É" in token) > 1
+    assert len(vocabulary) <= 60
+    assert vocabulary.normalize("été") == "ÉTÉ"
+    assert "tokens: kept " in caplog.text
+
+
 def test_more_frozen_layers_than_there_are_is_told(manifests: dict[str, str], small_path: Path, tmp_path: Path) -> None:
     config = finetune_config(
         small_path, [manifests["own"]], [manifests["own"]], [f"output_dir={tmp_path}/run"], frozen_layers=9
@@ -195,18 +218,6 @@ def test_recordings_of_a_comparison_that_cannot_be_read_are_told(
     with pytest.raises(AsrError, match=r"gone\.flac: audio file cannot be opened: No such file"):
         finetune(config, also_valid=[str(lost)])
     assert not (tmp_path / "run").exists()
-
-
-def test_pieces_have_no_other_alphabet(manifests: dict[str, str], tmp_path: Path) -> None:
-    pieces = SentencePieceVocabulary.train(["THE CAT SAT ON THE MAT", "A BAT ATE A HAT"], 14)
-    encoder = EncoderConfig(conv_channels=2, num_layers=1, hidden_size=4)
-    save_model(CTCModel(ModelConfig(encoder=encoder), pieces), tmp_path / "pieces.safetensors")
-    own = [manifests["own"]]
-    config = finetune_config(
-        tmp_path / "pieces.safetensors", own, own, [f"output_dir={tmp_path}/run"], characters=" ÄÖ"
-    )
-    with pytest.raises(AsrError, match=r"writes with pieces; another alphabet needs a model of characters"):
-        train(config)
 
 
 def test_layers_can_be_frozen_by_a_setting_as_in_training(manifests: dict[str, str], small_path: Path) -> None:

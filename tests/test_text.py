@@ -202,16 +202,28 @@ def test_sentencepiece_names_the_characters_it_does_not_know(pieces: SentencePie
         pieces.encode("THE É AND 1")
 
 
-@pytest.mark.parametrize("size", [5000, 3])
-def test_a_size_that_the_text_cannot_fill_or_fit_in_is_an_error_that_says_so(sentences: list[str], size: int) -> None:
-    with pytest.raises(AsrError, match=f"vocabulary.size={size} ") as caught:
-        SentencePieceVocabulary.train(sentences, size)
+def test_sentencepiece_learns_fewer_pieces_where_the_text_has_no_more(sentences: list[str]) -> None:
+    few = SentencePieceVocabulary.train(sentences, 5000)
+    assert 40 < len(few) < 500
+    assert few.decode(few.encode(sentences[0])) == sentences[0]
+
+
+def test_sentencepiece_writes_the_characters_it_is_given_though_no_text_has_them(sentences: list[str]) -> None:
+    pieces = SentencePieceVocabulary.train(sentences, 60, " 'ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ")
+    assert pieces.decode(pieces.encode("ÜBER ÖL")) == "ÜBER ÖL"
+    assert pieces.normalize("Über Öl") == "ÜBER ÖL"
+
+
+def test_a_size_below_the_number_of_characters_is_an_error_that_says_so(sentences: list[str]) -> None:
+    with pytest.raises(AsrError, match=r"vocabulary\.size=3 ") as caught:
+        SentencePieceVocabulary.train(sentences, 3)
     assert "\n" not in str(caught.value)
 
 
-def test_training_text_without_a_word_is_an_error() -> None:
-    with pytest.raises(AsrError, match=r"vocabulary\.size=40 "):
-        SentencePieceVocabulary.train(["", " "], 40)
+@pytest.mark.parametrize("characters", ["", " ABC"])
+def test_training_text_without_a_word_is_an_error(characters: str) -> None:
+    with pytest.raises(AsrError, match=r"^vocabulary\.size=40 does not suit the training text: it has no word$"):
+        SentencePieceVocabulary.train(["", " "], 40, characters)
 
 
 @pytest.mark.parametrize("kind", ["characters", "sentencepiece"])
