@@ -70,9 +70,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Lowest and highest pooled rate at `confidence`, by resampling utterances (Bisani and Ney, 2004).
 
-    Of fewer than two utterances nothing can be said: (0, inf).
+    Of fewer than two utterances, or of an infinite rate, nothing can be said: (0, inf).
     """
-    if len(counts) < 2:
+    if len(counts) < 2 or pool(counts).rate == float("inf"):
         return 0.0, float("inf")
     errors = [count.errors for count in counts]
     lengths = [count.reference_length for count in counts]

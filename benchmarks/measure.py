@@ -139,12 +139,12 @@ def operations_per_second(model: CTCModel) -> dict[str, float]:
     positions = torch.tensor([model.sample_rate // model.frontend.hop_samples, model.config.frontend.num_mels])
     for convolution in subsampling.convolutions:
         positions = subsampling._output_lengths_of_one(positions)
-        operations["convolutions"] += 2 * int(positions.prod()) * convolution.weight.numel()
+        operations["convolutions"] += 2 * int(positions.prod()) * _weights_of_matrices(convolution)
     return operations
 
 
 def _weights_of_matrices(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() >= 2)
 
 
 class Stopwatch:
@@ -212,12 +212,13 @@ def write_speech(path: Path, seconds: float, first: int = 0) -> str:
     left = round(seconds * SAMPLE_RATE)
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
         for number in count(first):
+            if left <= 0:
+                break
             audio, spoken = _samples()[number % len(_samples())]
             file.write(audio[:left])
             words += spoken[: round(len(spoken) * min(1.0, left / len(audio)))]
             left -= len(audio)
-            if left <= 0:
-                return " ".join(words)
+    return " ".join(words)
 
 
 @cache

@@ -33,7 +33,7 @@ from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.text import BLANK_ID, CharacterVocabulary
 
-SPECTRUM = {"n_fft": 320, "hop_length": 160, "win_length": 320}
+WINDOW, HOP = 320, 160
 """Samples of 16 kHz: 161 bins every 10 ms."""
 
 
@@ -42,7 +42,7 @@ class DeepSpeech(nn.Module):
 
     def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], hidden_size: int, tokens: int) -> None:
         super().__init__()
-        self.register_buffer("window", torch.hamming_window(SPECTRUM["win_length"]))
+        self.register_buffer("window", torch.hamming_window(WINDOW))
         first = nn.Conv2d(1, 32, (41, 11), stride=(2, 2), padding=(20, 5))
         second = nn.Conv2d(32, 32, (21, 11), stride=(2, 1), padding=(10, 5))
         self.convolutions = nn.ModuleList(
@@ -54,10 +54,11 @@ class DeepSpeech(nn.Module):
         self.head = nn.Linear(hidden_size, tokens, bias=False)
 
     def forward(self, waveforms: Tensor, sample_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        spectra = torch.stft(waveforms, **SPECTRUM, window=self.window, return_complex=True).abs().log1p()
+        window = self.get_buffer("window")
+        spectra = torch.stft(waveforms, WINDOW, HOP, window=window, return_complex=True).abs().log1p()
         mean, deviation = spectra.mean((1, 2), keepdim=True), spectra.std((1, 2), keepdim=True)
         images = ((spectra - mean) / deviation)[:, None]
-        lengths = (sample_lengths // SPECTRUM["hop_length"]) // 2 + 1
+        lengths = (sample_lengths // HOP) // 2 + 1
         for convolution in self.convolutions:
             images = convolution(images)
             images = images * valid_positions(lengths, images.shape[3])[:, None, None]

@@ -171,11 +171,11 @@ def waiting_share(config: TrainConfig, model: CTCModel, corpus: CheckedCorpus, n
     The first batch is not counted: it waits for the worker to start, once per training.
     """
     data = SpeechDataModule(corpus, corpus, config.data, model, seed=0)
-    data.trainer = SimpleNamespace(current_epoch=1, global_rank=0, world_size=1)
+    data.trainer = SimpleNamespace(current_epoch=1, global_rank=0, world_size=1)  # type: ignore[assignment]
     loader = data.train_dataloader()
     batches, step, watch = iter(loader), make_step(config, model), Stopwatch()
     step(next(batches))
-    for _ in range(min(num_steps, len(loader.sampler) - 1)):
+    for _ in range(min(num_steps, len(loader) - 1)):
         batch = watch.timed(next, "waiting")(batches)
         watch.timed(step, "steps")(batch)
     return watch.seconds["waiting"] / sum(watch.seconds.values())
@@ -185,12 +185,16 @@ def librispeech_durations(count: int) -> list[float]:
     """Seconds, distributed much as in train-clean-100: two thirds just under the cut at 16 s, the rest shorter."""
     generator = numpy.random.default_rng(0)
     near_cut = generator.normal(14.6, 1.1, count).clip(max=17.0)
-    return numpy.where(generator.random(count) < 0.68, near_cut, generator.uniform(2.0, 14.0, count)).tolist()
+    durations: list[float] = numpy.where(
+        generator.random(count) < 0.68, near_cut, generator.uniform(2.0, 14.0, count)
+    ).tolist()
+    return durations
 
 
 def piece_durations(count: int) -> list[float]:
     """Seconds, distributed much as recipes/base/cut_at_pauses.py leaves them: nine of ten from 1.6 to 6.7."""
-    return numpy.random.default_rng(0).lognormal(numpy.log(3.5), 0.42, count).clip(1.0, 17.0).tolist()
+    durations: list[float] = numpy.random.default_rng(0).lognormal(numpy.log(3.5), 0.42, count).clip(1.0, 17.0).tolist()
+    return durations
 
 
 RECIPES: dict[str, Durations] = {

@@ -33,7 +33,8 @@ from asr import recognition, transcription
 from asr.audio import AudioFile
 from asr.manifest import read_manifest
 from asr.model import CTCModel
-from asr.transcription import Recording, Transcript, transcribe_recordings
+from asr.transcript import Transcript
+from asr.transcription import Recording, transcribe_recordings
 
 
 def main() -> None:
@@ -72,11 +73,12 @@ def list_recordings(manifest: Path, audio_seconds: float) -> tuple[list[Recordin
     """The manifest's recordings, over and over until they last `audio_seconds`, and how long they do."""
     recordings, total = [], 0.0
     for utterance in cycle(read_manifest(manifest)):
+        if total >= audio_seconds:
+            break
         start_seconds, duration_seconds = utterance.start_seconds, utterance.duration_seconds
         recordings.append(Recording(utterance.audio_path, utterance.id, start_seconds, duration_seconds))
         total += duration_seconds
-        if total >= audio_seconds:
-            return recordings, total
+    return recordings, total
 
 
 def transcribe_all(model: CTCModel, recordings: list[Recording]) -> None:

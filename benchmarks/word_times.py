@@ -61,8 +61,8 @@ def equal_words(words: Sequence[Word], others: Sequence[Word]) -> Iterator[tuple
     """The words of two texts that a word alignment of them pairs as equal."""
     if not words:
         return
-    texts = [" ".join(word.text for word in some) for some in (words, others)]
-    (chunks,) = jiwer.process_words(*texts).alignments
+    text, other = (" ".join(word.text for word in some) for some in (words, others))
+    (chunks,) = jiwer.process_words(text, other).alignments
     for chunk in chunks:
         if chunk.type == "equal":
             ours, theirs = (

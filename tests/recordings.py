@@ -28,10 +28,10 @@ def write_silence(path: Path, seconds: float = 1.0) -> Path:
     return write(path, torch.zeros(round(seconds * RATE)))
 
 
-def encoded(samples: Tensor, format: str, subtype: str | None = None) -> bytes:
-    """(samples,) as the content of a file of this format, such as MP3."""
+def encoded(samples: Tensor, format: str = "WAV", subtype: str | None = None, rate: int = RATE) -> bytes:
+    """(samples,) or (samples, channels) as the content of a file of this format, such as MP3."""
     file = io.BytesIO()
-    soundfile.write(file, samples.numpy(), RATE, format=format, subtype=subtype)
+    soundfile.write(file, samples.numpy(), rate, format=format, subtype=subtype)
     return file.getvalue()
 
 

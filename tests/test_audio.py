@@ -18,6 +18,7 @@ import torch
 import torchaudio
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import encoded
 from torch import Tensor
 
 from asr.audio import open_audio, read_audio, resample
@@ -45,15 +46,9 @@ FORMATS = [
 """Format, subtype, and the signal-to-noise ratio in dB that it keeps at least."""
 
 
-def encoded(samples: Tensor, rate: int = RATE, format: str = "WAV", subtype: str | None = None) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples.numpy(), rate, format=format, subtype=subtype)
-    return file.getvalue()
-
-
 @cache
 def encoded_speech(format: str, subtype: str | None = None) -> bytes:
-    return encoded(SPEECH, RATE, format, subtype)
+    return encoded(SPEECH, format, subtype)
 
 
 def snr_db(original: Tensor, copy: Tensor) -> float:
@@ -94,7 +89,7 @@ class Unseekable(io.RawIOBase):
 @pytest.mark.parametrize(("format", "subtype", "least_snr_db"), FORMATS)
 def test_every_format_gives_the_same_speech(tmp_path: Path, format: str, subtype: str, least_snr_db: float) -> None:
     path = tmp_path / "speech"
-    path.write_bytes(encoded(SPEECH, RATE, format, subtype))
+    path.write_bytes(encoded(SPEECH, format, subtype))
     samples = read_audio(path, RATE)
     assert samples.dtype == torch.float32
     assert samples.shape == SPEECH.shape
@@ -191,7 +186,7 @@ def test_channels_are_averaged() -> None:
 
 @pytest.mark.parametrize("rate", [8000, 11025, 11127, 22050, 32000, 44100, 48000, 192000])
 def test_any_rate_keeps_length_and_pitch(rate: int) -> None:
-    samples = read_audio(io.BytesIO(encoded(sine(1000, rate, 1.5), rate)), RATE)
+    samples = read_audio(io.BytesIO(encoded(sine(1000, rate, 1.5), rate=rate)), RATE)
     assert abs(len(samples) - 1.5 * RATE) <= 1
     assert abs(loudest_frequency(samples) - 1000) < 1
     assert 0.95 < samples[1000:-1000].abs().max() / 0.5 < 1.05
@@ -205,12 +200,12 @@ def test_a_rate_without_a_small_ratio_to_ours_is_resampled_in_little_memory() ->
 
 @pytest.mark.parametrize("rate", [44100, 48000, 192000])
 def test_what_is_too_high_for_our_rate_is_removed_and_not_folded_down(rate: int) -> None:
-    samples = read_audio(io.BytesIO(encoded(sine(10000, rate, 0.5), rate, subtype="FLOAT")), RATE)
+    samples = read_audio(io.BytesIO(encoded(sine(10000, rate, 0.5), rate=rate, subtype="FLOAT")), RATE)
     assert samples[1000:-1000].abs().max() < 0.01 * 0.5
 
 
 def test_telephone_speech_gets_no_frequencies_that_it_did_not_have() -> None:
-    power = spectrum(read_audio(io.BytesIO(encoded(SPEECH[:16000], 8000)), RATE)).square()
+    power = spectrum(read_audio(io.BytesIO(encoded(SPEECH[:16000], rate=8000)), RATE)).square()
     assert power[int(0.53 * len(power)) :].sum() < 1e-5 * power.sum()
 
 
@@ -273,14 +268,14 @@ def test_a_segment_that_holds_no_sample_is_refused(start: float, duration: float
 @pytest.mark.parametrize("count", [1, 160])
 @pytest.mark.parametrize(("format", "subtype"), [row[:2] for row in FORMATS])
 def test_one_sample_and_ten_milliseconds_are_read(format: str, subtype: str, count: int) -> None:
-    with open_audio(io.BytesIO(encoded(SPEECH[:count], RATE, format, subtype)), RATE) as audio:
+    with open_audio(io.BytesIO(encoded(SPEECH[:count], format, subtype)), RATE) as audio:
         assert audio.duration_seconds == count / RATE
         assert audio.read().shape == (count,)
 
 
 @pytest.mark.parametrize(("format", "subtype"), [row[:2] for row in FORMATS])
 def test_silence_is_valid_and_stays_silent(format: str, subtype: str) -> None:
-    samples = read_audio(io.BytesIO(encoded(torch.zeros(RATE), RATE, format, subtype)), RATE)
+    samples = read_audio(io.BytesIO(encoded(torch.zeros(RATE), format, subtype)), RATE)
     assert samples.shape == (RATE,)
     assert samples.abs().max() < 1e-4
 
@@ -294,7 +289,7 @@ def test_silence_is_valid_and_stays_silent(format: str, subtype: str) -> None:
 def test_blocks_together_are_what_read_returns(rate: int, count: int, block_seconds: float, start: float) -> None:
     samples = SPEECH[5000 : 5000 + count]
     start_seconds = int(start * count) / rate
-    with open_audio(io.BytesIO(encoded(samples, rate, subtype="FLOAT")), RATE) as audio:
+    with open_audio(io.BytesIO(encoded(samples, rate=rate, subtype="FLOAT")), RATE) as audio:
         whole = audio.read(start_seconds)
         blocks = list(audio.blocks(start_seconds, block_seconds=block_seconds))
         again = list(audio.blocks(start_seconds, block_seconds=block_seconds))
@@ -307,7 +302,7 @@ def test_blocks_together_are_what_read_returns(rate: int, count: int, block_seco
 @pytest.mark.parametrize("channels", [2, 8])
 def test_blocks_of_many_channels_at_another_rate_together_are_what_read_returns(channels: int) -> None:
     parts = torch.stack([SPEECH.roll(1000 * channel) for channel in range(channels)], dim=1)
-    data = encoded(parts, 44100, "FLAC")
+    data = encoded(parts, "FLAC", rate=44100)
     with open_audio(io.BytesIO(data), RATE) as audio:
         blocks, whole = list(audio.blocks(0.2, 0.9, block_seconds=0.1)), audio.read(0.2, 0.9)
     assert len(blocks) > 5
@@ -326,7 +321,7 @@ def test_blocks_of_many_channels_at_another_rate_together_are_what_read_returns(
     ],
 )
 def test_blocks_of_compressed_audio_together_are_what_read_returns(format: str, subtype: str | None, rate: int) -> None:
-    data = encoded(resample(SPEECH, RATE, rate), rate, format, subtype)
+    data = encoded(resample(SPEECH, RATE, rate), format, subtype, rate)
     whole = read_audio(io.BytesIO(data), RATE)
     with open_audio(io.BytesIO(data), RATE) as audio:
         for _ in range(2):
@@ -477,7 +472,7 @@ def test_what_may_be_a_finished_stream_is_read_as_far_as_it_goes_or_refused(
 def test_changed_bytes_give_finite_samples_or_one_sentence(
     format: str, subtype: str, changes: list[tuple[int, int]]
 ) -> None:
-    data = bytearray(encoded(SPEECH[:16000], RATE, format, subtype))
+    data = bytearray(encoded(SPEECH[:16000], format, subtype))
     for place, value in changes:
         data[place % len(data)] = value
     samples = read_or_refusal(bytes(data))

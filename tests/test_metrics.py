@@ -121,6 +121,10 @@ def test_fewer_than_two_utterances_say_nothing(size: int) -> None:
     assert bootstrap_interval(corpus_of(size)) == (0.0, float("inf"))
 
 
+def test_words_where_none_was_said_say_nothing_of_how_many_there_will_be() -> None:
+    assert bootstrap_interval([ErrorCounts(insertions=1), ErrorCounts()]) == (0.0, float("inf"))
+
+
 def test_the_interval_is_as_wide_as_that_of_a_proportion() -> None:
     wrong = numpy.random.default_rng(0).random(400) < 0.3
     low, high = bootstrap_interval([ErrorCounts(int(each), 0, 0, 1) for each in wrong], resamples=4000)
