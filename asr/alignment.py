@@ -7,9 +7,9 @@ stands in the text too, both are cut, and the pieces between two such anchors ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
 from math import inf
 
 import torch
@@ -22,17 +22,18 @@ from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.model import CTCModel, steps_needed
 from asr.sources import AudioSource
+from asr.text import Vocabulary
 from asr.transcript import Transcript, Word, end_by, word_at
 
-__all__ = ["align", "align_log_probs", "align_tokens"]
+__all__ = ["align", "align_log_probs", "align_tokens", "find_cuts"]
 
 log = logging.getLogger(__name__)
 
 PIECE_SECONDS = 60.0
 """Shortest piece that a longer recording is cut into."""
 
-ANCHOR_TOKENS = 12
-"""So many tokens in a row that were recognised as they stand in the text are not there by chance."""
+ANCHOR_LETTERS = 12
+"""So many letters and spaces in a row that were recognised as they stand in the text are not there by chance."""
 
 MOST_CELLS = 400_000_000
 """Steps times tokens of a piece without an anchor, a byte each; larger ones are not searched but spread evenly."""
@@ -64,16 +65,17 @@ def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word
     if not words:
         raise AsrError("the text to align holds no letter of the model's alphabet")
     token_ids = model.vocabulary.encode(" ".join(normal for _, normal in words))
-    tokens = align_tokens(log_probs, token_ids, round(PIECE_SECONDS * model.sample_rate / model.step_samples))
-    return tuple(_words(tokens, words, model))
+    piece_steps = round(PIECE_SECONDS * model.sample_rate / model.step_samples)
+    cuts = find_cuts(log_probs, token_ids, model.vocabulary, piece_steps)
+    return tuple(_words(align_tokens(log_probs, token_ids, cuts), words, model))
 
 
-def align_tokens(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> DecodedTokens:
+def align_tokens(log_probs: Tensor, token_ids: list[int], cuts: Iterable[Place] = ()) -> DecodedTokens:
     """The most probable steps of the given tokens, in their order.
 
-    log_probs: (steps, vocabulary); piece_steps: longer stretches are cut at anchors.
+    log_probs: (steps, vocabulary); cuts: what is between two of them is aligned by itself.
     """
-    places = [(0, 0), *_cuts(log_probs, token_ids, piece_steps), (len(log_probs), len(token_ids))]
+    places = [(0, 0), *cuts, (len(log_probs), len(token_ids))]
     columns: tuple[list[int], list[int], list[float]] = ([], [], [])
     for (step, token), (end_step, end_token) in pairwise(places):
         piece = _align_piece(log_probs[step:end_step], token_ids[token:end_token])
@@ -83,22 +85,39 @@ def align_tokens(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> D
     return DecodedTokens(token_ids, *columns)
 
 
-def _cuts(log_probs: Tensor, token_ids: list[int], piece_steps: int) -> Iterator[Place]:
-    """Places in the middle of anchors, `piece_steps` or more from one another."""
+def find_cuts(log_probs: Tensor, token_ids: list[int], vocabulary: Vocabulary, piece_steps: int) -> Iterator[Place]:
+    """Places in anchors, behind their middle, `piece_steps` or more from one another.
+
+    log_probs: (steps, vocabulary). Anchors are sought letter by letter, for what is heard may be parted into tokens in
+    another way; where one is cut, a token begins in both.
+    """
     from rapidfuzz.distance import Levenshtein
 
     if len(log_probs) <= 2 * piece_steps:
         return
     (heard,) = decode_greedy(log_probs[None], torch.tensor([len(log_probs)], device=log_probs.device))
+    heard_letters, heard_tokens = _spell(heard.token_ids, vocabulary)
+    letters, tokens = _spell(token_ids, vocabulary)
     last = 0
-    for same in Levenshtein.opcodes(heard.token_ids, token_ids):
-        middle = (same.src_end - same.src_start) // 2
-        if same.tag != "equal" or same.src_end - same.src_start < ANCHOR_TOKENS:
+    for same in Levenshtein.opcodes(heard_letters, letters):
+        if same.tag != "equal" or same.src_end - same.src_start < ANCHOR_LETTERS:
             continue
-        step = heard.steps[same.src_start + middle]
-        if step - last >= piece_steps and len(log_probs) - step >= piece_steps:
-            yield step, same.dest_start + middle
-            last = step
+        both = zip(range(same.src_start, same.src_end), range(same.dest_start, same.dest_end))
+        behind_middle = islice(both, (same.src_end - same.src_start) // 2, None)
+        for place, place_in_text in behind_middle:
+            if place in heard_tokens and place_in_text in tokens:
+                step = heard.steps[heard_tokens[place]]
+                if step - last >= piece_steps and len(log_probs) - step >= piece_steps:
+                    yield step, tokens[place_in_text]
+                    last = step
+                break
+
+
+def _spell(token_ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, dict[int, int]]:
+    """The tokens written one after another, and the number of each by where its first letter stands there."""
+    spelled = [vocabulary.tokens[token_id] for token_id in token_ids]
+    begins = accumulate(map(len, spelled), initial=0)
+    return "".join(spelled), {begin: index for index, begin in zip(range(len(spelled)), begins)}
 
 
 def _align_piece(log_probs: Tensor, token_ids: list[int]) -> DecodedTokens:

@@ -183,7 +183,7 @@ class BeamDecoder:
 
     def _place(self, log_probs: Tensor, words: Sequence[str], lm_log_prob: float) -> DecodedTokens:
         """The words' tokens where they are heard."""
-        tokens = align_tokens(log_probs, self.vocabulary.encode(" ".join(words)), len(log_probs))
+        tokens = align_tokens(log_probs, self.vocabulary.encode(" ".join(words)))
         return replace(tokens, lm_log_prob=lm_log_prob)
 
 

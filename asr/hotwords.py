@@ -76,7 +76,7 @@ class HotwordDecoder:
         improved = [text for text in texts if text is not None]
         if improved == words:
             return tokens
-        return align_tokens(log_probs, self._vocabulary.encode(" ".join(improved)), len(log_probs))
+        return align_tokens(log_probs, self._vocabulary.encode(" ".join(improved)))
 
     def _changes(self, log_probs: Tensor, tokens: DecodedTokens, words: Sequence[str]) -> Iterator[_Change]:
         """All changes of one or two words by which nothing is lost."""

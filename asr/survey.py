@@ -153,7 +153,7 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
     an utterance out leaves it out, and so do digits that the alphabet lacks and marks such as [NOISE].
     Raises AsrError where nothing is left, and where the file cannot be written.
     """
-    is_english = set(found.vocabulary.tokens[1:]) == set(ALPHABET)
+    is_english = set(found.vocabulary.alphabet) == set(ALPHABET)
     spoken = {ord(character): f" {word} " for character, word in WORDS_FOR.items()} if is_english else {}
     left_out = {
         id(utterance): f"left out: {kind.removeprefix('left out, ')}: {detail}"

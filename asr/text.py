@@ -106,8 +106,12 @@ class Vocabulary(Protocol):
     def tokens(self) -> list[str]:
         """Each id's token, the blank first."""
 
+    @property
+    def alphabet(self) -> str:
+        """The characters that the tokens write, the space included."""
+
     def normalize(self, text: str, dropped: Counter[str] | None = None) -> str:
-        """`normalize_transcript` in the alphabet of the tokens."""
+        """`normalize_transcript` in this alphabet."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a normal transcript; raises AsrError for a character that has none."""
@@ -132,10 +136,10 @@ class CharacterVocabulary:
             raise AsrError(f"vocabulary {characters!r} must hold each character once")
         self.tokens = ["<blank>", *characters]
         self._ids = {character: token_id for token_id, character in enumerate(characters, start=1)}
-        self._alphabet = characters
+        self.alphabet = characters
 
     def normalize(self, text: str, dropped: Counter[str] | None = None) -> str:
-        return normalize_transcript(text, dropped, alphabet=self._alphabet)
+        return normalize_transcript(text, dropped, alphabet=self.alphabet)
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -210,11 +214,11 @@ class SentencePieceVocabulary:
         return ["<blank>", *pieces[1:]]
 
     @cached_property
-    def _alphabet(self) -> str:
+    def alphabet(self) -> str:
         return "".join(sorted({*"".join(self.tokens[1:]).replace(_WORD_START, " "), " "}))
 
     def normalize(self, text: str, dropped: Counter[str] | None = None) -> str:
-        return normalize_transcript(text, dropped, alphabet=self._alphabet)
+        return normalize_transcript(text, dropped, alphabet=self.alphabet)
 
     def encode(self, text: str) -> list[int]:
         token_ids: list[int] = self._processor.encode(text)

@@ -6,7 +6,6 @@ import io
 import json
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
@@ -15,14 +14,13 @@ from praatio import textgrid
 from test_decoder import reference_collapse
 from torch import Tensor
 
-import asr.alignment
 from asr import load_model, transcribe
-from asr.alignment import align, align_log_probs, align_tokens
+from asr.alignment import align, align_log_probs, align_tokens, find_cuts
 from asr.cli import main
 from asr.errors import AsrError
 from asr.manifest import read_manifest
 from asr.model import CTCModel
-from asr.text import CharacterVocabulary
+from asr.text import BLANK_ID, CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import Word
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -76,7 +74,9 @@ def test_a_long_recording_in_pieces_is_aligned_as_it_is_at_once(
     with torch.inference_mode():
         log_probs = packaged(long[None], torch.tensor([len(long)]))[0][0]
     token_ids = packaged.vocabulary.encode(" ".join(references * 2))
-    whole, pieces = (align_tokens(log_probs, token_ids, steps) for steps in (len(log_probs), 50))
+    cuts = list(find_cuts(log_probs, token_ids, packaged.vocabulary, 50))
+    whole, pieces = align_tokens(log_probs, token_ids), align_tokens(log_probs, token_ids, cuts)
+    assert len(cuts) > 3
     assert pieces.token_ids == whole.token_ids == token_ids
     assert pieces.steps == whole.steps
     assert pieces.end_steps == whole.end_steps
@@ -134,7 +134,7 @@ def test_the_best_alignment_is_that_of_the_equations() -> None:
     torch.manual_seed(3)
     log_probs = torch.randn(6, 4).log_softmax(1)
     for token_ids in ([1], [1, 2], [1, 1], [2, 1, 3], [3, 3, 3]):
-        found = align_tokens(log_probs, token_ids, 6)
+        found = align_tokens(log_probs, token_ids)
         paths = [
             path
             for path in product(range(4), repeat=6)
@@ -148,7 +148,7 @@ def test_the_best_alignment_is_that_of_the_equations() -> None:
 
 def test_a_text_that_just_fits_is_placed_and_one_that_misses_a_step_is_told(caplog: pytest.LogCaptureFixture) -> None:
     twice = [1, 1]  # with a blank between
-    fits, misses = (align_tokens(torch.zeros(steps, 4).log_softmax(1), twice, 50) for steps in (3, 2))
+    fits, misses = (align_tokens(torch.zeros(steps, 4).log_softmax(1), twice) for steps in (3, 2))
     assert (fits.steps, fits.end_steps) == ([0, 2], [1, 3])
     assert (misses.steps, misses.end_steps) == ([0, 1], [1, 2])
     assert caplog.messages == ["2 tokens cannot be placed in 2 steps: text and audio differ there"]
@@ -199,29 +199,29 @@ def test_the_screen_shows_one_format(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--format srt,json: the screen shows one format" in capsys.readouterr().err
 
 
-def test_a_long_recording_is_really_cut(speech: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, whole = load_model(), asr.alignment.forced_align
-    sizes: list[int] = []
-
-    def watched(log_probs: Tensor, targets: Tensor) -> Any:
-        sizes.append(log_probs.shape[1])
-        return whole(log_probs, targets)
-
-    monkeypatch.setattr(asr.alignment, "forced_align", watched)
-    long = torch.cat(speech)
-    with torch.inference_mode():
-        log_probs = model(long[None], torch.tensor([len(long)]))[0][0]
-    text = " ".join(utterance.text for utterance in read_manifest(SAMPLES / "manifest.jsonl"))
-    align_tokens(log_probs, model.vocabulary.encode(text), 50)
-    assert len(sizes) > 3
-    assert sum(sizes) == len(log_probs)
+def test_a_text_that_was_heard_in_other_pieces_is_cut_where_a_piece_begins_in_both() -> None:
+    sentences = [utterance.text for utterance in read_manifest(SAMPLES / "manifest.jsonl")]
+    vocabulary = SentencePieceVocabulary.train(sentences, 80)
+    letter_ids = [vocabulary.tokens.index(letter) for letter in " ".join(["", *sentences]).replace(" ", "\u2581")]
+    heard = torch.tensor([[letter_id, BLANK_ID] for letter_id in letter_ids]).flatten()
+    heard[::80] = BLANK_ID  # every fortieth letter was missed
+    log_probs = torch.nn.functional.one_hot(heard, len(vocabulary)).double().log_softmax(1)
+    token_ids = vocabulary.encode(" ".join(sentences))
+    cuts = list(find_cuts(log_probs, token_ids, vocabulary, 100))
+    assert len(cuts) > 3
+    for step, token in cuts:
+        letters, pieces = (
+            "".join(vocabulary.tokens[token_id] for token_id in ids)
+            for ids in (letter_ids[: step // 2], token_ids[:token])
+        )
+        assert letters == pieces
 
 
 def test_a_stretch_that_is_too_large_to_search_is_spread_evenly_and_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("asr.alignment.MOST_CELLS", 10)
-    tokens = align_tokens(torch.randn(8, 29).log_softmax(1), [3, 4], 50)
+    tokens = align_tokens(torch.randn(8, 29).log_softmax(1), [3, 4])
     assert (tokens.steps, tokens.end_steps) == ([0, 4], [4, 8])
     assert tokens.log_probs == [-float("inf")] * 2
     assert "too long a stretch without a word that was heard" in caplog.text

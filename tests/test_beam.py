@@ -168,8 +168,7 @@ def test_only_words_of_the_lexicon_are_written(arpa: Path) -> None:
     assert text_of(BeamDecoder(VOCABULARY, arpa, lexicon=["THE", "KAT", "SAT"]), spoken) == "THE KAT SAT"
 
 
-def test_times_are_those_of_the_words_that_were_heard(arpa: Path) -> None:
-    model = load_model()
+def test_times_are_those_of_the_words_that_were_heard(arpa: Path, model: CTCModel) -> None:
     log_probs = log_probs_of("THE CAT SAT")
     lengths = torch.tensor([log_probs.shape[1]])
     (greedy,), (searched,) = decode_greedy(log_probs, lengths), BeamDecoder(VOCABULARY, arpa)(log_probs, lengths)
@@ -218,7 +217,7 @@ def test_real_speech_in_windows_and_whole_has_words_of_the_language_model_only(
         < 0.3
     )
     monkeypatch.setattr("asr.transcription.LONG_SECONDS", 0.0)
-    decode = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
+    decode = BeamDecoder(load_model().vocabulary, tmp_path / "lm.arpa")
     (result,) = transcribe_recordings(load_model(), [Recording(sample_paths[0], "a")], decode=decode)
     assert str(result) == said
 
