@@ -42,6 +42,10 @@ BEAM_SIZE = 300
 LM_WEIGHT, WORD_SCORE, PRIOR_WEIGHT = 1.2, 0.0, 0.5
 """Found for the packaged models on dev-clean half."""
 
+LM_WEIGHT_OF_PIECES = 0.8
+"""Found there for models of 256 pieces: a piece is heard or missed as a whole, so less is said by the language model
+before words are lost."""
+
 TOKENS_TRIED, BEAM_NATS = 10, 20
 """The most probable tokens of a step that a hypothesis goes on with, and how far it may fall behind the best one."""
 
@@ -71,7 +75,7 @@ class BeamDecoder:
         *,
         lexicon: Iterable[str] | None = None,
         beam_size: int = BEAM_SIZE,
-        lm_weight: float = LM_WEIGHT,
+        lm_weight: float | None = None,
         word_score: float = WORD_SCORE,
         prior_weight: float = PRIOR_WEIGHT,
         processes: int = 1,
@@ -81,8 +85,9 @@ class BeamDecoder:
         Its words are written as texts are for the model: in capitals by a model of capitals.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
-        beside the model's. word_score: added for every word; more than 0 makes words shorter and more. prior_weight: of
-        the log-frequency of each token in the language model's words, which is taken off the model's log-probability.
+        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words. word_score: added for every
+        word; more than 0 makes words shorter and more. prior_weight: of the log-frequency of each token in the language
+        model's words, which is taken off the model's log-probability.
         processes: searches side by side, in copies of this process (Linux only).
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
@@ -91,6 +96,8 @@ class BeamDecoder:
             language_model = PACKAGED_LANGUAGE_MODEL
         if isinstance(lexicon, str):
             raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
+        if lm_weight is None:
+            lm_weight = LM_WEIGHT if " " in vocabulary.tokens else LM_WEIGHT_OF_PIECES
         if beam_size < 1:
             raise AsrError(f"beam_size={beam_size} must be at least 1")
         for name, weight in (("lm_weight", lm_weight), ("word_score", word_score), ("prior_weight", prior_weight)):

@@ -34,7 +34,7 @@ from asr.manifest import read_manifest
 from asr.metrics import word_errors
 from asr.model import CTCModel
 from asr.ngrams import NgramModel, build_ngrams, write_arpa
-from asr.text import CharacterVocabulary, SentencePieceVocabulary
+from asr.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 from asr.transcript import find_words
 from asr.transcription import Recording, transcribe_recordings
 from asr.tuning import Example, compute_log_probs, find_best, tune
@@ -198,6 +198,19 @@ def test_pieces_of_words_can_be_searched_too(arpa: Path) -> None:
     log_probs = (probabilities / probabilities.sum(1, keepdim=True)).log()[None]
     (tokens,) = BeamDecoder(vocabulary, arpa)(log_probs, torch.tensor([log_probs.shape[1]]))
     assert vocabulary.decode(tokens.token_ids) == "THE CAT SAT"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "weight"), [(VOCABULARY, 1.2), (SentencePieceVocabulary.train(TEXT * 20, 18), 0.8)]
+)
+def test_the_weight_is_that_of_letters_or_of_pieces(arpa: Path, vocabulary: Vocabulary, weight: float) -> None:
+    torch.manual_seed(0)
+    unclear = (2 * torch.randn(20, 40, len(vocabulary))).log_softmax(2)
+    searches = [
+        BeamDecoder(vocabulary, arpa, **given).search for given in ({}, {"lm_weight": weight}, {"lm_weight": 1.0})
+    ]
+    by_default, as_said, otherwise = ([search(row) for row in unclear.numpy()] for search in searches)
+    assert by_default == as_said != otherwise
 
 
 def test_real_speech_in_windows_and_whole_has_words_of_the_language_model_only(

@@ -71,7 +71,10 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lexicon", metavar="FILE", type=Path, help="the words to choose from, one a line")
     group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step (default: 300)")
     group.add_argument(
-        "--lm-weight", type=float, metavar="W", help="of the language model beside the model (default: 1.2)"
+        "--lm-weight",
+        type=float,
+        metavar="W",
+        help="of the language model beside the model (default: 1.2; of pieces 0.8)",
     )
     group.add_argument("--word-score", type=float, metavar="S", help="added for every word (default: 0)")
     group.add_argument(
