@@ -43,8 +43,8 @@ LM_WEIGHT, WORD_SCORE, PRIOR_WEIGHT = 1.2, 0.0, 0.5
 """Found for the packaged models on dev-clean half."""
 
 LM_WEIGHT_OF_PIECES = 0.8
-"""Found there for models of 256 pieces: a piece is heard or missed as a whole, so less is said by the language model
-before words are lost."""
+"""Found there for models of 256 pieces: a piece is heard or missed as a whole, so beside them the language model must
+say less, else words are lost."""
 
 TOKENS_TRIED, BEAM_NATS = 10, 20
 """The most probable tokens of a step that a hypothesis goes on with, and how far it may fall behind the best one."""

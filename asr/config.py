@@ -61,8 +61,6 @@ class EncoderConfig:
     """Residual bidirectional layers."""
     hidden_size: int = 320
     """Units per direction; a layer reads and writes twice as many."""
-    time_reduction_after: int = 0
-    """After so many layers, two steps of 40 ms become one of 80 ms; 0: never. For vocabularies of pieces."""
     dropout: float = 0.1
     """Share of a layer's units that training zeroes, for a whole utterance, before they join the residual."""
 
@@ -71,8 +69,6 @@ class EncoderConfig:
         require(self.num_layers >= 1, "model.encoder.num_layers", self.num_layers, "be at least 1")
         require(self.hidden_size >= 1, "model.encoder.hidden_size", self.hidden_size, "be at least 1")
         require(self.conv_channels >= 1, "model.encoder.conv_channels", self.conv_channels, "be at least 1")
-        reduction, layers = self.time_reduction_after, self.num_layers
-        require(0 <= reduction < layers, "model.encoder.time_reduction_after", reduction, "be below num_layers, or 0")
         require(0 <= self.dropout < 1, "model.encoder.dropout", self.dropout, "be in [0, 1)")
 
 

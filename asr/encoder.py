@@ -1,8 +1,5 @@
 """Features to encodings: two strided convolutions, then residual bidirectional recurrent layers.
 
-The upper layers may run at half the rate (time reduction, as in He et al., 2018, arXiv 1811.06621): half the work
-there, for vocabularies of pieces, which need no more steps.
-
 An utterance's encodings are the same whatever it is batched with: everything past its length is zero before every
 convolution, and the backward direction reads it from its own last step (a length-aware flip), so neither direction
 meets padding before the utterance's end.
@@ -19,7 +16,7 @@ from asr.config import EncoderConfig
 from asr.features import Lengths, mask_padding
 from asr.recurrence import bidirectional_gru
 
-__all__ = ["BiGRUEncoder", "BidirectionalLayer", "ConvSubsampling", "flip_valid", "halve_steps"]
+__all__ = ["BiGRUEncoder", "BidirectionalLayer", "ConvSubsampling", "flip_valid"]
 
 CELLS: dict[str, Any] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
@@ -63,18 +60,6 @@ class ConvSubsampling(nn.Module):
             images = torch.relu(convolution(images)).permute(0, 2, 3, 1)
             lengths = self._output_lengths_of_one(lengths)
         return self.projection(images.flatten(2)), lengths
-
-
-def halve_steps(encodings: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Every second step of (steps, batch, size), each the mean of itself and its neighbours, and the lengths.
-
-    What stands past a length is no neighbour.
-    """
-    valid = torch.arange(len(encodings), device=encodings.device)[:, None] < lengths
-    weights = nn.functional.pad(valid.to(encodings.dtype), (0, 0, 1, len(encodings) % 2))[..., None]
-    padded = nn.functional.pad(encodings.where(valid[..., None], 0), (0, 0, 0, 0, 1, len(encodings) % 2))
-    totals, counts = (each[:-2:2] + each[1:-1:2] + each[2::2] for each in (padded, weights))
-    return totals / counts.clamp(min=1), (lengths + 1) // 2
 
 
 def flip_valid(encodings: Tensor, lengths: Tensor) -> Tensor:
@@ -154,17 +139,6 @@ class BiGRUEncoder(nn.Module):
         self.dropout = UtteranceDropout(config.dropout)
         self.layers = nn.ModuleList([BidirectionalLayer(config) for _ in range(config.num_layers)])
         self.norm = nn.LayerNorm(self.output_size)
-        self.time_reduction_after = config.time_reduction_after
-
-    @property
-    def subsampling_factor(self) -> int:
-        """Frames per step."""
-        return self.subsampling.subsampling_factor * (2 if self.time_reduction_after else 1)
-
-    def output_lengths(self, lengths: Lengths) -> Lengths:
-        """Steps of so many frames."""
-        steps = self.subsampling.output_lengths(lengths)
-        return (steps + 1) // 2 if self.time_reduction_after else steps
 
     def forward(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encodings and their lengths.
@@ -175,8 +149,6 @@ class BiGRUEncoder(nn.Module):
         projected, encoding_lengths = self.subsampling(features, feature_lengths)
         # Steps first: a recurrent cell reads all utterances' first steps, then all second ones.
         encodings = self.dropout(projected.transpose(0, 1).contiguous())
-        for number, layer in enumerate(self.layers, start=1):
+        for layer in self.layers:
             encodings = layer(encodings, encoding_lengths)
-            if number == self.time_reduction_after:
-                encodings, encoding_lengths = halve_steps(encodings, encoding_lengths)
         return self.norm(encodings).transpose(0, 1), encoding_lengths

@@ -44,7 +44,7 @@ class CTCModel(nn.Module):
     @property
     def step_samples(self) -> int:
         """Samples from one step to the next."""
-        return self.frontend.hop_samples * self.encoder.subsampling_factor
+        return self.frontend.hop_samples * self.encoder.subsampling.subsampling_factor
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +52,7 @@ class CTCModel(nn.Module):
 
     def output_lengths(self, sample_lengths: Lengths) -> Lengths:
         """Steps of utterances of so many samples."""
-        return self.encoder.output_lengths(self.frontend.output_lengths(sample_lengths))
+        return self.encoder.subsampling.output_lengths(self.frontend.output_lengths(sample_lengths))
 
     def forward(self, waveforms: Tensor, sample_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities in float32, and their lengths in steps.

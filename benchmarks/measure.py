@@ -126,16 +126,14 @@ def operations_per_second(model: CTCModel) -> dict[str, float]:
     Counted are convolutions, projections and recurrent products; the frontend and all that is elementwise are not.
     On a GRU and a whole model it agrees with torch.utils.flop_counter, which would miss an LSTM.
     """
-    encoder, subsampling = model.encoder, model.encoder.subsampling
     steps = model.sample_rate / model.step_samples
-    steps_below = steps * encoder.subsampling_factor / subsampling.subsampling_factor  # a time reduction, if any
-    above = encoder.layers[encoder.time_reduction_after :]
-    below = encoder.layers[: encoder.time_reduction_after]
-    operations = {
-        "convolutions": 2 * steps_below * _weights_of_matrices(subsampling.projection),
-        "recurrent layers": 2 * (steps_below * _weights_of_matrices(below) + steps * _weights_of_matrices(above)),
-        "head": 2 * steps * _weights_of_matrices(model.head),
+    subsampling = model.encoder.subsampling
+    per_step = {
+        "convolutions": _weights_of_matrices(subsampling.projection),
+        "recurrent layers": _weights_of_matrices(model.encoder.layers),
+        "head": _weights_of_matrices(model.head),
     }
+    operations = {part: 2 * steps * weights for part, weights in per_step.items()}
     positions = torch.tensor([model.sample_rate // model.frontend.hop_samples, model.config.frontend.num_mels])
     for convolution in subsampling.convolutions:
         positions = subsampling._output_lengths_of_one(positions)

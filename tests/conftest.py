@@ -108,16 +108,9 @@ def talk(speech: list[Tensor]) -> Tensor:
     return samples + 1e-3 * torch.randn(len(samples), generator=torch.Generator().manual_seed(0))
 
 
-def make_small_model(cell: str = "gru", dropout: float = 0.0, seed: int = 0, time_reduction_after: int = 0) -> CTCModel:
+def make_small_model(cell: str = "gru", dropout: float = 0.0, seed: int = 0) -> CTCModel:
     """A small model with random weights, sure enough of itself that its transcripts are not empty or one letter."""
-    encoder = EncoderConfig(
-        num_layers=2,
-        hidden_size=24,
-        conv_channels=4,
-        cell=cell,
-        time_reduction_after=time_reduction_after,
-        dropout=dropout,
-    )
+    encoder = EncoderConfig(num_layers=2, hidden_size=24, conv_channels=4, cell=cell, dropout=dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CTCModel(ModelConfig(encoder=encoder), CharacterVocabulary())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from asr.config import EncoderConfig
-from asr.encoder import BidirectionalLayer, BiGRUEncoder, ConvSubsampling, UtteranceDropout, flip_valid, halve_steps
+from asr.encoder import BidirectionalLayer, BiGRUEncoder, ConvSubsampling, UtteranceDropout, flip_valid
 
 CONFIG = EncoderConfig(num_layers=2, hidden_size=6, conv_channels=3, dropout=0.0)
 NUM_MELS = 13
@@ -19,10 +19,9 @@ FRAMES = [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17]
 """Lengths in frames around every boundary of the two strides."""
 
 
-def make_encoder(cell: str = "gru", time_reduction_after: int = 0) -> BiGRUEncoder:
+def make_encoder(cell: str = "gru") -> BiGRUEncoder:
     torch.manual_seed(0)
-    config = dataclasses.replace(CONFIG, cell=cell, time_reduction_after=time_reduction_after)
-    return BiGRUEncoder(config, NUM_MELS).double()
+    return BiGRUEncoder(dataclasses.replace(CONFIG, cell=cell), NUM_MELS).double()
 
 
 def make_layer(cell: str = "gru") -> BidirectionalLayer:
@@ -135,9 +134,9 @@ def test_padding_never_reaches_a_bidirectional_layer(cell: str, grad: bool) -> N
 
 
 @pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize(("cell", "time_reduction_after"), [("gru", 0), ("gru", 1), ("lstm", 0), ("rnn", 0)])
-def test_padding_never_reaches_the_encoder(cell: str, time_reduction_after: int, grad: bool) -> None:
-    encoder = make_encoder(cell, time_reduction_after)
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_padding_never_reaches_the_encoder(cell: str, grad: bool) -> None:
+    encoder = make_encoder(cell)
     batch = garbage_batch(FRAMES, NUM_MELS)
     with torch.set_grad_enabled(grad):
         together, steps = encoder(batch, torch.tensor(FRAMES))
@@ -159,27 +158,6 @@ def test_both_directions_reach_every_step(cell: str) -> None:
     assert by_first[0].abs().sum(1).min() > 0
 
 
-@pytest.mark.parametrize("frames", range(1, 41))
-def test_a_time_reduction_halves_the_steps(frames: int) -> None:
-    encodings, lengths = make_encoder(time_reduction_after=1)(
-        torch.zeros(1, frames, NUM_MELS).double(), torch.tensor([frames])
-    )
-    assert encodings.shape[:2] == (1, int(lengths))
-    assert int(lengths) == -(-frames // make_encoder(time_reduction_after=1).subsampling_factor)
-
-
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), padding=st.integers(0, 4))
-def test_halved_steps_are_means_of_neighbours_within_each_utterance(lengths: list[int], padding: int) -> None:
-    batch = torch.full((len(lengths), max(lengths) + padding, 2), torch.nan)
-    for row, length in zip(batch, lengths):
-        row[:length] = torch.randn(length, 2)
-    halved, halved_lengths = halve_steps(batch.transpose(0, 1), torch.tensor(lengths))
-    for row, means, length, steps in zip(batch, halved.transpose(0, 1), lengths, halved_lengths.tolist(), strict=True):
-        expected = [row[max(0, step - 1) : min(step + 2, length)].mean(0) for step in range(0, length, 2)]
-        assert steps == len(expected)
-        torch.testing.assert_close(means[:steps], torch.stack(expected))
-
-
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5), padding=st.integers(0, 4))
 def test_flip_valid_reverses_each_utterance_and_leaves_its_padding_in_place(lengths: list[int], padding: int) -> None:
     size = max(lengths) + padding
@@ -192,11 +170,9 @@ def test_flip_valid_reverses_each_utterance_and_leaves_its_padding_in_place(leng
         assert torch.equal(turned[length:], row[length:])
 
 
-@pytest.mark.parametrize(("cell", "time_reduction_after"), [("gru", 0), ("gru", 1), ("lstm", 0), ("rnn", 0)])
-def test_gradients_are_those_of_each_utterance_alone_and_none_reach_padding(
-    cell: str, time_reduction_after: int
-) -> None:
-    encoder = make_encoder(cell, time_reduction_after)
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_gradients_are_those_of_each_utterance_alone_and_none_reach_padding(cell: str) -> None:
+    encoder = make_encoder(cell)
     lengths = [17, 1, 4, 5, 9]
     batch = garbage_batch(lengths, NUM_MELS).requires_grad_()
     parameters = list(encoder.parameters())

@@ -21,13 +21,10 @@ import torch
 from asr import load_model
 from asr.audio import read_audio
 from asr.cli import main
-from asr.config import EncoderConfig, ModelConfig
 from asr.corpora.librispeech import SUBSETS, Subset
 from asr.manifest import Utterance, read_manifest
 from asr.metrics import character_errors
-from asr.model import CTCModel
 from asr.modelfile import PACKAGED_MODEL, save_model
-from asr.text import CharacterVocabulary
 from asr.transcription import Recording, transcribe_recordings
 
 ROOT = Path(__file__).parent.parent
@@ -147,21 +144,6 @@ def test_a_deeper_model_writes_the_same_and_its_new_layers_learn(tmp_path: Path,
     for new in deeper.encoder.layers[-num_layers:]:
         for cell in (new.forward_cell, new.backward_cell):
             assert cell.weight_ih_l0.grad.norm() > 0
-
-
-def test_a_respelled_model_writes_pieces_with_what_the_letters_knew(tmp_path: Path) -> None:
-    encoder = EncoderConfig(conv_channels=2, num_layers=3, hidden_size=8)
-    save_model(CTCModel(ModelConfig(encoder=encoder), CharacterVocabulary()), tmp_path / "letters.safetensors")
-    run_script("respell.py", tmp_path / "letters.safetensors", tmp_path / "new.safetensors", SAMPLES / "manifest.jsonl")
-    model, respelled = load_model(tmp_path / "letters.safetensors"), load_model(tmp_path / "new.safetensors")
-    assert respelled.step_samples == 2 * model.step_samples
-    old, new = model.vocabulary.tokens, respelled.vocabulary.tokens
-    assert max(len(piece) for piece in new[1:]) > 2
-    for token_id, piece in enumerate(new[1:], start=1):
-        old_id = old.index(piece[-1].replace("\u2581", " "))
-        assert torch.equal(respelled.head.weight[token_id], model.head.weight[old_id])
-    recurrent = [name for name in model.state_dict() if not name.startswith("head.")]
-    assert all(torch.equal(respelled.state_dict()[name], model.state_dict()[name]) for name in recurrent)
 
 
 def test_the_average_of_models_has_the_mean_of_their_weights(tmp_path: Path) -> None:

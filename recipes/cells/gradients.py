@@ -79,7 +79,7 @@ def gradient_norms(model: CTCModel, samples: Tensor) -> numpy.ndarray:
     log_probs, step_lengths = model.log_probs(features, lengths)
     (-log_probs[0, int(step_lengths) - 1].max()).backward()
     assert features.grad is not None
-    frames_per_step = model.encoder.subsampling_factor
+    frames_per_step = model.encoder.subsampling.subsampling_factor
     steps = features.grad[0].split(frames_per_step)[: int(step_lengths)]
     return numpy.array([float(step.norm()) for step in reversed(steps)])
 
