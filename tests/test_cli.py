@@ -45,12 +45,12 @@ def test_what_help_says_without_importing_torch_is_what_the_modules_have(run: Ru
     defaults = [
         asr.longform.BATCH_SECONDS,
         asr.beam.BEAM_SIZE,
-        asr.beam.LM_WEIGHT,
         asr.beam.WORD_SCORE,
         asr.beam.PRIOR_WEIGHT,
     ]
     for default in defaults:
         assert f"(default: {default:g})" in said
+    assert f"(default: {asr.beam.LM_WEIGHT:g}; of pieces {asr.beam.LM_WEIGHT_OF_PIECES:g})" in said
     assert f"(default: {asr.hotwords.BOOST:g}; with --lm {asr.hotwords.BOOST_BEHIND_LM:g})" in said
     assert f"(default: {asr.shards.SHARD_SIZE})" in " ".join(run("shard", "--help").output.split())
 
