@@ -117,7 +117,7 @@ def _spell(token_ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, dict[
     """The tokens written one after another, and the number of each by where its first letter stands there."""
     spelled = [vocabulary.tokens[token_id] for token_id in token_ids]
     begins = accumulate(map(len, spelled), initial=0)
-    return "".join(spelled), {begin: index for index, begin in zip(range(len(spelled)), begins)}
+    return "".join(spelled), dict(zip(begins, range(len(spelled))))
 
 
 def _align_piece(log_probs: Tensor, token_ids: list[int]) -> DecodedTokens:
