@@ -183,7 +183,8 @@ def make_trainer(
     if settings.patience > 0:
         callbacks.append(_Patience(settings.patience))
     if settings.average_decay > 0:
-        callbacks.append(EMAWeightAveraging(decay=settings.average_decay))
+        # The frontend's filters are in no checkpoint; an average of them would drift by rounding until a resume.
+        callbacks.append(EMAWeightAveraging(decay=settings.average_decay, use_buffers=False))
     callbacks.append(Checkpoints(output_dir, best_model, settings.checkpoint_minutes))  # when a step is done for all
     return lightning.Trainer(
         accelerator=choose_accelerator(settings),
