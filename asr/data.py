@@ -229,9 +229,6 @@ class SpeechDataModule(lightning.LightningDataModule):
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process; the workers must live until the trainer has stopped.
-
-    A second SIGTERM is the trainer's own, and ends a worker that does not answer.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    """Ctrl-C and a scheduler's SIGTERM, which may come twice, reach every process; the workers end with the trainer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
