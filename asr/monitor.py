@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -14,7 +17,11 @@ from torch import Tensor
 from asr.data import Batch
 from asr.text import BLANK_ID
 
-__all__ = ["Pictures", "ProgressBar", "SampleTranscripts", "TrainingMonitor"]
+__all__ = ["Pictures", "ProgressBar", "ProgressLines", "SampleTranscripts", "TrainingMonitor", "make_progress"]
+
+log = logging.getLogger(__name__)
+
+SECONDS_PER_LINE = 60.0
 
 PAIRS_PER_EPOCH = 8
 
@@ -81,10 +88,53 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_start(self, trainer: lightning.Trainer, *others: Any) -> None:
         super().on_train_start(trainer, *others)
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        if progress.processed > 0:  # no on_train_epoch_start follows, or it sets these anew
+        if (done := _batches_done(trainer)) > 0:  # no on_train_epoch_start follows, or it sets these anew
             self.on_train_epoch_start(trainer)
-            self.train_progress_bar.initial = self.train_progress_bar.n = progress.processed
+            self.train_progress_bar.initial = self.train_progress_bar.n = done
+
+
+class ProgressLines(lightning.Callback):
+    """What the bar shows, in a line of the log a minute and one after each validation."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._began = self._told = time.perf_counter()
+        self._share_before = _share_done(trainer)  # of a run that is resumed
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        now = time.perf_counter()
+        if now - self._told < SECONDS_PER_LINE:
+            return
+        self._told, share = now, _share_done(trainer)
+        left = timedelta(seconds=round((now - self._began) * (1 - share) / (share - self._share_before)))
+        place = f"batch {_batches_done(trainer)} of {trainer.num_training_batches}"
+        log.info("%s, %s: loss %.3f, %s left", _epoch(trainer), place, trainer.progress_bar_metrics["train/loss"], left)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:  # which alone has the error rates of all
+            return
+        wer, cer = (100 * float(trainer.callback_metrics[f"valid/{name}"]) for name in ("wer", "cer"))
+        log.info("%s: valid WER %.1f %%, CER %.1f %%", _epoch(trainer), wer, cer)
+
+
+def _epoch(trainer: lightning.Trainer) -> str:
+    return f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+
+
+def _batches_done(trainer: lightning.Trainer) -> int:
+    """Of the epoch, those before a resume too."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(progress.processed)
+
+
+def _share_done(trainer: lightning.Trainer) -> float:
+    """Of all epochs, taken as equally long."""
+    epochs = trainer.current_epoch + _batches_done(trainer) / trainer.num_training_batches
+    return float(epochs / int(trainer.max_epochs or 1))
+
+
+def make_progress() -> ProgressBar | ProgressLines:
+    """A bar where one can be drawn, on terminals and in notebooks; elsewhere it would fill a file."""
+    return ProgressBar() if sys.stderr.isatty() or "ipykernel" in sys.modules else ProgressLines()
 
 
 class SampleTranscripts(lightning.Callback):

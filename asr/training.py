@@ -29,7 +29,7 @@ from asr.guards import Guards
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel, with_dropout, with_vocabulary
 from asr.modelfile import load_model
-from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor
+from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
@@ -58,6 +58,7 @@ FALSE_ALARMS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
     "You defined a `validation_step` but have no `val_dataloader`",  # a trial of batch sizes needs none
     "It is recommended to use `self.log\\('valid/(wer|cer)'",  # they are pooled over the processes already
+    "The `srun` command is available on your system but is not used",  # nor is it needed for one process
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own call
 )
 """Beginnings of Lightning's warnings that do not hold here."""
@@ -171,8 +172,9 @@ def make_trainer(
     """Lightning's Trainer with this recipe's callbacks, writing to its output folder."""
     settings, output_dir = config.trainer, Path(config.output_dir)
     best_model = BestModelFile(output_dir / MODEL_NAME)
+    progress = make_progress()
     callbacks: list[lightning.Callback] = [
-        ProgressBar(),
+        progress,
         TrainingMonitor(sample_rate, settings.log_every_steps),
         SampleTranscripts(),
         Pictures(),
@@ -200,6 +202,7 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,  # it would give every epoch the first one's number of batches
+        enable_progress_bar=isinstance(progress, ProgressBar),  # else Lightning adds its own
         enable_model_summary=False,
     )
 

@@ -106,6 +106,7 @@ def test_the_same_utterances_in_another_order_are_another_plan(tmp_path: Path, m
 def test_the_progress_bar_of_a_resumed_epoch_shows_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     config = make_config(tmp_path, "trainer.epochs=2")
     with pytest.raises(SystemExit):
         train_with(monkeypatch, Interrupt("on_train_batch_start", 7), config)

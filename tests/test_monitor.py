@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as lightning
 import torch
-from short_trainings import MANIFEST, read_checkpoint, read_scalars
+from short_trainings import MANIFEST, Interrupt, make_config, read_checkpoint, read_scalars, train_with
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asr.data import Batch
 from asr.manifest import read_manifest
 from asr.monitor import TrainingMonitor
+from asr.training import train
 
 
 def test_tensorboard_gets_every_promised_curve_and_the_transcripts(finished_run: Path) -> None:
@@ -43,6 +48,54 @@ def test_tensorboard_gets_pictures_of_the_augmentation_and_of_how_valid_utteranc
     for plain, augmented in zip(pictures["train/features"], pictures["train/features_augmented"], strict=True):
         assert plain != augmented
     assert len(set(pictures["valid/alignment_0"])) == 3, "they change as the model learns"
+
+
+def test_a_log_gets_a_line_a_minute_and_one_for_each_validation_in_place_of_a_bar(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("asr.monitor.time", SimpleNamespace(perf_counter=itertools.count(0, 7).__next__))
+    with caplog.at_level(logging.INFO, "asr.monitor"):
+        train(make_config(tmp_path))
+    lines = [record.getMessage() for record in caplog.records if record.name == "asr.monitor"]
+    validations = [line for line in lines if "valid" in line]
+    assert [re.sub(r"\d+\.\d", "#", line) for line in validations] == [
+        f"epoch {epoch} of 3: valid WER # %, CER # %" for epoch in (1, 2, 3)
+    ]
+    minutes = [line for line in lines if line not in validations]
+    assert 2 <= len(minutes) < 12, "not one a step"
+    form = r"epoch \d of 3, batch \d of 4: loss \d+\.\d{3}, 0:\d\d:\d\d left"
+    assert all(re.fullmatch(form, line) for line in minutes), minutes
+    assert "Epoch 0" not in capsys.readouterr().err
+
+
+def test_the_time_left_of_a_resumed_run_is_that_of_its_own_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path)
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 7), config)
+    monkeypatch.setattr("asr.monitor.SECONDS_PER_LINE", 0.0)
+    clock = SimpleNamespace(now=0.0)
+
+    class Minutes(lightning.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            clock.now += 60
+
+    monkeypatch.setattr("asr.monitor.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    with caplog.at_level(logging.INFO, "asr.monitor"):
+        train_with(monkeypatch, Minutes(), config, resume=True)
+    left = [match.groups() for line in caplog.messages if (match := re.search(r"batch (\d) of 4.*, (\S+) left", line))]
+    assert left == [
+        ("3", "0:05:00"),
+        ("4", "0:04:00"),
+        ("1", "0:03:00"),
+        ("2", "0:02:00"),
+        ("3", "0:01:00"),
+        ("4", "0:00:00"),
+    ]
 
 
 def test_speed_in_tensorboard_is_audio_over_time(finished_run: Path) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import multiprocessing
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as lightning
 import torch
 from omegaconf import OmegaConf
-from short_trainings import make_config, read_checkpoint
+from short_trainings import assert_same_run, make_config, read_checkpoint, train_with
 
 from asr.checkpoints import find_checkpoint
 from asr.config import TrainConfig
@@ -31,14 +39,25 @@ def start_process(config: TrainConfig, folder: Path, *options: str) -> tuple[sub
     recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     command = [sys.executable, "-m", "asr", "train", str(recipe), *options]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums over more round otherwise
-    with talk.open("wb") as stderr:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=one_thread, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-        )
+    screen, terminal = os.openpty()  # where a bar shows the first step
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=one_thread, stdout=subprocess.PIPE, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    talk.touch()
+    threading.Thread(target=_copy, args=(screen, talk), daemon=True).start()
     deadline = time.monotonic() + 300
     while b"train/loss" not in talk.read_bytes() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return process, talk
+
+
+def _copy(screen: int, talk: Path) -> None:
+    with talk.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # the terminal's end, when it is closed
+        while shown := os.read(screen, 65536):
+            file.write(shown)
+    os.close(screen)
 
 
 def test_ctrl_c_stops_a_real_run_between_two_steps_and_it_can_be_resumed(tmp_path: Path) -> None:
@@ -75,6 +94,26 @@ def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
     step = read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"]
     assert step >= 1
     assert f"stopped at step {step}" in talk.read_text(encoding="utf-8")
+
+
+class SignalsToReaders(lightning.Callback):
+    """A scheduler's request to end, which comes twice, reaches the reading processes before the trainer has stopped."""
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        readers = multiprocessing.active_children()
+        assert readers
+        for reader in readers:
+            assert reader.pid is not None
+            os.kill(reader.pid, signal.SIGTERM)
+        time.sleep(0.1)
+
+
+def test_reading_processes_outlive_a_request_to_end_that_comes_more_than_once(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_with(monkeypatch, SignalsToReaders(), make_config(tmp_path, "data.num_workers=1"))
+    assert_same_run(finished_run, tmp_path)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
