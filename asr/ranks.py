@@ -41,7 +41,8 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
     """Lightning's `devices`, `num_nodes`, `strategy` and `plugins`.
 
     A launcher's word goes over trainer.devices=auto, and it alone knows how many machines take part.
-    Raises AsrError for a number of devices that is not torchrun's: each process would train by itself.
+    Raises AsrError for a number of devices that is not the launcher's, because each process would train by itself, and
+    where SLURM was not told how many processes a machine has, or did not start them.
     """
     devices: str | int = settings.devices if settings.devices == "auto" else int(settings.devices)
     nodes, plugins = 1, []
@@ -49,20 +50,33 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
         _warn_of_stale_addresses()
         on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // on_this_machine
-        if devices not in ("auto", on_this_machine):
-            started = f"torchrun started {on_this_machine} processes on this machine"
-            raise AsrError(f"trainer.devices={devices}: {started}; set trainer.devices=auto, or start as many")
-        devices = on_this_machine
+        devices = _agreed(devices, on_this_machine, "torchrun")
     elif SLURMEnvironment.detect():
         nodes = int(os.environ.get("SLURM_NNODES", 1))
-        on_this_machine = int(os.environ.get("SLURM_NTASKS", nodes)) // nodes
-        devices = on_this_machine if devices == "auto" else devices
+        devices = _agreed(devices, _slurm_tasks() // nodes, "SLURM")
         # Else Lightning saves in the middle of a step, to the working folder, where any later run takes it for its own.
         plugins = [SLURMEnvironment(auto_requeue=False)]
     gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 1
     is_alone = nodes == 1 and (gpus if devices == "auto" else int(devices)) <= 1
     strategy = "auto" if is_alone else DDPStrategy(timeout=PATIENCE)
     return {"devices": devices, "num_nodes": nodes, "strategy": strategy, "plugins": plugins}
+
+
+def _agreed(devices: str | int, on_this_machine: int, launcher: str) -> int:
+    if devices not in ("auto", on_this_machine):
+        started = f"{launcher} started {on_this_machine} processes on this machine"
+        raise AsrError(f"trainer.devices={devices}: {started}; set trainer.devices=auto, or start as many")
+    return on_this_machine
+
+
+def _slurm_tasks() -> int:
+    """Processes on all machines."""
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
+        raise AsrError(f"this job of SLURM has {tasks} tasks, and one is running; start them with srun asr train ...")
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise AsrError(f"SLURM was told --ntasks={tasks}; tell it --nodes and --ntasks-per-node")
+    return tasks
 
 
 def _warn_of_stale_addresses() -> None:

@@ -72,7 +72,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(
 
 
 ALONE = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID")
-SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}
+SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0"}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,28 @@ def test_another_number_of_devices_than_torchrun_started_is_refused(monkeypatch:
         monkeypatch.setenv(name, "2")
     with pytest.raises(AsrError, match=r"^trainer\.devices=1: torchrun started 2 processes on this machine; set"):
         process_arguments(TrainerConfig(devices="1", accelerator="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("without", "devices", "message"),
+    [
+        ("", "2", r"^trainer\.devices=2: SLURM started 4 processes on this machine; set"),
+        ("SLURM_STEP_ID", "auto", r"^this job of SLURM has 8 tasks, and one is running; start them with srun"),
+        ("SLURM_NTASKS_PER_NODE", "auto", r"^SLURM was told --ntasks=8; tell it --nodes and --ntasks-per-node$"),
+    ],
+)
+def test_a_job_of_slurm_that_would_wait_for_ever_is_refused(
+    without: str, devices: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**SLURM, "SLURM_NTASKS_PER_NODE": "4"}.items():
+        if name == without:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(AsrError, match=message):
+        process_arguments(TrainerConfig(devices=devices, accelerator="cpu"))
 
 
 @pytest.mark.parametrize(
