@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import gc
 import multiprocessing
 import os
 import random
@@ -113,6 +114,7 @@ def test_reading_processes_outlive_a_request_to_end_that_comes_more_than_once(
 ) -> None:
     train_with(monkeypatch, SignalsToReaders(), make_config(tmp_path, "data.num_workers=1"))
     assert_same_run(finished_run, tmp_path)
+    gc.collect()  # the loader ends its readers when it is freed
     assert not multiprocessing.active_children()
 
 
