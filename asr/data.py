@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy
@@ -127,6 +130,7 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._batches_done = (0, 0)
         self._steps_done: int | None = None
         self._loaders: dict[str, DataLoader[Batch]] = {}
+        self._has_ended = multiprocessing.RawValue("b", False)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Lightning asks for it before each epoch, for plans differ in length; the loader stays, with its cache."""
@@ -183,8 +187,12 @@ class SpeechDataModule(lightning.LightningDataModule):
             batch_size=None,
             num_workers=workers,
             persistent_workers=stays and workers > 0,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=partial(_leave_signals_to_the_trainer, self._has_ended),
         )
+
+    def close(self) -> None:
+        """Let what asks the workers to end, end them: the training is over."""
+        self._has_ended.value = True
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches are done; an epoch that is over counts as the next one's start."""
@@ -228,7 +236,10 @@ class SpeechDataModule(lightning.LightningDataModule):
         }
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM, which may come twice, reach every process; the workers end with the trainer."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_signals_to_the_trainer(has_ended: Any, worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM, which may come twice, reach every process; the workers end after the trainer.
+
+    has_ended: a boolean in shared memory.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if has_ended.value else None)

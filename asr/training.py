@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     output_dir.mkdir(parents=True, exist_ok=True)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
-    with quiet_lightning():
+    with quiet_lightning(), closing(data):
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return output_dir / MODEL_NAME

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import gc
 import multiprocessing
 import os
 import random
@@ -17,6 +16,7 @@ import termios
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +27,8 @@ from short_trainings import assert_same_run, make_config, read_checkpoint, train
 
 from asr.checkpoints import find_checkpoint
 from asr.config import TrainConfig
-from asr.training import train
+from asr.data import SpeechDataModule
+from asr.training import prepare_training, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,8 +115,23 @@ def test_reading_processes_outlive_a_request_to_end_that_comes_more_than_once(
 ) -> None:
     train_with(monkeypatch, SignalsToReaders(), make_config(tmp_path, "data.num_workers=1"))
     assert_same_run(finished_run, tmp_path)
-    gc.collect()  # the loader ends its readers when it is freed
-    assert not multiprocessing.active_children()
+
+
+def test_reading_processes_end_when_asked_after_the_training(tmp_path: Path) -> None:
+    config = make_config(tmp_path, "data.num_workers=1")
+    model, *corpora = prepare_training(config)
+    data = SpeechDataModule(corpora[0], corpora[1], config.data, model, seed=0)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
+    batches = iter(data.val_dataloader())
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    reader.terminate()
+    reader.join(0.3)
+    assert reader.is_alive()
+    data.close()
+    reader.terminate()
+    reader.join(10)
+    assert reader.exitcode == 0
 
 
 @pytest.mark.slow
