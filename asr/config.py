@@ -113,6 +113,10 @@ class AugmentConfig:
     """Share of the utterances that get Gaussian noise, its colour drawn between white and brown."""
     noise_snr_db: list[float] = field(default_factory=lambda: [10.0, 40.0])
     """Lowest and highest signal-to-noise ratio drawn, dB."""
+    babble_probability: float = 0.0
+    """Share of the utterances that get other utterances of their batch, 5 to 20 dB below."""
+    room_probability: float = 0.0
+    """Share of the utterances that are heard in a simulated room."""
     num_frequency_masks: int = 2
     """SpecAugment masks over mel bands, per utterance."""
     frequency_mask_mels: int = 20
