@@ -68,7 +68,7 @@ class EncoderConfig:
         require(self.cell in ("gru", "lstm", "rnn"), "model.encoder.cell", self.cell, "be gru, lstm or rnn")
         require(self.num_layers >= 1, "model.encoder.num_layers", self.num_layers, "be at least 1")
         require(self.hidden_size >= 1, "model.encoder.hidden_size", self.hidden_size, "be at least 1")
-        require(self.conv_channels >= 1, "model.encoder.conv_channels", self.conv_channels, "be at least 1")
+        require(self.conv_channels >= 0, "model.encoder.conv_channels", self.conv_channels, "be at least 0")
         require(0 <= self.dropout < 1, "model.encoder.dropout", self.dropout, "be in [0, 1)")
 
 
