@@ -194,6 +194,10 @@ class OptimizerConfig:
     """Longest gradient, L2 norm over all weights."""
     frozen_layers: int = 0
     """Recurrent layers, from below, that keep their weights, with the convolutions before them; 0: all learn."""
+    teacher: str = ""
+    """A model whose posteriors of the unmasked features are learned too."""
+    teacher_weight: float = 0.5
+    """Of the divergence from the teacher's posteriors; the CTC loss has the rest."""
 
     def __post_init__(self) -> None:
         require(self.name in ("adamw", "muon"), "optimizer.name", self.name, "be adamw or muon")
