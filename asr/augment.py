@@ -24,10 +24,6 @@ def augment_waveforms(
     """Speed, drawn per batch, gain and noise, drawn per utterance: (batch, samples) and lengths in and out."""
     waveforms, sample_lengths = change_speed(waveforms, sample_lengths, config.speeds, generator)
     waveforms = change_gain(waveforms, config.gain_db, generator)
-    if config.babble_probability > 0:
-        waveforms = add_babble(waveforms, sample_lengths, config.babble_probability, generator)
-    if config.room_probability > 0:
-        waveforms = add_rooms(waveforms, sample_lengths, config.room_probability, generator)
     low, high = config.noise_snr_db
     return add_noise(waveforms, sample_lengths, config.noise_probability, low, high, generator), sample_lengths
 
@@ -109,39 +105,6 @@ def add_noise(
     speech_power, noise_power = (_power(part, lengths) for part in (waveforms[rows], noise))
     scale = (speech_power / noise_power.clamp(min=1e-20) / (10 ** (snr_db / 10)).to(waveforms)).sqrt()
     return waveforms.index_add(0, rows, noise * scale)
-
-
-def add_babble(waveforms: Tensor, sample_lengths: Tensor, probability: float, generator: Generator) -> Tensor:
-    """The three next utterances of the batch, together 5 to 20 dB below, behind a share of the utterances."""
-    noisy = _draw(generator, len(waveforms), 1) < probability
-    snr_db = _draw(generator, len(waveforms), 1, low=5.0, high=20.0)
-    babble = mask_padding(sum((waveforms.roll(shift, 0) for shift in (2, 3)), waveforms.roll(1, 0)), sample_lengths)
-    speech_power, babble_power = (_power(part, sample_lengths) for part in (waveforms, babble))
-    scale = (speech_power / babble_power.clamp(min=1e-20) / (10 ** (snr_db / 10))).sqrt()
-    return waveforms + babble * scale * noisy
-
-
-def add_rooms(waveforms: Tensor, sample_lengths: Tensor, probability: float, generator: Generator) -> Tensor:
-    """A share of the utterances in a room: noise that fades by 60 dB in 0.1 to 0.5 s follows each sound, in all 0 to
-    10 dB below it.
-    """
-    rows = (_draw(generator, len(waveforms)) < probability).nonzero()[:, 0]
-    if len(rows) == 0:
-        return waveforms
-    taps, rate = 8000, 16000
-    fading_seconds = _draw(generator, len(rows), 1, low=0.1, high=0.5)
-    tail = torch.randn(len(rows), taps, generator=generator) * 10 ** (-3 * torch.arange(taps) / rate / fading_seconds)
-    tail[:, :32] = 0.0
-    below_db = _draw(generator, len(rows), 1, low=0.0, high=10.0)
-    tail = tail / tail.square().sum(1, keepdim=True).sqrt() / 10 ** (below_db / 20)
-    tail[:, 0] = 1.0
-    samples = waveforms.shape[1]
-    size = 2 ** (samples + taps - 1).bit_length()
-    wet = torch.fft.irfft(torch.fft.rfft(waveforms[rows], size) * torch.fft.rfft(tail, size), size)[:, :samples]
-    lengths = sample_lengths[rows]
-    wet = mask_padding(wet, lengths)
-    loudness = (_power(waveforms[rows], lengths) / _power(wet, lengths).clamp(min=1e-20)).sqrt()
-    return waveforms.index_copy(0, rows, wet * loudness)
 
 
 def _power(waveforms: Tensor, lengths: Tensor) -> Tensor:

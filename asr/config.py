@@ -68,7 +68,7 @@ class EncoderConfig:
         require(self.cell in ("gru", "lstm", "rnn"), "model.encoder.cell", self.cell, "be gru, lstm or rnn")
         require(self.num_layers >= 1, "model.encoder.num_layers", self.num_layers, "be at least 1")
         require(self.hidden_size >= 1, "model.encoder.hidden_size", self.hidden_size, "be at least 1")
-        require(self.conv_channels >= 0, "model.encoder.conv_channels", self.conv_channels, "be at least 0")
+        require(self.conv_channels >= 1, "model.encoder.conv_channels", self.conv_channels, "be at least 1")
         require(0 <= self.dropout < 1, "model.encoder.dropout", self.dropout, "be in [0, 1)")
 
 
@@ -113,10 +113,6 @@ class AugmentConfig:
     """Share of the utterances that get Gaussian noise, its colour drawn between white and brown."""
     noise_snr_db: list[float] = field(default_factory=lambda: [10.0, 40.0])
     """Lowest and highest signal-to-noise ratio drawn, dB."""
-    babble_probability: float = 0.0
-    """Share of the utterances that get other utterances of their batch, 5 to 20 dB below."""
-    room_probability: float = 0.0
-    """Share of the utterances that are heard in a simulated room."""
     num_frequency_masks: int = 2
     """SpecAugment masks over mel bands, per utterance."""
     frequency_mask_mels: int = 20
@@ -194,10 +190,6 @@ class OptimizerConfig:
     """Longest gradient, L2 norm over all weights."""
     frozen_layers: int = 0
     """Recurrent layers, from below, that keep their weights, with the convolutions before them; 0: all learn."""
-    teacher: str = ""
-    """A model whose posteriors of the unmasked features are learned too."""
-    teacher_weight: float = 0.5
-    """Of the divergence from the teacher's posteriors; the CTC loss has the rest."""
 
     def __post_init__(self) -> None:
         require(self.name in ("adamw", "muon"), "optimizer.name", self.name, "be adamw or muon")

@@ -25,16 +25,9 @@ class ConvSubsampling(nn.Module):
     """Two 3×3 convolutions of stride 2 over time and mel bands, then a projection: four frames to one step."""
 
     kernel_size, stride, padding = 3, 2, 1
-    count = 2
-    stacked_frames = 8
-    """Without channels: a step is a linear map of so many frames, which overlap by half, and no convolution."""
 
     def __init__(self, num_mels: int, channels: int, output_size: int) -> None:
         super().__init__()
-        self.stacked = channels == 0
-        if self.stacked:
-            self.projection = nn.Linear(self.stacked_frames * num_mels, output_size)
-            return
         arguments = (self.kernel_size, self.stride, self.padding)
         self.convolutions = nn.ModuleList(
             [nn.Conv2d(1, channels, *arguments), nn.Conv2d(channels, channels, *arguments)]
@@ -47,11 +40,11 @@ class ConvSubsampling(nn.Module):
     @property
     def subsampling_factor(self) -> int:
         """Frames per step."""
-        return int(self.stride**self.count)
+        return int(self.stride ** len(self.convolutions))
 
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """Steps of so many frames (and bands of so many mel bands)."""
-        for _ in range(self.count):
+        for _ in self.convolutions:
             lengths = self._output_lengths_of_one(lengths)
         return lengths
 
@@ -60,8 +53,6 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, frames, num_mels) → (batch, steps, output_size), and the lengths."""
-        if self.stacked:
-            return self._stack(mask_padding(features, feature_lengths)), self.output_lengths(feature_lengths)
         images, lengths = features[..., None], feature_lengths
         for convolution in self.convolutions:
             # A convolution's bias makes its padding nonzero, and the next one would read it.
@@ -69,13 +60,6 @@ class ConvSubsampling(nn.Module):
             images = torch.relu(convolution(images)).permute(0, 2, 3, 1)
             lengths = self._output_lengths_of_one(lengths)
         return self.projection(images.flatten(2)), lengths
-
-    def _stack(self, features: Tensor) -> Tensor:
-        """(batch, frames, num_mels) → (batch, steps, output_size): two frames before each step's four, two behind."""
-        steps, size = self.output_lengths(features.shape[1]), self.subsampling_factor
-        padded = nn.functional.pad(features, (0, 0, 2, size * steps + 2 - features.shape[1]))
-        stacked: Tensor = self.projection(padded.unfold(1, self.stacked_frames, size)[:, :steps].flatten(2))
-        return stacked
 
 
 def flip_valid(encodings: Tensor, lengths: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from asr.errors import AsrError
 from asr.features import valid_positions
 from asr.metrics import ErrorCounts, character_errors, word_errors
 from asr.model import CTCModel
-from asr.modelfile import load_model
 from asr.muon import Muon
 from asr.splitting import MemoryLimit
 from asr.text import BLANK_ID
@@ -42,11 +41,6 @@ class CTCTrainingModule(lightning.LightningModule):
         self.model = model
         self.config = config
         self.memory = MemoryLimit()
-        teacher = config.optimizer.teacher
-        self.teachers = [load_model(teacher).eval()] if teacher else []
-        """None or one, in a list so that it is no part of the module."""
-        if any(teacher.vocabulary.to_dict() != model.vocabulary.to_dict() for teacher in self.teachers):
-            raise AsrError("the teacher writes other tokens")
         self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
         """Some references and hypotheses of the last validation."""
@@ -79,10 +73,7 @@ class CTCTrainingModule(lightning.LightningModule):
         size, weight = len(batch.ids), self.config.augment.consistency_weight
         if weight > 0:
             batch = _twice(batch)
-        features, feature_lengths, generator = self.heard_features(batch)
-        taught = [self._taught(teacher, features, feature_lengths) for teacher in self.teachers]
-        features = augment_features(features, feature_lengths, self.config.augment, generator)
-        log_probs, lengths = self.memory.log_probs(self.model, features, feature_lengths)
+        log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
         tokens = self._tokens(batch)
         loss, impossible = self._loss(log_probs, lengths, batch, tokens)
         impossible = impossible * size / len(lengths)
@@ -92,25 +83,10 @@ class CTCTrainingModule(lightning.LightningModule):
             apart = disagreement(log_probs, lengths) / tokens
             self.log("train/disagreement", apart, batch_size=size, sync_dist=True)
             loss = loss + weight * apart
-        for target in taught:
-            divergence = kl_div(log_probs, target, reduction="none", log_target=True).sum(2)
-            divergence = divergence[valid_positions(lengths, log_probs.shape[1])].sum() / tokens
-            self.log("train/divergence", divergence, batch_size=size, sync_dist=True)
-            share = self.config.optimizer.teacher_weight
-            loss = (1 - share) * loss + share * divergence
         return loss
 
-    @torch.no_grad()
-    def _taught(self, teacher: CTCModel, features: Tensor, feature_lengths: Tensor) -> Tensor:
-        return self.memory.log_probs(teacher.to(features.device), features, feature_lengths)[0]
-
     def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them, in float32."""
-        features, feature_lengths, generator = self.heard_features(batch)
-        return augment_features(features, feature_lengths, self.config.augment, generator), feature_lengths
-
-    def heard_features(self, batch: Batch) -> tuple[Tensor, Tensor, torch.Generator]:
-        """The same without masks, and what draws them.
+        """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them, in float32.
 
         Resampling in half precision would fill the bands that are all but silent with noise, in training alone.
         """
@@ -118,7 +94,8 @@ class CTCTrainingModule(lightning.LightningModule):
         augment = self.config.augment
         with torch.autocast(batch.waveforms.device.type, enabled=False):
             waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
-            return *self.model.frontend(waveforms, sample_lengths), generator
+            features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
+            return augment_features(features, feature_lengths, augment, generator), feature_lengths
 
     def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """CTC loss of a batch over `tokens`, in float32, and how many utterances CTC could not write in their steps."""
