@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 import zipfile
@@ -82,8 +83,8 @@ class Checkpoints(lightning.Callback):
     """Keeps last.ckpt resumable, the one before it as previous.ckpt, and best.ckpt beside them.
 
     last.ckpt is written every so many minutes, before each validation, at each epoch's end and when training stops by
-    Ctrl-C or an error. Ctrl-C takes effect between two steps, so that no step is half done; what stops a run inside an
-    update of the weights leaves the checkpoint before it.
+    Ctrl-C, a request to end, its terminal's end or an error. Signals take effect between two steps, so that no step is
+    half done; what stops a run inside an update of the weights leaves the checkpoint before it.
     """
 
     def __init__(self, output_dir: Path, best_model: BestModelFile, minutes: float) -> None:
@@ -102,9 +103,14 @@ class Checkpoints(lightning.Callback):
         self._has_begun = True
         if trainer.is_global_zero and not _is_whole(self.last):
             self.last.unlink(missing_ok=True)  # it would take the place of the one before, from which this run goes on
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if trainer.world_size > 1:
             # Lightning's handler waits for the other ranks wherever the signal comes, and they may wait elsewhere.
             signal.signal(signal.SIGTERM, self._ask_to_end)
+        hang_up = getattr(signal, "SIGHUP", None)  # Windows has none, and nohup has it ignored
+        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+            signal.signal(hang_up, self._hang_up)
 
     def on_fit_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -112,6 +118,14 @@ class Checkpoints(lightning.Callback):
 
     def _ask_to_end(self, *_: Any) -> None:
         self._end_asked = True
+
+    def _hang_up(self, *_: Any) -> None:
+        """Ends the run as a request to end does. The terminal is gone: what is written to it from now on would fail."""
+        self._end_asked = True
+        with open(os.devnull, "w") as nowhere:
+            for stream in (1, 2):
+                if not stat.S_ISREG(os.fstat(stream).st_mode):
+                    os.dup2(nowhere.fileno(), stream)
 
     def _ask_to_stop(self, *_: Any) -> None:
         self._stop_asked = True
@@ -140,7 +154,11 @@ class Checkpoints(lightning.Callback):
         module.is_updating = False
 
     def on_validation_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if self._stop_asked and trainer.world_size == 1:  # ranks have unlike numbers of these batches
+        if trainer.world_size > 1:
+            return  # ranks have unlike numbers of these batches
+        if self._end_asked:
+            raise SIGTERMException
+        if self._stop_asked:
             raise KeyboardInterrupt
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

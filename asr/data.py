@@ -237,9 +237,11 @@ class SpeechDataModule(lightning.LightningDataModule):
 
 
 def _leave_signals_to_the_trainer(has_ended: Any, worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM, which may come twice, reach every process; the workers end after the trainer.
+    """Ctrl-C, a terminal's end and a scheduler's SIGTERM reach every process; the workers end after the trainer.
 
     has_ended: a boolean in shared memory.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if has_ended.value else None)

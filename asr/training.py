@@ -149,9 +149,11 @@ def make_vocabulary(config: TrainConfig, texts: Iterable[str]) -> Vocabulary:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning without its tips and false alarms, its progress bar on stderr, and Ctrl-C afterwards as it was."""
+    """Lightning without its tips and false alarms, its progress bar on stderr, and the signals afterwards as before."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels, handler = [logger.level for logger in loggers], signal.getsignal(signal.SIGINT)
+    levels = [logger.level for logger in loggers]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]  # Windows has one
+    handlers = [(number, signal.getsignal(number)) for number in numbers]
     try:
         for logger in loggers:
             logger.setLevel(logging.WARNING)
@@ -163,7 +165,8 @@ def quiet_lightning() -> Iterator[None]:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+            for number, handler in handlers:
+                signal.signal(number, handler)
 
 
 def make_trainer(

@@ -183,7 +183,7 @@ def test_a_run_whose_process_is_killed_goes_on_by_itself_and_ends_with_the_same_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_to_one_process_of_two_ends_both_with_a_checkpoint(recipe: str, tmp_path: Path, number: int) -> None:
     settings = ["data.batch_seconds=3.5", "trainer.epochs=4000", "trainer.valid_every_epochs=4000"]
     training = ["-m", "asr", "train", recipe, f"output_dir={tmp_path}/run", *settings]

@@ -7,7 +7,9 @@ import dataclasses
 import fcntl
 import multiprocessing
 import os
+import pty
 import random
+import select
 import signal
 import struct
 import subprocess
@@ -35,11 +37,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
 
 
+def write_command(config: TrainConfig, folder: Path, *options: str) -> list[str]:
+    """`asr train` of a recipe that is written to the folder."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    return [sys.executable, "-m", "asr", "train", str(recipe), *options]
+
+
 def start_process(config: TrainConfig, folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
     """`asr train` as a process of its own that has done a step, and what it writes to stderr."""
-    recipe, talk = folder / "recipe.yaml", folder / "stderr.txt"
-    recipe.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    command = [sys.executable, "-m", "asr", "train", str(recipe), *options]
+    command, talk = write_command(config, folder, *options), folder / "stderr.txt"
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums over more round otherwise
     screen, terminal = os.openpty()  # where a bar shows the first step
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
@@ -96,6 +103,32 @@ def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
     step = read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"]
     assert step >= 1
     assert f"stopped at step {step}" in talk.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_terminal_that_closes_ends_a_run_as_a_request_to_end_does_but_under_nohup(
+    tmp_path: Path, is_ignored: bool
+) -> None:
+    epochs = 8 if is_ignored else 1000
+    command = write_command(make_config(tmp_path / "run", f"trainer.epochs={epochs}", "data.num_workers=1"), tmp_path)
+    child, screen = pty.fork()
+    if child == 0:  # leads a session whose terminal this is: the kernel hangs up when its other end closes
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+        talk = os.open(tmp_path / "log.txt", os.O_WRONLY | os.O_CREAT)
+        for stream in (1, 2) if is_ignored else ():  # where nohup has a terminal's output go
+            os.dup2(talk, stream)
+        os.chdir(ROOT)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, command)
+    last, deadline = tmp_path / "run" / "last.ckpt", time.monotonic() + 300
+    while not last.is_file() and time.monotonic() < deadline:
+        if not is_ignored and select.select([screen], [], [], 0.05)[0]:
+            os.read(screen, 65536)
+    os.close(screen)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    step = read_checkpoint(last)["global_step"]
+    assert step == 4 * epochs if is_ignored else 4 <= step < 4 * epochs
 
 
 class SignalsToReaders(lightning.Callback):
