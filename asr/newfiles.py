@@ -27,25 +27,29 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     if not path.name or os.path.isdir(path):
         raise AsrError(f"{path}: is a folder; name a file in it")
     is_stream = os.path.exists(path) and not os.path.isfile(path)  # a pipe, a terminal
-    target = path if is_stream else Path(os.path.realpath(path))
-    temporary = target if is_stream else target.with_name(_temporary_name(target.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not is_stream:
-            temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that another user has put there
-        with temporary.open("wb" if is_stream else "xb") as file:
-            if not is_stream and os.path.exists(target):
+        with path.open("wb") if is_stream else _replaced(Path(os.path.realpath(path))) as file:
+            yield file
+    except OSError as error:
+        raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[BinaryIO]:
+    """A file beside `target` that takes its place when the block ends without an error, and is removed otherwise."""
+    temporary = target.with_name(_temporary_name(target.name))
+    try:
+        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that another user has put there
+        with temporary.open("xb") as file:
+            if os.path.exists(target):
                 with suppress(OSError):  # some disks know no rights
                     shutil.copymode(target, temporary)
             yield file
-        if not is_stream:
-            temporary.replace(target)
-    except OSError as error:
-        raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
+        temporary.replace(target)
     finally:
-        if not is_stream:
-            with suppress(OSError):  # where there is no folder there is no file
-                temporary.unlink()
+        with suppress(OSError):  # where there is no folder there is no file
+            temporary.unlink()
 
 
 @contextmanager
