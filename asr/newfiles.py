@@ -14,7 +14,7 @@ from zlib import crc32
 
 from asr.errors import AsrError
 
-__all__ = ["new_file", "new_text_file"]
+__all__ = ["new_file", "new_text_file", "temporary_folder"]
 
 
 @contextmanager
@@ -63,6 +63,17 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
         if path.suffix == ".gz":  # neither name nor time in its header: the same text makes the same bytes
             file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n"))
+
+
+@contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that is gone afterwards, and whatever a process that was killed had left in it before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _temporary_name(name: str) -> str:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -23,7 +22,7 @@ from asr.cuts import make_cut
 from asr.errors import AsrError, DamagedError
 from asr.locks import locked
 from asr.manifest import Utterance, read_manifest
-from asr.newfiles import new_file, new_text_file
+from asr.newfiles import new_file, new_text_file, temporary_folder
 from asr.tarfiles import is_recording, open_recording
 
 __all__ = ["fetch_shards", "is_shard_folder", "read_shards", "write_shards"]
@@ -64,7 +63,7 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
         raise AsrError(f"{index if index.exists() else folder}: is there already; name a new folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_folder(temporary):
+        with _alone_with(temporary):
             _write_parts(utterances, temporary, shard_size)
             listing = json.dumps(_index(temporary), indent=1) + "\n"
             if folder.is_dir():
@@ -79,16 +78,14 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
 
 
 @contextmanager
-def _temporary_folder(folder: Path) -> Iterator[None]:
-    """No other process has this folder, which is gone before and afterwards; raises AsrError where one has."""
+def _alone_with(folder: Path) -> Iterator[None]:
+    """A temporary folder that no other process has; raises AsrError where one has."""
     lock = folder.with_suffix(".lock")
     with locked(lock, waits=False):
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-            folder.mkdir()
-            yield
+            with temporary_folder(folder):
+                yield
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # Windows keeps what is open
                 lock.unlink()
 

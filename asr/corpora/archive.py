@@ -7,7 +7,6 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from asr.corpora.download import bytes_bar
 from asr.errors import AsrError
+from asr.newfiles import temporary_folder
 
 __all__ = ["check_can_unpack", "unpack"]
 
@@ -35,7 +35,7 @@ def unpack(archive: str | Path, directory: str | Path, *, progress: bool = True)
     archive, directory = Path(archive), Path(directory)
     check_can_unpack(archive)
     try:
-        with _temporary_folder(directory / f".unpacking-{archive.name}") as temporary:
+        with temporary_folder(directory / f".unpacking-{archive.name}") as temporary:
             _extract(archive, temporary, progress)
             _move_into(temporary, directory)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, OSError) as error:  # a ValueError is in a header
@@ -48,17 +48,6 @@ def check_can_unpack(archive: Path) -> None:
         raise AsrError(
             f"{archive}: Python {platform.python_version()} cannot unpack it safely; use 3.10.12, 3.11.4 or newer"
         )
-
-
-@contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder that is gone afterwards; the name is fixed, so what a killed run left goes too."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _extract(archive: Path, folder: Path, progress: bool) -> None:
