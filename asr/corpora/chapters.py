@@ -138,28 +138,21 @@ def with_headers(
     with ThreadPoolExecutor(num_threads) as executor:
         # In pieces: map over everything at once would hold all 281,241 utterances in memory.
         while piece := list(islice(utterances, HEADERS_AT_ONCE)):
-            for utterance, header in zip(piece, executor.map(_header_or_error, piece), strict=True):
+            for utterance, header in zip(piece, executor.map(_read_header, piece), strict=True):
                 if isinstance(header, AsrError):
                     problems.append(str(header))
                 else:
                     yield utterance, header
 
 
-def _header_or_error(utterance: TranscriptLine) -> Header | AsrError:
+def _read_header(utterance: TranscriptLine) -> Header | AsrError:
     # Returned, not raised: a raised error would end the executor's map at the first bad file.
-    try:
-        return _read_header(utterance)
-    except AsrError as error:
-        return error
-
-
-def _read_header(utterance: TranscriptLine) -> Header:
-    at = f"{utterance.where}: {utterance.audio}"
     try:
         with open_audio(utterance.audio) as audio:
             num_samples, sample_rate, num_channels = audio.frames, audio.file.samplerate, audio.file.channels
     except AsrError as error:
-        raise AsrError(f"{utterance.where}: {error}") from error
+        return AsrError(f"{utterance.where}: {error}")
     if num_channels != 1:
-        raise AsrError(f"{at}: has {num_channels} channels, but LibriSpeech is mono; mix them into one")
+        where = f"{utterance.where}: {utterance.audio}"
+        return AsrError(f"{where}: has {num_channels} channels, but LibriSpeech is mono; mix them into one")
     return Header(sample_rate, num_samples)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -131,17 +130,16 @@ def _download_alone(subset: Subset, folder: Path, base_url: str, keep_archive: b
         archive.unlink()
 
 
-def prepare_all(directory: str | Path, output_directory: str | Path, *, progress: bool = True) -> list[PreparedSubset]:
+def prepare_all(directory: str | Path, output_directory: str | Path) -> list[PreparedSubset]:
     """What was written to `output_directory`/<subset>.jsonl.gz, for every subset below `directory`, by name.
 
     directory: holds LibriSpeech/<subset>, or the subsets themselves, or is one subset.
     output_directory: made if missing.
-    progress: show bars on stderr where it is a terminal.
 
     Raises AsrError if there is no subset, and what `prepare_librispeech` raises.
     """
     return [
-        prepare_librispeech(folder, Path(output_directory) / f"{folder.name}.jsonl.gz", progress=progress)
+        prepare_librispeech(folder, Path(output_directory) / f"{folder.name}.jsonl.gz")
         for folder in _subset_folders(Path(directory))
     ]
 
@@ -190,7 +188,9 @@ def prepare_librispeech(
     if not transcripts:
         what = "no <speaker>/<chapter>/*.trans.txt found; give the folder of one subset"
         raise AsrError(f"{subset_directory}: {what}")
-    with _new_manifest(output_path) as manifest:
+    if not output_path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise AsrError(f"{output_path}: the name of a manifest must end in .jsonl or .jsonl.gz")
+    with new_text_file(output_path) as manifest:
         shown = tqdm(transcripts, desc=subset_directory.name, unit="chapter", disable=None if progress else True)
         utterances = (utterance for path in shown for utterance in read_chapter(path, problems))
         summary = _write_cuts(with_headers(utterances, num_threads, problems), manifest, output_path)
@@ -219,11 +219,3 @@ def _write_cuts(
         duration_seconds += cut["duration"]
         speakers.add(utterance.speaker)
     return PreparedSubset(output_path, count, len(speakers), duration_seconds)
-
-
-@contextmanager
-def _new_manifest(path: Path) -> Iterator[TextIO]:
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise AsrError(f"{path}: the name of a manifest must end in .jsonl or .jsonl.gz")
-    with new_text_file(path) as file:
-        yield file
