@@ -130,17 +130,18 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         if kind in (".csv", ".tsv"):
             yield from _columns(path, file, "\t" if kind == ".tsv" else ",")
         else:
-            for number, line in enumerate(file, start=1):
-                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise AsrError(f"{path}:1: byte 0x{line[0]:02x}{NOT_UTF8}")  # once, not for every line
-                if number == 1 and kind not in (".json", ".jsonl") and b"{" not in line:
-                    names = "call it .csv, .tsv or .jsonl, with the columns audio and text, or name a folder"
-                    raise AsrError(f"{path}: is no manifest; {names}")
-                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # as spreadsheets write it
-                if number == 1 and (text.startswith(b"[") or text.strip() == b"{"):
-                    raise AsrError(f"{path}:1: holds one JSON text; `jq -c '.[]' FILE` writes an object a line")
-                if text and not text.isspace():
-                    yield number, text
+            first = file.readline()
+            if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise AsrError(f"{path}:1: byte 0x{first[0]:02x}{NOT_UTF8}")  # once, not for every line
+            if first and kind not in (".json", ".jsonl") and b"{" not in first:
+                names = "call it .csv, .tsv or .jsonl, with the columns audio and text, or name a folder"
+                raise AsrError(f"{path}: is no manifest; {names}")
+            first = first.removeprefix(codecs.BOM_UTF8)  # as spreadsheets write it
+            if first.startswith(b"[") or first.strip() == b"{":
+                raise AsrError(f"{path}:1: holds one JSON text; `jq -c '.[]' FILE` writes an object a line")
+            for number, line in enumerate(chain([first], file), start=1):
+                if line and not line.isspace():
+                    yield number, line
 
 
 def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -246,25 +247,26 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
     if not fields["text"].isascii() and any("\ud800" <= character <= "\udfff" for character in fields["text"]):
         raise _LineError(f"text={fields['text']!r} holds half a character; save it anew")
     audio_path = os.path.join(folder, fields["audio"])
-    start, duration = _seconds(fields, "start", 0.0), _seconds(fields, "duration", None)
-    if duration is None and (end := _seconds(fields, "end", None)) is not None:
-        duration = end - (start or 0.0)
+    start, duration = _seconds(fields, "start") or 0.0, _seconds(fields, "duration")
+    if duration is None and (end := _seconds(fields, "end")) is not None:
+        duration = end - start
     if duration is None:
         with open_audio(audio_path) as audio:
-            duration = audio.duration_seconds - (start or 0.0)
+            duration = audio.duration_seconds - start
     if duration <= 0:
         raise _LineError(f"duration={duration:g} must be above 0 seconds")
     name = Path(audio_path).stem if fields.get("id") in (None, "") else str(fields["id"])
     speaker = "" if fields.get("speaker") is None else str(fields["speaker"])
-    return Utterance(name, audio_path, fields["text"], start or 0.0, duration, speaker, manifest, line)
+    return Utterance(name, audio_path, fields["text"], start, duration, speaker, manifest, line)
 
 
-def _seconds(fields: dict[str, Any], name: str, default: float | None) -> float | None:
+def _seconds(fields: dict[str, Any], name: str) -> float | None:
+    """The value of that name; None where there is none."""
     value = fields.get(name)
     if type(value) is float and 0 <= value < inf:
         return value
     if value in (None, ""):
-        return default
+        return None
     try:
         seconds = float(value)
     except (OverflowError, TypeError, ValueError) as error:
