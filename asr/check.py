@@ -62,23 +62,30 @@ class CheckedCorpus:
 
 
 def check_corpus(
-    utterances: Sequence[Utterance], model: CTCModel, limits: DataConfig | None, augment: AugmentConfig | None
+    utterances: Sequence[Utterance],
+    model: CTCModel,
+    limits: DataConfig | None = None,
+    augment: AugmentConfig | None = None,
 ) -> CheckedCorpus:
     """Sort utterances into examples and findings.
 
-    limits: the durations to train on; None keeps every duration (valid and test).
+    limits: the durations to train on; None keeps every utterance that has audio (valid and test).
     augment: its fastest speed must still leave CTC enough steps; None where nothing is augmented.
     Raises AsrError where audio files are missing or nothing is left.
     """
     corpus = CheckedCorpus()
-    missing = _missing_files(utterances)
+    missing = {path for path in {utterance.audio_path for utterance in utterances} if not is_recording(path)}
     speed = max(augment.speeds) if augment else 1.0
     for utterance in utterances:
         dropped: Counter[str] = Counter()
         reference = model.vocabulary.normalize(utterance.text, dropped)
         if dropped:
             corpus.dropped_characters.update(dropped)
-        problem = find_problem(utterance, reference, dropped, model, speed, limits, missing)
+        problem: tuple[str, str] | None = None
+        if utterance.audio_path in missing:
+            problem = "audio file not found", utterance.audio_path
+        elif limits is not None:
+            problem = find_problem(utterance, reference, dropped, model, speed, limits)
         if problem is None:
             text = utterance.text  # where it is normal already, a million are kept in memory once
             corpus.examples.append(Example(utterance, text if text == reference else reference))
@@ -116,28 +123,13 @@ def find_shared(train: CheckedCorpus, valid: CheckedCorpus) -> list[str]:
     return lines
 
 
-def _missing_files(utterances: Sequence[Utterance]) -> set[str]:
-    return {path for path in {utterance.audio_path for utterance in utterances} if not is_recording(path)}
-
-
 def find_problem(
-    utterance: Utterance,
-    reference: str,
-    dropped: Iterable[str],
-    model: CTCModel,
-    speed: float,
-    limits: DataConfig | None,
-    missing: set[str],
+    utterance: Utterance, reference: str, dropped: Iterable[str], model: CTCModel, speed: float, limits: DataConfig
 ) -> tuple[str, str] | None:
-    """Kind and detail of the first thing that keeps an utterance out, or None.
+    """Kind and detail of the first thing that keeps an utterance out of training, or None.
 
-    reference: its normal transcript; dropped: the characters that are not in it; missing: paths of audio that is not
-    there. Otherwise as `check_corpus`.
+    reference: its normal transcript; dropped: the characters that are not in it; speed: the fastest it is heard at.
     """
-    if utterance.audio_path in missing:
-        return "audio file not found", utterance.audio_path
-    if limits is None:
-        return None
     seconds = utterance.duration_seconds
     if not limits.min_seconds <= seconds <= limits.max_seconds:
         kind = "left out, too short" if seconds < limits.min_seconds else "left out, too long"

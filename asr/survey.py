@@ -211,7 +211,7 @@ def _training_problems(utterances: Iterable[Utterance], model: CTCModel, dropped
         own: Counter[str] = Counter()
         reference = model.vocabulary.normalize(utterance.text, own)
         dropped.update(own)
-        problem = find_problem(utterance, reference, own, model, max(AugmentConfig().speeds), DataConfig(), set())
+        problem = find_problem(utterance, reference, own, model, max(AugmentConfig().speeds), DataConfig())
         if problem is not None:
             kinds[problem[0]].append((utterance, problem[1]))
     return kinds

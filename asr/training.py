@@ -93,7 +93,7 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     utterances = read_many(config.data.train)
     model = make_model(config, (utterance.text for utterance in utterances))
     train_corpus = check_corpus(utterances, model, config.data, config.augment)
-    valid_corpus = check_corpus(read_many(config.data.valid), model, None, None)
+    valid_corpus = check_corpus(read_many(config.data.valid), model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %.1f million parameters, %d tokens", parameters / 1e6, len(model.vocabulary))
     log.info("train: %s\nvalid: %s", train_corpus.report(), valid_corpus.report())

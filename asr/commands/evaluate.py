@@ -71,7 +71,7 @@ def _run_check(options: argparse.Namespace) -> int:
         for change in [*(f"{fault}: left out" for fault in faults), *write_fixed(found, options.fix)]:
             print(change)
     if options.valid:
-        corpora = [check_corpus(each, model, None, None) for each in (found.usable(), read_data(options.valid))]
+        corpora = [check_corpus(each, model) for each in (found.usable(), read_data(options.valid))]
         print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
     return 0
 
