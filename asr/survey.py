@@ -120,12 +120,8 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
     unreadable = [(utterance, reason) for utterance, reason in pairs if isinstance(reason, str)]
     readable = [utterance for utterance, _ in known]
     problems = _training_problems(readable, model, found.dropped_characters)
-    kept_out = {id(utterance) for places in problems.values() for utterance, _ in places}
-    found.keeping_out = {
-        "audio that cannot be read": unreadable,
-        **problems,
-        "recordings that come again": _repeats(each for each in readable if id(each) not in kept_out),
-    }
+    found.keeping_out = {"audio that cannot be read": unreadable, **problems}
+    found.keeping_out["recordings that come again"] = _repeats(found.usable())
     rates = [(utterance, letters_per_second(utterance, model.vocabulary)) for utterance in readable]
     found.odd = {
         "clipped": [
@@ -162,21 +158,19 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
     }
     kept, changes = [], []
     for utterance in found.utterances:
-        reason = left_out.get(id(utterance))
-        if reason is not None:
-            changes.append(f"{utterance.place}: {utterance.id}: {reason}")
-            continue
         dropped: Counter[str] = Counter()
         text = found.vocabulary.normalize(utterance.text.translate(spoken), dropped)
-        if numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
-            changes.append(f"{utterance.place}: {utterance.id}: left out: {numbers!r} in the text; write it in words")
-            continue
-        if marks := " ".join(find_marks(utterance.text, found.vocabulary)):
-            changes.append(f"{utterance.place}: {utterance.id}: left out: {marks} in the text; take it out")
-            continue
-        if text != utterance.text:
-            changes.append(f"{utterance.place}: {utterance.id}: {utterance.text!r} is now {text!r}")
-        kept.append(replace(utterance, text=text))
+        change = "" if text == utterance.text else f"{utterance.text!r} is now {text!r}"
+        if id(utterance) in left_out:
+            change = left_out[id(utterance)]
+        elif numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
+            change = f"left out: {numbers!r} in the text; write it in words"
+        elif marks := " ".join(find_marks(utterance.text, found.vocabulary)):
+            change = f"left out: {marks} in the text; take it out"
+        else:
+            kept.append(replace(utterance, text=text))
+        if change:
+            changes.append(f"{utterance.place}: {utterance.id}: {change}")
     if not kept:
         raise AsrError(f"{path}: nothing is left to write\n" + "\n".join(changes))
     write_manifest(kept, path)
@@ -257,10 +251,6 @@ def _histogram(durations: Sequence[float]) -> list[str]:
     lines = []
     for place in range(max(counts) + 1):
         bar = "█" * -(-BARS * counts[place] // longest)
-        bounds = (
-            f"{place * width:>6g} to {(place + 1) * width:<6g}"
-            if place < MOST_LINES
-            else f"{place * width:>6g} or more  "
-        )
-        lines.append(f"  {bounds} {bar:<{BARS}} {counts[place]:,}")
+        end = f"to {(place + 1) * width:<6g}" if place < MOST_LINES else "or more  "
+        lines.append(f"  {place * width:>6g} {end} {bar:<{BARS}} {counts[place]:,}")
     return lines
