@@ -57,12 +57,16 @@ class Evaluation:
         """Of all utterances together."""
         return pool([item.words for item in self.scored])
 
+    @property
+    def rates(self) -> dict[str, tuple[ErrorCounts, tuple[float, float]]]:
+        """WER and CER: the counts of all utterances together, and the 95 % interval of their rate."""
+        kinds = {"WER": [item.words for item in self.scored], "CER": [item.characters for item in self.scored]}
+        return {name: (pool(counts), bootstrap_interval(counts)) for name, counts in kinds.items()}
+
     def summary(self) -> str:
         """Rates with their 95 % intervals, errors by kind, and speed."""
         lines = [f"utterances {len(self.scored):,}  hours {self.audio_seconds / 3600:.2f}"]
-        kinds = {"WER": [item.words for item in self.scored], "CER": [item.characters for item in self.scored]}
-        for name, counts in kinds.items():
-            total, (low, high) = pool(counts), bootstrap_interval(counts)
+        for name, (total, (low, high)) in self.rates.items():
             lines.append(
                 f"{name} {total.rate:.2%}  [{low:.2%}, {high:.2%}]  substitutions {total.substitutions:,}  "
                 f"deletions {total.deletions:,}  insertions {total.insertions:,}  of {total.reference_length:,}"

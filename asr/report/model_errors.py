@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from asr.evaluation import Evaluation, Scored
-from asr.metrics import bootstrap_interval, pool
 from asr.model import CTCModel
 from asr.report.analysis import DURATIONS, align_words, compare, find_confusions, group_by, spans
 from asr.report.media import Heard, copy_audio, draw_pictures
@@ -109,20 +108,14 @@ def _speaking_rate(item: Scored) -> float:
 
 def _totals(evaluation: Evaluation) -> list[tuple[str, str]]:
     totals = [("utterances", f"{len(evaluation.scored):,}"), ("hours", f"{evaluation.audio_seconds / 3600:.2f}")]
-    kinds = {"WER": [item.words for item in evaluation.scored], "CER": [item.characters for item in evaluation.scored]}
-    for name, counts in kinds.items():
-        total, (low, high) = pool(counts), bootstrap_interval(counts)
+    for name, (total, (low, high)) in evaluation.rates.items():
         totals.append((name, f"{total.rate:.1%} [{low:.1%}, {high:.1%}]"))
     words = evaluation.words
     totals += [(kind, f"{getattr(words, kind):,}") for kind in ("substitutions", "deletions", "insertions")]
     odd = [(kind.partition(",")[0], counted) for kind, counted in evaluation.oddities()]
     failed = [("could not be read", f"{len(evaluation.failures):,}")] if evaluation.failures else []
-    return [
-        *totals,
-        *odd,
-        *failed,
-        ("times real time", f"{evaluation.audio_seconds / evaluation.processing_seconds:.0f}"),
-    ]
+    speed = f"{evaluation.audio_seconds / evaluation.processing_seconds:.0f}"
+    return [*totals, *odd, *failed, ("times real time", speed)]
 
 
 def _difference(evaluation: Evaluation, other: str, theirs: Evaluation) -> tuple[str, str]:
