@@ -62,7 +62,8 @@ class EncoderConfig:
     hidden_size: int = 320
     """Units per direction; a layer reads and writes twice as many."""
     dropout: float = 0.1
-    """Share of a layer's units that training zeroes, for a whole utterance, before they join the residual."""
+    """Share of units that training zeroes, for a whole utterance: of the convolutions' output, and of each layer's
+    before it joins the residual."""
 
     def __post_init__(self) -> None:
         require(self.cell in ("gru", "lstm", "rnn"), "model.encoder.cell", self.cell, "be gru, lstm or rnn")
@@ -155,7 +156,7 @@ class DataConfig:
     num_workers: int = 1
     """Processes that read audio ahead; 0 reads in the training process."""
     cache_hours: float = 0.0
-    """Decoded audio that each of them keeps in memory, hours (115 MB each)."""
+    """Decoded audio that each process of `num_workers` keeps in memory, hours (115 MB an hour)."""
 
     def __post_init__(self) -> None:
         for name, paths in (("data.train", self.train), ("data.valid", self.valid)):

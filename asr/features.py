@@ -29,14 +29,13 @@ class LogMelFrontend(nn.Module):
         super().__init__()
         self.window_samples = round(config.sample_rate * config.window_ms / 1000)
         self.hop_samples = round(config.sample_rate * config.hop_ms / 1000)
-        # Zeros around the utterance, not its reflection: else its last frames would depend on its batch mates' padding.
         self.fft_samples = 2 ** (self.window_samples - 1).bit_length()
         self.spectrogram = torchaudio.transforms.Spectrogram(
             n_fft=self.fft_samples,
             win_length=self.window_samples,
             hop_length=self.hop_samples,
             power=None,
-            pad_mode="constant",
+            pad_mode="constant",  # reflected, an utterance's last frames would depend on its batch mates' padding
         )
         self.mel_scale = torchaudio.transforms.MelScale(
             n_mels=config.num_mels,

@@ -84,7 +84,7 @@ def bootstrap_interval(
 def resampled_rates(errors: Sequence[int], lengths: Sequence[int], resamples: int, seed: int = 0) -> numpy.ndarray:
     """(resamples,) pooled rates of as many utterances as there are, drawn with repetition.
 
-    errors, lengths: of the reference, of each utterance; errors may be a difference of two models' errors.
+    errors: of each utterance, or by how much one model's exceed another's; lengths: of each reference.
     """
     pairs = numpy.array([errors, lengths], dtype=numpy.float64)
     generator = numpy.random.default_rng(seed)
