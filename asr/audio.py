@@ -22,7 +22,7 @@ from asr.containers import count_ogg_recordings, with_whole_length
 from asr.errors import AsrError
 from asr.sources import KINDS, AudioSource, check_rate, name_of, open_source
 
-__all__ = ["AUDIO_EXTENSIONS", "AudioFile", "frame_powers", "open_audio", "read_audio"]
+__all__ = ["AUDIO_EXTENSIONS", "AudioFile", "frame_powers", "open_audio", "read_audio", "resample"]
 
 AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 """Of what is taken out of a folder, the best first; a file that is named is known by its content."""

@@ -23,7 +23,7 @@ from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.modelfile import save_model
 
-__all__ = ["BEST_CHECKPOINT", "LAST_CHECKPOINT", "BestModelFile", "Checkpoints", "find_checkpoint"]
+__all__ = ["LAST_CHECKPOINT", "BestModelFile", "Checkpoints", "find_checkpoint"]
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from asr.data import Batch
 from asr.text import BLANK_ID
 
-__all__ = ["Pictures", "ProgressBar", "ProgressLines", "SampleTranscripts", "TrainingMonitor", "make_progress"]
+__all__ = ["Pictures", "ProgressBar", "SampleTranscripts", "TrainingMonitor", "make_progress"]
 
 log = logging.getLogger(__name__)
 

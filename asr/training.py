@@ -40,6 +40,7 @@ __all__ = [
     "check_output_dir",
     "choose_accelerator",
     "choose_precision",
+    "make_model",
     "prepare_training",
     "quiet_lightning",
     "train",

@@ -9,7 +9,7 @@ from math import exp
 from asr.decoder import DecodedTokens
 from asr.model import CTCModel
 
-__all__ = ["Segment", "Transcript", "Word", "end_by", "find_words"]
+__all__ = ["Segment", "Transcript", "Word", "end_by", "find_words", "word_at"]
 
 PAUSE_SECONDS = 0.6
 """Between two words: as long a silence, or a longer one, ends a segment."""

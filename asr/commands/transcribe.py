@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asr.transcript import Transcript
     from asr.transcription import Failure
 
-__all__ = ["add_align", "add_transcribe", "find_recordings"]
+__all__ = ["add_align", "add_transcribe"]
 
 NO_ROOM = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """Why a disk takes no other file either."""

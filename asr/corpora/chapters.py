@@ -13,7 +13,7 @@ from asr.audio import AUDIO_EXTENSIONS, open_audio
 from asr.errors import AsrError
 from asr.files import find_files
 
-__all__ = ["TRANSCRIPT_ENDING", "Header", "TranscriptLine", "find_transcripts", "read_chapter", "with_headers"]
+__all__ = ["Header", "TranscriptLine", "find_transcripts", "read_chapter", "with_headers"]
 
 TRANSCRIPT_ENDING = ".trans.txt"
 
