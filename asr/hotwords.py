@@ -69,11 +69,11 @@ class HotwordDecoder:
     def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:
         """The tokens with the changes that gain most; of two that overlap, the better one."""
         words = self._vocabulary.decode(tokens.token_ids).split()
-        texts: list[str | None] = list(words)
+        texts = list(words)
         for change in sorted(self._changes(log_probs, tokens, words), key=lambda change: -change.gain):
             if texts[change.start : change.end] == words[change.start : change.end]:
-                texts[change.start : change.end] = [change.hotword, *[None] * (change.end - change.start - 1)]
-        improved = [text for text in texts if text is not None]
+                texts[change.start : change.end] = [change.hotword, *[""] * (change.end - change.start - 1)]
+        improved = list(filter(None, texts))
         if improved == words:
             return tokens
         return align_tokens(log_probs, self._vocabulary.encode(" ".join(improved)))
@@ -87,8 +87,8 @@ class HotwordDecoder:
         spans = [
             (start, end)
             for start in range(len(words))
-            for end in range(start + 1, min(start + 2, len(words)) + 1)
-            if not self._hotwords.keys() & set(words[start:end])
+            for end in (start + 1, start + 2)
+            if end <= len(words) and self._hotwords.keys().isdisjoint(words[start:end])
         ]
         heard = ["".join(words[start:end]) for start, end in spans]
         likeness = cdist(heard, hotwords, scorer=Levenshtein.normalized_similarity, score_cutoff=LEAST_SIMILARITY)
@@ -99,7 +99,8 @@ class HotwordDecoder:
             if not tried:
                 continue
             first, last = max(0, start - 1), min(len(words), end + 1)
-            texts = [[*words[first:start], *middle, *words[end:last]] for middle in (words[start:end], *zip(tried))]
+            middles = [words[start:end], *([hotword] for hotword in tried)]
+            texts = [[*words[first:start], *middle, *words[end:last]] for middle in middles]
             before, *after = self._scores(log_probs[edges[first][0] : edges[last - 1][1]], texts)
             for hotword, score in zip(tried, after, strict=True):
                 gain = score + self._hotwords[hotword] - before
