@@ -40,8 +40,8 @@ class Part:
     seconds: float = 0.0
     first_step: int = 0
     """The recording's steps before it."""
-    duration_seconds: float | None = None
-    """Of the recording; its last part knows it."""
+    recording_seconds: float | None = None
+    """How long the whole recording is; its last part knows it."""
     words: tuple[Word, ...] | None = None
     """None while they are not known."""
     lm_log_prob: float | None = None
@@ -70,7 +70,7 @@ class Recogniser:
         torch.set_num_threads(threads)
         lengths = torch.tensor([len(part.samples) for part in parts], device=self.model.device)
         waveforms = pad_sequence([part.samples for part in parts], batch_first=True).to(self.model.device)
-        goes_on = torch.tensor([part.duration_seconds is None for part in parts], device=self.model.device)
+        goes_on = torch.tensor([part.recording_seconds is None for part in parts], device=self.model.device)
         for part in parts:
             part.samples = torch.empty(0)
         log_probs, steps = self.model(waveforms, lengths)
@@ -135,7 +135,7 @@ def _submit(executor: Executor, recogniser: Recogniser, pool: list[Part], thread
 
     One batch per core is a third faster than one batch on all cores, where each small product waits for the last core.
     """
-    is_long = any(part.duration_seconds is None for part in pool)
+    is_long = any(part.recording_seconds is None for part in pool)
     # An hour would take 300 MB more than two minutes, and takes half of that so.
     batches = sorted(_batches(pool, recogniser.batch_seconds / (3 if is_long else 1)), key=min)
     share = max(1, threads // max(1, len(batches)))

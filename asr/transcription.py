@@ -144,14 +144,14 @@ def transcribe_recordings(
     for part in recogniser.recognise(parts):
         progress(part.seconds)
         begun.append(part)
-        if part.failure or part.duration_seconds:
+        if part.failure or part.recording_seconds:
             yield part.failure or _join(begun)
             begun = []
 
 
 def _join(parts: Sequence[Part]) -> Transcript:
     """The transcript of a recording's parts, in their order."""
-    seconds = parts[-1].duration_seconds or 0.0
+    seconds = parts[-1].recording_seconds or 0.0
     words = tuple(end_by(word, seconds) for part in parts for word in part.words or ())
     scores = [part.lm_log_prob for part in parts if part.words or part.lm_log_prob is not None]
     lm_log_prob = None if None in scores or not scores else sum(score or 0.0 for score in scores)
@@ -195,7 +195,7 @@ def _parts(model: CTCModel, audio: AudioFile, recording: Recording) -> Iterator[
         if len(samples) < SHORTEST_SECONDS * rate:
             least = f"at least {SHORTEST_SECONDS:g} s is needed"
             raise AsrError(f"{audio.name}: {len(samples) / rate:g} s of audio is too short to recognise; {least}")
-        yield Part(name, samples, seconds, duration_seconds=seconds, words=() if is_silent(samples) else None)
+        yield Part(name, samples, seconds, recording_seconds=seconds, words=() if is_silent(samples) else None)
         return
     for stretch in cut_at_pauses(audio.blocks(*span), rate, model.step_samples):
         yield Part(
@@ -203,6 +203,6 @@ def _parts(model: CTCModel, audio: AudioFile, recording: Recording) -> Iterator[
             stretch.samples if stretch.may_hold_speech else torch.empty(0),  # a day of silence must not be held
             len(stretch.samples) / rate,
             stretch.start // model.step_samples,
-            duration_seconds=seconds if stretch.is_last else None,
+            recording_seconds=seconds if stretch.is_last else None,
             words=None if stretch.may_hold_speech else (),
         )
