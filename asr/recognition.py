@@ -135,7 +135,7 @@ def _submit(executor: Executor, recogniser: Recogniser, pool: list[Part], thread
 
     One batch per core is a third faster than one batch on all cores, where each small product waits for the last core.
     """
-    is_long = any(part.recording_seconds is None for part in pool)
+    is_long = any(part.recording_seconds is None and not part.is_done for part in pool)
     # An hour would take 300 MB more than two minutes, and takes half of that so.
     batches = sorted(_batches(pool, recogniser.batch_seconds / (3 if is_long else 1)), key=min)
     share = max(1, threads // max(1, len(batches)))

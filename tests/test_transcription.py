@@ -190,6 +190,16 @@ def test_batches_are_of_like_length_and_hold_no_more_than_they_may(
         assert len(batches) < 6
 
 
+def test_a_recording_that_cannot_be_read_makes_no_batch_smaller(
+    make_model: Callable[..., CTCModel], sample_paths: list[Path], tmp_path: Path
+) -> None:
+    model, batches = make_model(), []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[1])))
+    paths = [sample_paths[0], tmp_path / "missing.wav", sample_paths[0]]
+    results_of(model, [Recording(path, path.name) for path in paths], 20.0)
+    assert batches == [2]
+
+
 def test_recordings_are_read_as_results_are_taken(model: CTCModel, sample_paths: list[Path]) -> None:
     """An endless list is transcribed, with no more read ahead than the pools hold."""
     taken = 0
