@@ -20,6 +20,7 @@ from asr.data import Batch, SpeechDataset
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
+from asr.precision import full_float32
 from asr.training import choose_accelerator, choose_precision, prepare_training, quiet_lightning
 
 __all__ = ["Sizes", "Trial", "find_batch"]
@@ -132,7 +133,7 @@ def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batc
     steps = WARMUP_STEPS + TIMED_STEPS
     loader: Any = DataLoader([batch], sampler=[0] * steps, batch_size=None)  # type: ignore[arg-type]
     watch = _Watch()
-    with quiet_lightning():
+    with quiet_lightning(), full_float32():
         trainer = lightning.Trainer(
             accelerator=choose_accelerator(config.trainer),
             devices=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from operator import eq
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from asr.config import ModelConfig
 from asr.encoder import BiGRUEncoder
 from asr.errors import AsrError
 from asr.features import Lengths, LogMelFrontend
+from asr.precision import full_float32
 from asr.text import Vocabulary
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ class CTCModel(nn.Module):
         if waveforms.dim() != 2 or sample_lengths.shape != waveforms.shape[:1]:
             given = f"waveforms {tuple(waveforms.shape)} and sample_lengths {tuple(sample_lengths.shape)}"
             raise AsrError(f"{given} must be (batch, samples) and (batch,)")
-        return self.log_probs(*self.frontend(waveforms, sample_lengths))
+        # A backward pass, which comes later, must find the precision of its forward pass.
+        with nullcontext() if torch.is_grad_enabled() else full_float32():
+            return self.log_probs(*self.frontend(waveforms, sample_lengths))
 
     def log_probs(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, from (batch, frames, num_mels) normalized features."""

@@ -31,6 +31,7 @@ from asr.model import CTCModel, with_dropout, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
+from asr.precision import full_float32
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
@@ -81,7 +82,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     output_dir.mkdir(parents=True, exist_ok=True)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config)
-    with quiet_lightning(), closing(data):
+    with quiet_lightning(), full_float32(), closing(data):
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return output_dir / MODEL_NAME
