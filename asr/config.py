@@ -215,7 +215,7 @@ class TrainerConfig:
     seed: int = 1
     """Of the initial weights, the order of the utterances and the augmentation."""
     precision: str = "auto"
-    """auto, 32-true, bf16-mixed or 16-mixed; auto takes bf16 or fp16 where the device has it."""
+    """auto, 32-true, bf16-mixed (CPU) or 16-mixed (GPU); auto takes bf16 or fp16 where the device has it."""
     accelerator: str = "auto"
     """auto, cpu or gpu."""
     devices: str = "auto"

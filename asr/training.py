@@ -222,10 +222,14 @@ def choose_accelerator(settings: TrainerConfig) -> str:
 
 def choose_precision(settings: TrainerConfig) -> Any:
     """Lightning's name of the precision; `auto` takes half precision only where the device computes in it."""
+    on_gpu = choose_accelerator(settings) == "cuda"
+    if settings.precision == "bf16-mixed" and on_gpu:
+        # torch 2.11 gives cuDNN's recurrent layers fp16 under any autocast; without a scaler small gradients become 0.
+        raise AsrError("trainer.precision=bf16-mixed: GRUs compute in fp16 on a GPU; use trainer.precision=16-mixed")
     if settings.precision != "auto":
         return settings.precision
-    if settings.accelerator != "cpu" and torch.cuda.is_available():
-        return "16-mixed"  # cuDNN's recurrent layers take fp16 in every version, bf16 only in the newest
+    if on_gpu:
+        return "16-mixed"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 

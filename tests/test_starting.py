@@ -111,6 +111,13 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         choose_accelerator(TrainerConfig(accelerator="gpu"))
 
 
+def test_a_gpu_is_not_asked_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(AsrError, match=r"^trainer\.precision=bf16-mixed: .* use trainer\.precision=16-mixed"):
+        choose_precision(TrainerConfig(precision="bf16-mixed"))
+    assert choose_precision(TrainerConfig(precision="bf16-mixed", accelerator="cpu")) == "bf16-mixed"
+
+
 @pytest.mark.parametrize(
     ("settings", "has_gpu", "has_bf16", "chosen"),
     [
