@@ -42,7 +42,7 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
 
     A launcher's word goes over trainer.devices=auto, and it alone knows how many machines take part.
     Raises AsrError for a number of devices that is not the launcher's, because each process would train by itself, and
-    where SLURM was not told how many processes a machine has, or did not start them.
+    where SLURM was not told how many processes a machine has, or did not start them; and for more than there are GPUs.
     """
     devices: str | int = settings.devices if settings.devices == "auto" else int(settings.devices)
     nodes, plugins = 1, []
@@ -57,6 +57,9 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
         # Else Lightning saves in the middle of a step, to the working folder, where any later run takes it for its own.
         plugins = [SLURMEnvironment(auto_requeue=False)]
     gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 1
+    if settings.accelerator != "cpu" and devices != "auto" and 0 < gpus < int(devices):
+        here = f"{gpus} GPU{'s' if gpus > 1 else ''} here"
+        raise AsrError(f"trainer.devices={devices}: {here}; set as many, or trainer.accelerator=cpu")
     is_alone = nodes == 1 and (gpus if devices == "auto" else int(devices)) <= 1
     strategy = "auto" if is_alone else DDPStrategy(timeout=PATIENCE)
     return {"devices": devices, "num_nodes": nodes, "strategy": strategy, "plugins": plugins}

@@ -96,10 +96,20 @@ def test_a_launcher_tells_the_number_of_processes_and_machines(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     arguments = process_arguments(TrainerConfig(**overrides))
     assert (arguments["devices"], arguments["num_nodes"]) == (devices, nodes)
     assert (arguments["strategy"] == "auto") == (nodes == 1 and devices == "auto")
     assert [plugin.auto_requeue for plugin in arguments["plugins"]] == [False] * ("SLURM_NTASKS" in environment)
+
+
+def test_more_processes_than_there_are_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(AsrError, match=r"^trainer\.devices=2: 1 GPU here; set as many, or trainer\.accelerator=cpu$"):
+        process_arguments(TrainerConfig(devices="2"))
+    assert process_arguments(TrainerConfig(devices="2", accelerator="cpu"))["devices"] == 2
 
 
 def test_another_number_of_devices_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
