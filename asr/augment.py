@@ -96,9 +96,10 @@ def add_noise(
     if len(noisy) == 0:
         return waveforms
     size = 2 ** (samples - 1).bit_length()  # a power of two, because a prime length would make the transform slow
-    frequencies = torch.arange(1, size // 2 + 2, dtype=torch.float32)
-    spectrum = torch.fft.rfft(torch.randn(len(noisy), size, generator=generator))
-    noise = torch.fft.irfft(spectrum * frequencies ** (-colour / 2), n=size)[:, :samples].to(waveforms)
+    frequencies = torch.arange(1, size // 2 + 2, device=waveforms.device, dtype=torch.float32)
+    spectrum = torch.fft.rfft(torch.randn(len(noisy), size, generator=generator).to(waveforms.device))
+    coloured = torch.fft.irfft(spectrum * frequencies ** (-colour.to(waveforms.device) / 2), n=size)
+    noise = coloured[:, :samples].to(waveforms)
     rows = noisy.to(waveforms.device)
     lengths = sample_lengths[noisy.to(sample_lengths.device)].to(waveforms.device)
     noise = mask_padding(noise, lengths)

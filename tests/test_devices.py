@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.alignment import align
+from asr.augment import add_noise
 from asr.data import Batch
 from asr.learning import make_optimizer
 from asr.model import CTCModel
@@ -76,6 +77,20 @@ def test_a_training_step_is_that_of_the_cpu(
             module.validation_step(batch.to(device), 0)
         results.append((loss.item(), gradients))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-3)
+
+
+def test_noise_is_drawn_on_the_cpu_and_coloured_on_the_device(
+    elsewhere: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transform, transformed = torch.fft.rfft, []
+    monkeypatch.setattr(torch.fft, "rfft", lambda samples: transformed.append(samples) or transform(samples))
+    waveforms, lengths = torch.sin(torch.arange(4000.0)).repeat(2, 1), torch.tensor([4000, 3000])
+    noisy = [
+        add_noise(waveforms.to(device), lengths.to(device), 1.0, 10.0, 20.0, torch.Generator().manual_seed(0)).cpu()
+        for device in (torch.device("cpu"), elsewhere)
+    ]
+    torch.testing.assert_close(*noisy)
+    assert isinstance(transformed[1], Away)
 
 
 def test_a_recording_has_the_words_and_times_of_the_cpu(
