@@ -11,6 +11,7 @@ from asr.errors import AsrError
 from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
 from asr.tarfiles import is_recording
+from asr.text import is_letter
 
 __all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_shared"]
 
@@ -134,7 +135,7 @@ def find_problem(
     if not limits.min_seconds <= seconds <= limits.max_seconds:
         kind = "left out, too short" if seconds < limits.min_seconds else "left out, too long"
         return kind, f"{seconds:.2f} s (allowed: {limits.min_seconds:g} to {limits.max_seconds:g} s)"
-    lost = "".join(sorted(filter(str.isalpha, dropped)))
+    lost = "".join(sorted(filter(is_letter, dropped)))
     if lost:  # without its letters a word would be learned wrong
         return "left out, letters that are not in the vocabulary", f"{lost} of {utterance.text!r}"
     token_ids = model.vocabulary.encode(reference)

@@ -20,6 +20,7 @@ __all__ = [
     "SentencePieceVocabulary",
     "Vocabulary",
     "count_lost",
+    "is_letter",
     "normalize_transcript",
     "vocabulary_from_dict",
 ]
@@ -36,7 +37,12 @@ _WORD_START = "\u2581"
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff07"), "'")
 _SEPARATORS = dict.fromkeys(map(ord, "-\uff0d\u2212\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
 
-_STOPS = re.compile(r"\.{2,}|(?<![,;!?])[,;!?]+(?=[^\W\d_])")
+_TURKISH = {"i": "\u0130", "\u0130": "i", "\u0131": "I", "I": "\u0131"}
+"""With a dot or without in both cases."""
+
+_MARKS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff0c\uff1b\uff01\uff1f"
+"""Arabic, Indic and Chinese ones too."""
+_STOPS = re.compile(rf"\.{{2,}}|(?<![{_MARKS}])[{_MARKS}]+(?=[^\W\d_])")
 """Signs that part words also where no space does: I...I, yes,no."""
 
 _QUOTED = re.compile(
@@ -69,7 +75,18 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
 
 def count_lost(dropped: Counter[str]) -> Counter[str]:
     """The letters and digits among dropped characters: what was said for them is missing from the text."""
-    return Counter({character: count for character, count in dropped.items() if character.isalnum()})
+    return Counter({each: count for each, count in dropped.items() if each.isalnum() or is_letter(each)})
+
+
+def is_letter(character: str) -> bool:
+    """Letters, and the vowels that scripts such as Devanagari and Thai write as marks; accents are none.
+
+    Nor are the short vowels of Arabic and Hebrew, which texts may leave out, and what chooses the look of a sign.
+    """
+    if unicodedata.category(character) not in ("Mc", "Mn") or "VARIATION" in unicodedata.name(character, ""):
+        return character.isalpha()
+    accent = unicodedata.combining(character)  # the class of the mark: 9 the virama, 84 to 132 vowels and tones
+    return accent in (0, 9) or 84 <= accent <= 132
 
 
 class _Table(dict[int, str]):
@@ -77,7 +94,7 @@ class _Table(dict[int, str]):
 
     def __init__(self, alphabet: str) -> None:
         self.alphabet = alphabet
-        self.has_marks = not set(".,;:!?\u2018\u2019\u2026").isdisjoint(alphabet)
+        self.has_marks = not set(f".:\u2018\u2019\u2026{_MARKS}").isdisjoint(alphabet)
         """Then texts hold them for themselves."""
 
     def __missing__(self, code_point: int) -> str:
@@ -92,11 +109,22 @@ def _in_alphabet(character: str, alphabet: str) -> str:
     if character.isspace():
         return " "
     replaced = _APOSTROPHES.get(ord(character)) or _SEPARATORS.get(ord(character)) or ""
-    for form in (character, character.upper(), character.lower(), replaced):
-        if form and all(letter in alphabet for letter in form):
-            return form
-    parts = unicodedata.normalize("NFKD", character).upper().replace(" ", "")
-    return "".join(part for part in parts if part in alphabet)
+    if form := _fitting((character, *_other_cases(character, alphabet), replaced), alphabet):
+        return form
+    parts = unicodedata.normalize("NFKD", character).replace(" ", "")
+    return "".join(_fitting((part, *_other_cases(part, alphabet)), alphabet) for part in parts)
+
+
+def _other_cases(character: str, alphabet: str) -> Sequence[str]:
+    """A character in capitals and in small letters; where the alphabet is Turkish, its i is İ and its ı is I."""
+    if character in _TURKISH and not {"İ", "ı"}.isdisjoint(alphabet):
+        return (_TURKISH[character],)
+    return character.upper(), character.lower()
+
+
+def _fitting(forms: Iterable[str], alphabet: str) -> str:
+    """The first that the alphabet can write, or nothing."""
+    return next((form for form in forms if form and all(letter in alphabet for letter in form)), "")
 
 
 class Vocabulary(Protocol):

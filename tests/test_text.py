@@ -19,6 +19,7 @@ from asr.text import (
     CharacterVocabulary,
     SentencePieceVocabulary,
     Vocabulary,
+    count_lost,
     normalize_transcript,
     vocabulary_from_dict,
 )
@@ -54,6 +55,27 @@ normal_transcripts = st.text(ALPHABET).map(lambda text: " ".join(text.split()))
 )
 def test_a_transcript_becomes_upper_case_letters_apostrophes_and_single_spaces(text: str, normal: str) -> None:
     assert normalize_transcript(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("text", "letters", "normal"),
+    [
+        ("Café naïve", "abcdefghijklmnopqrstuvwxyz", "cafe naive"),
+        ("İyi Iğdır, ılık", "abcçdefgğhıijklmnoöprsştuüvyz", "iyi ığdır ılık"),
+        ("iyi ışık, Isparta", "ABCÇDEFGĞHIİJKLMNOÖPRSŞTUÜVYZ", "İYİ IŞIK ISPARTA"),
+        ("Straße, Äpfel", "ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜß", "STRAßE ÄPFEL"),
+        ("كتاب،قلم؛نعم؟لا", "كتابقلمنعملا", "كتاب قلم نعم لا"),
+        ("क़लम।नाम", "कलमना़", "क़लम नाम"),
+    ],
+)
+def test_other_alphabets_have_their_own_cases_accents_and_stops(text: str, letters: str, normal: str) -> None:
+    alphabet = " " + "".join(sorted(set(letters)))
+    assert normalize_transcript(text, alphabet=alphabet) == normal
+
+
+def test_vowels_that_are_marks_count_as_lost_letters_and_accents_do_not() -> None:
+    dropped = Counter("\u093f\u094d\u0e34\u0301\u064e\ufe0f\u093cक1!")
+    assert set(count_lost(dropped)) == set("\u093f\u094d\u0e34क1")
 
 
 @pytest.mark.parametrize("text", ["Café naïve", "Ångström", "ñandú", "Ćwikła", "x̂ ŷ"])
