@@ -211,7 +211,8 @@ class TrainerConfig:
     valid_every_epochs: int = 1
     """Epochs from one validation to the next; it divides `epochs`, so that the last is validated."""
     patience: int = 0
-    """Validations in a row without a lower WER after which training ends early; 0: never."""
+    """Validations in a row without a lower WER, or of equal WER a lower CER or loss, after which training ends early;
+    0: never."""
     seed: int = 1
     """Of the initial weights, the order of the utterances and the augmentation."""
     precision: str = "auto"

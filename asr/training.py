@@ -188,7 +188,7 @@ def make_trainer(
         _Reports(config, train_corpus, valid_corpus),
     ]
     if settings.patience > 0:
-        callbacks.append(_Patience(settings.patience))
+        callbacks.append(_Patience(settings.patience, best_model))
     if settings.average_decay > 0:
         # The frontend's filters are in no checkpoint; an average of them would drift by rounding until a resume.
         callbacks.append(EMAWeightAveraging(decay=settings.average_decay, use_buffers=False))
@@ -261,8 +261,15 @@ def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
 class _Patience(EarlyStopping):
     """Ends a training without progress; counts before an epoch's checkpoint is written, and in it."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, best_model: BestModelFile) -> None:
         super().__init__("valid/wer", patience=patience, stopping_threshold=NO_ERROR, check_on_train_epoch_end=False)
+        self.best_model = best_model
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Of equal WER another measure tells the progress."""
+        if self.best_model.improved:
+            self.wait_count = -1  # Lightning's own count, which sees the WER alone, adds 1
+        super().on_validation_end(trainer, module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """All but the patience, which the recipe may have changed."""

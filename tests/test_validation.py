@@ -49,6 +49,12 @@ def test_the_logged_loss_and_share_of_blanks_are_those_of_the_saved_model(tmp_pa
     assert last_value(tmp_path, "valid/blank_share") == pytest.approx(blanks / steps, abs=3 / steps)
 
 
+def test_while_no_word_is_right_the_lower_loss_is_the_better_model_and_keeps_the_training_going(tmp_path: Path) -> None:
+    train(make_config(tmp_path, "trainer.epochs=4", "trainer.patience=1", "trainer.average_decay=0"))
+    assert last_value(tmp_path, "valid/wer") == 1
+    assert [read_checkpoint(tmp_path / name)["epoch"] for name in ("last.ckpt", "best.ckpt")] == [3, 3]
+
+
 def test_the_model_file_holds_the_averaged_weights(tmp_path: Path) -> None:
     train(make_config(tmp_path, "trainer.epochs=1"))
     checkpoint = read_checkpoint(tmp_path / "best.ckpt")
