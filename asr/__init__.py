@@ -14,6 +14,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     audio          any audio file            → waveforms (batch, samples)
     pauses         sound of any length       → stretches between pauses
     live           sound that is coming in   → waveforms
+    words          a text                    ↔ its words
     text           transcripts               ↔ token ids; BLANK_ID
     features       waveforms                 → features (batch, frames, num_mels)
     augment        waveforms, features       → harder ones, in training only

@@ -24,6 +24,7 @@ from asr.model import CTCModel, steps_needed
 from asr.sources import AudioSource
 from asr.text import Vocabulary
 from asr.transcript import Transcript, Word, end_by, word_at
+from asr.words import join_words, split_words
 
 __all__ = ["align", "align_log_probs", "align_tokens", "find_cuts"]
 
@@ -60,11 +61,11 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
 
 def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
     """As `align`, from what the model computed of a recording: (steps, vocabulary); raises AsrError as it does."""
-    words = [(word, model.vocabulary.normalize(word)) for word in text.split()]
+    words = [(word, model.vocabulary.normalize(word)) for word in split_words(text)]
     words = [(word, normal) for word, normal in words if normal]
     if not words:
         raise AsrError("the text to align holds no letter of the model's alphabet")
-    token_ids = model.vocabulary.encode(" ".join(normal for _, normal in words))
+    token_ids = model.vocabulary.encode(join_words(normal for _, normal in words))
     piece_steps = round(PIECE_SECONDS * model.sample_rate / model.step_samples)
     cuts = find_cuts(log_probs, token_ids, model.vocabulary, piece_steps)
     return tuple(_words(align_tokens(log_probs, token_ids, cuts), words, model))
@@ -141,7 +142,7 @@ def _words(tokens: DecodedTokens, words: Sequence[tuple[str, str]], model: CTCMo
     vocabulary = model.vocabulary
     spans = iter(vocabulary.word_spans(tokens.token_ids))
     for written, normal in words:
-        own = [next(spans) for _ in normal.split()]
+        own = [next(spans) for _ in split_words(normal)]
         start, end = own[0][0], own[-1][1]
         texts = [(index, vocabulary.decode(tokens.token_ids[index : index + 1])) for index in range(start, end)]
         parts = [word_at(tokens, index, index + 1, text, model) for index, text in texts if text]

@@ -33,6 +33,7 @@ from asr.errors import AsrError, reason_of
 from asr.forks import Forks
 from asr.modelfile import PACKAGED, PACKAGED_MODEL
 from asr.text import BLANK_ID, Vocabulary
+from asr.words import is_unspaced, join_words
 
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
 
@@ -159,14 +160,14 @@ class BeamDecoder:
         return (text, spelling) if is_same_word and (spelling := self._spell(text)) else None
 
     def _spell(self, word: str) -> list[str]:
-        """A word's tokens, the space behind it included; none where it cannot be written or is absurdly long."""
+        """A word's tokens, and the space behind it where it has one; none where it cannot be written or is too long."""
         try:
             spelling = [self._tokens[token_id] for token_id in self.vocabulary.encode(word)]
         except AsrError:
             return []
         if len(spelling) > LONGEST_WORD:
             return []
-        return [*spelling, SPACE] if SPACE in self._tokens else spelling
+        return [*spelling, SPACE] if SPACE in self._tokens and not is_unspaced(word[-1:]) else spelling
 
     def _log_frequencies(self, unigrams: Mapping[str, float], spellings: Mapping[str, list[str]]) -> numpy.ndarray:
         """The log-frequency of each token in words of these log10-probabilities and spellings: (vocabulary,)."""
@@ -190,7 +191,7 @@ class BeamDecoder:
 
     def _place(self, log_probs: Tensor, words: Sequence[str], lm_log_prob: float) -> DecodedTokens:
         """The words' tokens where they are heard."""
-        tokens = align_tokens(log_probs, self.vocabulary.encode(" ".join(words)))
+        tokens = align_tokens(log_probs, self.vocabulary.encode(join_words(words)))
         return replace(tokens, lm_log_prob=lm_log_prob)
 
 

@@ -12,6 +12,7 @@ from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
 from asr.tarfiles import is_recording
 from asr.text import is_letter
+from asr.words import split_words
 
 __all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_shared"]
 
@@ -111,7 +112,7 @@ def find_shared(train: CheckedCorpus, valid: CheckedCorpus) -> list[str]:
         return {
             # Two recordings without an id are called after their files, which may be 001.wav in either set.
             "utterances": {(example.utterance.id, example.reference) for example in examples},
-            "sentences": {(one.reference,) for one in examples if len(one.reference.split()) >= SENTENCE_WORDS},
+            "sentences": {(one.reference,) for one in examples if len(split_words(one.reference)) >= SENTENCE_WORDS},
             "speakers": speakers - {("",)},
         }
 

@@ -7,15 +7,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 from asr.errors import AsrError
 from asr.newfiles import new_text_file
 from asr.transcript import Transcript, Word
+from asr.words import join_words
 
 __all__ = ["FORMATS", "as_dict", "format_transcript", "write_transcript"]
 
 LINE_CHARACTERS = 42
-"""Longest line of a subtitle."""
+"""Longest line of a subtitle; of Chinese or Japanese half as many."""
 CUE_LINES = 2
 CUE_SECONDS = 7.0
 """Longest time that one subtitle stands."""
@@ -199,20 +201,24 @@ def _lines(words: Cue) -> str:
 def _wrap(words: Cue) -> list[str]:
     """One line, or two of like length, or where neither fits as many as it takes."""
     texts = [word.text for word in words]
-    whole = " ".join(texts)
-    if len(whole) <= LINE_CHARACTERS:
+    whole = join_words(texts)
+    if _width(whole) <= LINE_CHARACTERS:
         return [whole]
-    places = range(1, len(texts)) if len(whole) <= CUE_LINES * LINE_CHARACTERS + 1 else ()
-    halves = [(" ".join(texts[:place]), " ".join(texts[place:])) for place in places]
-    best = min(halves, key=lambda pair: max(map(len, pair)), default=(whole, ""))
-    if max(map(len, best)) <= LINE_CHARACTERS:
+    places = range(1, len(texts)) if _width(whole) <= CUE_LINES * LINE_CHARACTERS + 1 else ()
+    halves = [(join_words(texts[:place]), join_words(texts[place:])) for place in places]
+    best = min(halves, key=lambda pair: max(map(_width, pair)), default=(whole, ""))
+    if max(map(_width, best)) <= LINE_CHARACTERS:
         return list(best)
-    lines = [""]
-    for text in texts:
-        if lines[-1] and len(lines[-1]) + 1 + len(text) > LINE_CHARACTERS:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {text}".lstrip()
+    lines = texts[:1]
+    for text in texts[1:]:
+        longer = join_words([lines[-1], text])
+        lines[-1:] = [longer] if _width(longer) <= LINE_CHARACTERS else [lines[-1], text]
     return lines
+
+
+def _width(text: str) -> int:
+    """Characters, of which Chinese and Japanese ones count double, as they are twice as wide."""
+    return len(text) + sum(east_asian_width(character) in "WF" for character in text)
 
 
 def write_transcript(transcript: Transcript, paths: Sequence[Path]) -> None:

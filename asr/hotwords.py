@@ -2,7 +2,8 @@
 
 A word that was decoded, or two in a row, gives way to a hotword of like spelling where what was heard from the word
 before it to the word behind it is then no less probable, by CTC's own sum over all alignments, than before less the
-hotword's boost. Works behind any decoder.
+hotword's boost. In Chinese, where each character is a word, as many in a row as the longest hotword has are tried.
+Works behind any decoder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from asr.alignment import align_tokens
 from asr.decoder import Decode, DecodedTokens, check_vocabulary
 from asr.errors import AsrError
 from asr.text import BLANK_ID, Vocabulary, count_lost
+from asr.words import join_words, split_words
 
 __all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
 
@@ -68,7 +70,7 @@ class HotwordDecoder:
 
     def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:
         """The tokens with the changes that gain most; of two that overlap, the better one."""
-        words = self._vocabulary.decode(tokens.token_ids).split()
+        words = split_words(self._vocabulary.decode(tokens.token_ids))
         texts = list(words)
         for change in sorted(self._changes(log_probs, tokens, words), key=lambda change: -change.gain):
             if texts[change.start : change.end] == words[change.start : change.end]:
@@ -76,20 +78,18 @@ class HotwordDecoder:
         improved = list(filter(None, texts))
         if improved == words:
             return tokens
-        return align_tokens(log_probs, self._vocabulary.encode(" ".join(improved)))
+        return align_tokens(log_probs, self._vocabulary.encode(join_words(improved)))
 
     def _changes(self, log_probs: Tensor, tokens: DecodedTokens, words: Sequence[str]) -> Iterator[_Change]:
-        """All changes of one or two words by which nothing is lost."""
+        """All changes of one or two words, or as many as a hotword has, by which nothing is lost."""
         from rapidfuzz.distance import Levenshtein
         from rapidfuzz.process import cdist
 
         hotwords = list(self._hotwords)
-        spans = [
-            (start, end)
-            for start in range(len(words))
-            for end in (start + 1, start + 2)
-            if end <= len(words) and self._hotwords.keys().isdisjoint(words[start:end])
-        ]
+        spelled = {tuple(split_words(hotword)) for hotword in hotwords}  # several words each in Chinese
+        stretches = list(_stretches(words, max([2, *map(len, spelled)])))
+        found = {place for span in stretches if tuple(words[slice(*span)]) in spelled for place in range(*span)}
+        spans = [span for span in stretches if found.isdisjoint(range(*span))]
         heard = ["".join(words[start:end]) for start, end in spans]
         likeness = cdist(heard, hotwords, scorer=Levenshtein.normalized_similarity, score_cutoff=LEAST_SIMILARITY)
         edges = self._edges(tokens, len(log_probs))
@@ -118,7 +118,7 @@ class HotwordDecoder:
 
     def _scores(self, log_probs: Tensor, texts: Sequence[Sequence[str]]) -> list[float]:
         """The log-probability of each text, all alignments together; (steps, vocabulary) log_probs."""
-        targets = [self._vocabulary.encode(" ".join(words)) for words in texts]
+        targets = [self._vocabulary.encode(join_words(words)) for words in texts]
         copies = log_probs[:, None].expand(-1, len(targets), -1).contiguous()
         losses = ctc_loss(
             copies,
@@ -129,6 +129,12 @@ class HotwordDecoder:
             reduction="none",
         )
         return [-loss for loss in losses.tolist()]
+
+
+def _stretches(words: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:
+    """First and behind-last place of up to so many words in a row."""
+    for start in range(len(words)):
+        yield from ((start, end) for end in range(start + 1, min(start + longest, len(words)) + 1))
 
 
 def parse_hotword(text: str, vocabulary: Vocabulary, default_boost: float = BOOST) -> tuple[str, float]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy
 
+from asr.words import split_words
+
 __all__ = ["ErrorCounts", "bootstrap_interval", "character_errors", "pool", "resampled_rates", "word_errors"]
 
 
@@ -44,7 +46,7 @@ def word_errors(reference: str, hypothesis: str) -> ErrorCounts:
     """Errors between the words of two normal transcripts; an empty hypothesis deletes every word of the reference."""
     import jiwer
 
-    return _counts(jiwer.process_words(reference, hypothesis))
+    return _counts(jiwer.process_words(" ".join(split_words(reference)), " ".join(split_words(hypothesis))))
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCounts:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from asr.errors import AsrError, reason_of
 from asr.newfiles import new_text_file
 from asr.text import count_lost, normalize_transcript
+from asr.words import split_words
 
 __all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_sentences", "write_arpa"]
 
@@ -113,7 +114,7 @@ def drop_shared(sentences: Iterable[str], held_out: Iterable[str]) -> Iterator[s
 
 
 def _runs(text: str) -> Iterator[tuple[str, ...]]:
-    words = text.split()
+    words = split_words(text)
     return zip(*(words[start:] for start in range(SHARED_WORDS)))
 
 
@@ -140,7 +141,7 @@ def _tokenize(sentences: Iterable[str], min_count: int) -> tuple[list[str], Ids,
     first_ids: dict[str, int] = {}
     pieces: list[NDArray[numpy.int32]] = []
     for sentence in sentences:
-        ids = [first_ids.setdefault(word, len(first_ids) + len(SPECIAL)) for word in sentence.split()]
+        ids = [first_ids.setdefault(word, len(first_ids) + len(SPECIAL)) for word in split_words(sentence)]
         pieces.append(numpy.array([START, *ids, END], dtype=numpy.int32))
     if not first_ids:
         raise AsrError("the text holds no word")

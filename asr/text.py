@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from asr.errors import AsrError
+from asr.words import join_words, mark_edges, word_spans
 
 __all__ = [
     "ALPHABET",
@@ -70,7 +71,7 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
         if "'" in text or "\u2018" in text:
             text = _QUOTED.sub(r"\1\2", text)
         text = _STOPS.sub(" ", text)
-    return " ".join(text.translate(table).split())
+    return join_words(text.translate(table).split())
 
 
 def count_lost(dropped: Counter[str]) -> Counter[str]:
@@ -145,7 +146,7 @@ class Vocabulary(Protocol):
         """Token ids of a normal transcript; raises AsrError for a character that has none."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids without blanks; words are parted by single spaces, whatever the model wrote."""
+        """The text of token ids without blanks; words are joined by `join_words`, whatever spaces the model wrote."""
 
     def word_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """First and behind-last index of the tokens of each word of `decode(token_ids)`."""
@@ -176,12 +177,10 @@ class CharacterVocabulary:
             raise AsrError(f"character {error} is not in the vocabulary {''.join(self._ids)!r}") from error
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return " ".join("".join(self.tokens[token_id] for token_id in token_ids).split())
+        return join_words("".join(self.tokens[token_id] for token_id in token_ids).split())
 
     def word_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
-        edges = [-1, *(place for place, token_id in enumerate(token_ids) if self.tokens[token_id].isspace())]
-        pairs = pairwise([*edges, len(token_ids)])
-        return [(edge + 1, next_edge) for edge, next_edge in pairs if next_edge > edge + 1]
+        return word_spans("".join(self.tokens[token_id] for token_id in token_ids))
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "characters", "characters": "".join(self._ids)}
@@ -210,7 +209,8 @@ class SentencePieceVocabulary:
         proto = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
+                sentence_iterator=(mark_edges(sentence, "\t") for sentence in sentences),
+                pretokenization_delimiter="\t",  # a piece is of one word, and Chinese has a word for each character
                 model_writer=proto,
                 vocab_size=size,
                 hard_vocab_limit=False,
@@ -257,11 +257,15 @@ class SentencePieceVocabulary:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._processor.decode(list(token_ids))
-        return " ".join(text.split())
+        return join_words(text.split())
 
     def word_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
-        starts = [place for place, token_id in enumerate(token_ids) if self.tokens[token_id].startswith(_WORD_START)]
-        pairs = pairwise(sorted({0, *starts, len(token_ids)}))
+        pieces = [self.tokens[token_id].replace(_WORD_START, " ") for token_id in token_ids]
+        text = "".join(pieces)
+        places = [place for place, piece in enumerate(pieces) for _ in piece]
+        inside = {places[start] for start, _ in word_spans(text) if text[start - 1 : start] != " "}
+        starts = {place for place, piece in enumerate(pieces) if piece.startswith(" ")}
+        pairs = pairwise(sorted({0, *starts, *inside, len(token_ids)}))
         return [(start, end) for start, end in pairs if self.decode(token_ids[start:end])]
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from math import exp
 
 from asr.decoder import DecodedTokens
 from asr.model import CTCModel
+from asr.words import join_words
 
 __all__ = ["Segment", "Transcript", "Word", "end_by", "find_words", "word_at"]
 
@@ -36,7 +37,7 @@ class Segment:
 
     @property
     def text(self) -> str:
-        return " ".join(word.text for word in self.words)
+        return join_words(word.text for word in self.words)
 
     @property
     def start_seconds(self) -> float:
@@ -62,8 +63,8 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """All words, with single spaces between them."""
-        return " ".join(word.text for word in self.words)
+        """All words, with single spaces between them where their script has spaces."""
+        return join_words(word.text for word in self.words)
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -25,6 +25,7 @@ from asr.metrics import ErrorCounts, pool, word_errors
 from asr.model import CTCModel
 from asr.plan import fill_batches
 from asr.transcription import LONG_SECONDS
+from asr.words import join_words
 
 __all__ = ["Point", "compute_log_probs", "find_best", "tune"]
 
@@ -66,7 +67,7 @@ def tune(
     def score(weights: tuple[float, ...]) -> Point:
         named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))
         decoder = BeamDecoder(vocabulary, language_model, **named, **settings)
-        counts = [word_errors(reference, " ".join(decoder.search(log_probs)[0])) for reference, log_probs in examples]
+        counts = [word_errors(reference, join_words(decoder.search(log_probs)[0])) for reference, log_probs in examples]
         return Point(**named, words=pool(counts))
 
     forks = Forks(score, processes)

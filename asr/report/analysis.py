@@ -14,6 +14,7 @@ from torch import Tensor
 from asr.audio import frame_powers
 from asr.evaluation import Scored
 from asr.metrics import ErrorCounts, bootstrap_interval, pool, resampled_rates
+from asr.words import split_words
 
 __all__ = [
     "DURATIONS",
@@ -33,7 +34,7 @@ Edit = tuple[str, str, str]
 
 def align_words(reference: str, hypothesis: str) -> list[Edit]:
     """The words of two normal transcripts side by side, as the WER counts them."""
-    return _align(reference.split(), hypothesis.split())
+    return _align(split_words(reference), split_words(hypothesis))
 
 
 def _align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:

@@ -13,6 +13,7 @@ from asr.model import CTCModel
 from asr.report.analysis import DURATIONS, align_words, compare, find_confusions, group_by, spans
 from asr.report.media import Heard, copy_audio, draw_pictures
 from asr.report.page import Column, Page, Row, write_page
+from asr.words import split_words
 
 __all__ = ["report_errors"]
 
@@ -103,7 +104,7 @@ def _verdicts(item: Scored, against: list[tuple[str, Scored]]) -> list[str]:
 
 
 def _speaking_rate(item: Scored) -> float:
-    return len(item.reference.split()) / max(item.utterance.duration_seconds, 1e-3)
+    return len(split_words(item.reference)) / max(item.utterance.duration_seconds, 1e-3)
 
 
 def _totals(evaluation: Evaluation) -> list[tuple[str, str]]:
