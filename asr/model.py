@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from asr.sources import AudioSource
     from asr.transcript import Transcript
 
-__all__ = ["CTCModel", "check_evaluates", "steps_needed", "with_dropout", "with_vocabulary"]
+__all__ = ["CTCModel", "check_evaluates", "find_kept", "steps_needed", "with_dropout", "with_vocabulary"]
 
 
 class CTCModel(nn.Module):
@@ -109,18 +109,24 @@ def with_dropout(model: CTCModel, dropout: float) -> CTCModel:
 
 
 def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
-    """A copy, in the same mode, that writes other tokens: those that both vocabularies have keep what was learned.
+    """A copy, in the same mode, that writes other tokens: those of `find_kept` keep what was learned.
 
     A new token knows nothing, and begins as improbable as the rarest old one.
     """
     changed = CTCModel(model.config, vocabulary)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
     changed.load_state_dict(weights, strict=False)
-    old_ids = {token: token_id for token_id, token in enumerate(model.vocabulary.tokens)}
     with torch.no_grad():
         changed.head.bias.fill_(model.head.bias.min())
-        for token_id, token in enumerate(vocabulary.tokens):
-            if token in old_ids:
-                changed.head.weight[token_id] = model.head.weight[old_ids[token]]
-                changed.head.bias[token_id] = model.head.bias[old_ids[token]]
+        for token_id, old_id in find_kept(model.vocabulary, vocabulary).items():
+            changed.head.weight[token_id] = model.head.weight[old_id]
+            changed.head.bias[token_id] = model.head.bias[old_id]
     return changed.train(model.training)
+
+
+def find_kept(old: Vocabulary, new: Vocabulary) -> dict[int, int]:
+    """Ids of new tokens that are old ones, to their old ids; a letter may be in the other case, for it sounds alike."""
+    old_ids = {token: token_id for token_id, token in enumerate(old.tokens)}
+    forms = enumerate((token, token.upper(), token.lower()) for token in new.tokens)
+    found = ((token_id, next(filter(old_ids.__contains__, cases), None)) for token_id, cases in forms)
+    return {token_id: old_ids[token] for token_id, token in found if token is not None}

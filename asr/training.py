@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -27,7 +28,7 @@ from asr.errors import AsrError
 from asr.folders import read_many
 from asr.guards import Guards
 from asr.learning import CTCTrainingModule
-from asr.model import CTCModel, with_dropout, with_vocabulary
+from asr.model import CTCModel, find_kept, with_dropout, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
@@ -120,13 +121,14 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
 def change_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     """`with_vocabulary`; what is kept, new and gone is logged."""
     changed = with_vocabulary(model, vocabulary)
-    old, new = model.vocabulary.tokens, changed.vocabulary.tokens
+    old, new, kept = model.vocabulary.tokens, changed.vocabulary.tokens, find_kept(model.vocabulary, vocabulary)
     kinds = {
-        "kept": [token for token in new if token in old],
-        "new": [token for token in new if token not in old],
-        "gone": [token for token in old if token not in new],
+        "kept": [new[token_id] for token_id in kept],
+        "new": [token for token_id, token in enumerate(new) if token_id not in kept],
+        "gone": [token for token_id, token in enumerate(old) if token_id not in kept.values()],
     }
-    shown = [f"{kind} {len(tokens)}: {' '.join(map(repr, tokens))}" for kind, tokens in kinds.items() if tokens]
+    lists = {kind: shorten(" ".join(map(repr, tokens)), 1000, placeholder=" ...") for kind, tokens in kinds.items()}
+    shown = [f"{kind} {len(kinds[kind])}: {tokens}" for kind, tokens in lists.items() if tokens]
     log.info("tokens: %s", "; ".join(shown))
     return changed
 

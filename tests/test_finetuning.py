@@ -96,6 +96,14 @@ def test_a_new_vocabulary_keeps_the_rows_of_shared_symbols(small_path: Path, spe
     torch.testing.assert_close(kept - kept[..., :1], before - before[..., :1], rtol=0, atol=1e-4)
 
 
+def test_a_letter_in_the_other_case_keeps_the_row_of_the_one_it_was(small_path: Path) -> None:
+    model = load_model(small_path)
+    changed = with_vocabulary(model, CharacterVocabulary(" aäZ"))
+    rows = [model.head.weight[model.vocabulary.tokens.index(token)] for token in (" ", "A", "Z")]
+    torch.testing.assert_close(changed.head.weight[[1, 2, 4]], torch.stack(rows))
+    assert changed.head.bias[3] == model.head.bias.min()
+
+
 def test_finetuning_with_a_new_vocabulary_tells_what_is_kept_and_new_and_writes_with_it(
     manifests: dict[str, str], small_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
