@@ -98,7 +98,8 @@ class VocabularyConfig:
         require(self.kind in kinds, "vocabulary.kind", self.kind, "be characters or sentencepiece")
         distinct = len(set(self.characters)) == len(self.characters)
         is_alphabet = not self.characters or (distinct and " " in self.characters)
-        require(is_alphabet, "vocabulary.characters", self.characters, "hold a space, and each character once")
+        rule = 'hold a space, which YAML keeps in quotes (" ab"), and each character once'
+        require(is_alphabet, "vocabulary.characters", self.characters, rule)
         require(self.size >= 2, "vocabulary.size", self.size, "be at least 2")
 
 
