@@ -102,7 +102,7 @@ class Evaluation:
                     "hypothesis": item.hypothesis,
                     **dataclasses.asdict(item.words),
                 }
-                file.write(json.dumps(fields) + "\n")
+                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
 def evaluate(

@@ -287,7 +287,8 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
             audio = _relative(utterance.audio_path, folder)
             span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
             identity = {"id": utterance.id, "speaker": utterance.speaker}
-            file.write(json.dumps({**identity, "audio": audio, **span, "text": utterance.text}) + "\n")
+            fields = {**identity, "audio": audio, **span, "text": utterance.text}
+            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
 def _relative(audio_path: str, folder: str) -> str:

@@ -369,8 +369,10 @@ def test_our_names_win_over_others(tmp_path: Path) -> None:
 def test_what_is_written_is_read_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utterances = read_manifest(SAMPLES / "manifest.jsonl")
     utterances[0] = replace(utterances[0], text="naïve “quotes”\tand tabs", start_seconds=0.5, duration_seconds=1.25)
+    utterances[1] = replace(utterances[1], id="caf\udce9", text="привет")
     monkeypatch.chdir(tmp_path)
     write_manifest(utterances, "written.jsonl")
+    assert "привет" in Path("written.jsonl").read_text(encoding="utf-8")
     monkeypatch.chdir("/")
     again = read_manifest(tmp_path / "written.jsonl")
     for before, after in zip(utterances, again, strict=True):
