@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
 from torch import Tensor
 
 from asr.cli import main
@@ -28,7 +30,7 @@ from asr.report.analysis import align_words, compare, find_confusions, group_by,
 from asr.report.media import Heard
 from asr.report.model_errors import _tables, report_errors
 from asr.report.page import Column, Page, Row, check_report, write_page
-from asr.report.picture import draw
+from asr.report.picture import draw, find_fonts
 from asr.text import CharacterVocabulary
 from asr.transcript import Word
 
@@ -253,6 +255,22 @@ def test_check_writes_the_same_kind_of_page(tmp_path: Path, capsys: pytest.Captu
     assert all((page.parent / utterance["audio"]).is_file() for utterance in utterances)
 
 
+def test_letters_that_no_font_has_are_drawn_as_boxes_without_a_word(
+    model: CTCModel, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    log_probs = torch.full((25, len(model.vocabulary)), -4.0)
+    draw(torch.randn(16000), log_probs, (Word("\U0001f9ff\u0378", 0.1, 0.4, 1.0),), model, tmp_path / "drawn.png")
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_letters_that_the_font_lacks_are_drawn_in_one_that_has_them() -> None:
+    maps = {font.name: FT2Font(font.fname).get_charmap().keys() for font in fontManager.ttflist}
+    letter = chr(min(maps["STIXGeneral"] - maps["DejaVu Sans"]))
+    (found,) = find_fonts(f"A{letter}")
+    assert ord(letter) in maps[found]
+    assert find_fonts("Aéж") == []
+
+
 # In a browser
 
 
@@ -305,6 +323,18 @@ def wait_for(browser: Any, script: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     WebDriverWait(browser, 20).until(lambda _: browser.execute_script(f"return {script}"))
+
+
+def test_arabic_is_shown_from_right_to_left(browser: Any, model: CTCModel, tmp_path: Path) -> None:
+    utterances = read_manifest(SAMPLES)[:2]
+    evaluation = evaluate(model, utterances)
+    first, second = evaluation.scored
+    arabic = replace(evaluation, scored=[replace(first, reference="لا إله", hypothesis="إله"), second])
+    show(browser, report_errors(arabic, model, tmp_path / "page", name="model", pictures=0))
+    for row in all_of(browser, "tr.row"):
+        row.click()
+    script = "return [...document.querySelectorAll('.alignment')].map((each) => getComputedStyle(each).direction)"
+    assert sorted(browser.execute_script(script)) == ["ltr", "rtl"]
 
 
 @pytest.mark.parametrize("width", [1200, 400])

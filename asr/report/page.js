@@ -56,7 +56,7 @@ function makeRow(utterance) {
     const value = utterance.cells[index];
     const text = column.text ? value : value === null ? "" : value.toFixed(column.digits) + (column.unit || "");
     const kinds = [column.text ? "" : "number", column.minor ? "minor" : "", column.long ? "long" : ""];
-    return element("td", { className: kinds.join(" ").trim(), textContent: text });
+    return element("td", { className: kinds.join(" ").trim(), dir: "auto", textContent: text });
   });
   const row = element("tr", { className: "row", tabIndex: 0 }, ...cells);
   const toggle = () => {
@@ -87,7 +87,7 @@ function align(steps) {
     "span", { className: kind, title: kind },
     element("b", { textContent: said || "·" }),
     element("small", { textContent: kind === "equal" ? "" : written || "·" })));
-  return element("div", { className: "alignment" }, ...parts);
+  return element("div", { className: "alignment", dir: "auto" }, ...parts);
 }
 
 function makeTimes(words, audio) {
@@ -96,7 +96,7 @@ function makeTimes(words, audio) {
     button.addEventListener("click", () => { audio.currentTime = start; audio.play(); });
     return button;
   });
-  return element("div", { className: "times" }, ...buttons);
+  return element("div", { className: "times", dir: "auto" }, ...buttons);
 }
 
 more.addEventListener("click", showMore);

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from pathlib import Path
 
 import librosa
 import matplotlib
 import numpy
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager
+from matplotlib.ft2font import FT2Font
 from torch import Tensor
 
 from asr.model import CTCModel
@@ -27,6 +31,26 @@ def draw(samples: Tensor, log_probs: Tensor, words: tuple[Word, ...], model: CTC
 
     samples: (samples,) at the model's rate; log_probs: (steps, vocabulary); words: with their times.
     """
+    letters = "".join([*(word.text for word in words), *model.vocabulary.tokens[BLANK_ID + 1 :]])
+    fonts = ["DejaVu Sans", *find_fonts("".join(sorted(set(letters))))]
+    with matplotlib.rc_context({"font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # that no font here has; a box stands for it
+        _draw(samples, log_probs, words, model, path)
+
+
+@cache
+def find_fonts(letters: str) -> list[str]:
+    """The installed font with most of the letters that matplotlib's own lacks, as it does Chinese and Hindi."""
+    lacking = set(map(ord, letters)) - FT2Font(findfont("DejaVu Sans")).get_charmap().keys()
+    shares = {}
+    for font in fontManager.ttflist if lacking else ():
+        if not font.name.startswith("Last Resort"):  # it has a box for everything
+            shares[font.name] = len(lacking & FT2Font(font.fname).get_charmap().keys())
+    best = max(shares, key=lambda name: shares[name], default="")
+    return [best] if best and shares[best] else []
+
+
+def _draw(samples: Tensor, log_probs: Tensor, words: tuple[Word, ...], model: CTCModel, path: Path) -> None:
     seconds = len(samples) / model.sample_rate
     width = min(MOST_INCHES, max(LEAST_INCHES, INCHES_PER_SECOND * seconds))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
