@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        if sys.stdout.errors == "strict":
+        if sys.stdout.errors == "strict" or not sys.stdout.encoding.lower().startswith("utf"):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
         if sys.platform == "win32" and not sys.stdout.isatty() and "PYTHONIOENCODING" not in os.environ:
             sys.stdout.reconfigure(encoding="utf-8")  # subtitles must be, and files that --output-dir writes are

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from command_line import SAMPLES, process
 from torch import Tensor
 
 from asr import load_model
@@ -21,8 +24,6 @@ from asr.manifest import read_manifest
 from asr.model import with_vocabulary
 from asr.survey import _histogram, survey, write_fixed
 from asr.text import CharacterVocabulary
-
-SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @pytest.fixture
@@ -261,3 +262,11 @@ def test_a_manifest_inside_a_folder_of_data_is_not_replaced(tmp_path: Path, caps
     assert main(["check", str(tmp_path), "--fix", str(manifest)]) == 1
     assert f"--fix {manifest}: would replace the data themselves" in capsys.readouterr().err
     assert json.loads(manifest.read_text())["mine"] == 1
+
+
+def test_a_console_that_knows_letters_alone_shows_the_page_with_escapes() -> None:
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    asked = process("check", SAMPLES / "manifest.jsonl", stdout=subprocess.PIPE, env=plain)
+    output, errors = asked.communicate(timeout=300)
+    assert (asked.returncode, errors) == (0, "")
+    assert "16000 Hz \\xd7 " in output
