@@ -20,7 +20,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     augment        waveforms, features       → harder ones, in training only
     recurrence     the GRU pair with a backward pass of its own, for training on a CPU
     encoder        features                  → encodings (batch, steps, size)
-    precision      float32 that a GPU does not round
+    devices        what computes, and in which precision
     model          waveforms                 → log_probs (batch, steps, vocabulary)
     decoder        log_probs                 → token ids
     ngrams         text                      → a language model

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asr.config import TrainConfig
+from asr.devices import choose_accelerator
 from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
@@ -17,7 +18,7 @@ from asr.manifest import Utterance, write_manifest
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.ranks import is_first_process
 from asr.recipe import load_config
-from asr.training import check_output_dir, choose_accelerator, train
+from asr.training import check_output_dir, train
 
 __all__ = ["Finetuned", "finetune", "finetune_config"]
 

@@ -286,8 +286,7 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
         for utterance in utterances:
             audio = _relative(utterance.audio_path, folder)
             span = {"start": utterance.start_seconds, "duration": utterance.duration_seconds}
-            identity = {"id": utterance.id, "speaker": utterance.speaker}
-            fields = {**identity, "audio": audio, **span, "text": utterance.text}
+            fields = {"id": utterance.id, "speaker": utterance.speaker, "audio": audio, **span, "text": utterance.text}
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from asr.config import ModelConfig
+from asr.devices import full_float32
 from asr.encoder import BiGRUEncoder
 from asr.errors import AsrError
 from asr.features import Lengths, LogMelFrontend
-from asr.precision import full_float32
 from asr.text import Vocabulary
 
 if TYPE_CHECKING:

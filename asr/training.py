@@ -22,8 +22,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
 from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints, find_checkpoint
-from asr.config import TrainConfig, TrainerConfig
+from asr.config import TrainConfig
 from asr.data import SpeechDataModule
+from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
 from asr.folders import read_many
 from asr.guards import Guards
@@ -32,7 +33,6 @@ from asr.model import CTCModel, find_kept, with_dropout, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
-from asr.precision import full_float32
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
@@ -40,8 +40,6 @@ from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Voc
 __all__ = [
     "MODEL_NAME",
     "check_output_dir",
-    "choose_accelerator",
-    "choose_precision",
     "make_model",
     "prepare_training",
     "quiet_lightning",
@@ -212,27 +210,6 @@ def make_trainer(
         enable_progress_bar=isinstance(progress, ProgressBar),  # else Lightning adds its own
         enable_model_summary=False,
     )
-
-
-def choose_accelerator(settings: TrainerConfig) -> str:
-    """Lightning's name of the kind of device. `auto` would take a Mac's GPU, which knows neither CTC nor float64."""
-    has_gpu = torch.cuda.is_available()
-    if settings.accelerator == "gpu" and not has_gpu:
-        raise AsrError("trainer.accelerator=gpu: no CUDA GPU is available here; use trainer.accelerator=cpu")
-    return "cpu" if settings.accelerator == "cpu" or not has_gpu else "cuda"
-
-
-def choose_precision(settings: TrainerConfig) -> Any:
-    """Lightning's name of the precision; `auto` takes half precision only where the device computes in it."""
-    on_gpu = choose_accelerator(settings) == "cuda"
-    if settings.precision == "bf16-mixed" and on_gpu:
-        # torch 2.11 gives cuDNN's recurrent layers fp16 under any autocast; without a scaler small gradients become 0.
-        raise AsrError("trainer.precision=bf16-mixed: GRUs compute in fp16 on a GPU; use trainer.precision=16-mixed")
-    if settings.precision != "auto":
-        return settings.precision
-    if on_gpu:
-        return "16-mixed"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
 def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:

@@ -40,13 +40,13 @@ from torch import Tensor, nn
 from asr.check import CheckedCorpus, check_corpus
 from asr.config import TrainConfig
 from asr.data import Batch, SpeechDataModule, SpeechDataset
+from asr.devices import choose_precision
 from asr.learning import CTCTrainingModule, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.plan import plan_batches
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary
-from asr.training import choose_precision
 
 Durations = Callable[[int], list[float]]
 

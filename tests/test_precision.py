@@ -13,8 +13,8 @@ import torch
 from short_trainings import make_config, train_with
 from torch.backends import cudnn
 
+from asr.devices import full_float32
 from asr.model import CTCModel
-from asr.precision import full_float32
 
 EXACT, ROUNDED = ["ieee", "ieee"], ["tf32", "tf32"]
 

@@ -9,9 +9,10 @@ import torch
 from short_trainings import make_config, sample_lines, write_lines
 
 from asr.config import TrainerConfig
+from asr.devices import choose_accelerator, choose_precision
 from asr.errors import AsrError
 from asr.modelfile import load_model
-from asr.training import check_output_dir, choose_accelerator, choose_precision, make_model, prepare_training, train
+from asr.training import check_output_dir, make_model, prepare_training, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
