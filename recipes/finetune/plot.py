@@ -16,7 +16,7 @@ from matplotlib import pyplot
 
 LABELS = {
     "accent": "speechocean762, two thirds of the valid set",
-    "librispeech": "LibriSpeech, a fifth of dev-clean half",
+    "librispeech": "LibriSpeech, dev-clean half",
 }
 
 

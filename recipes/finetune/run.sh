@@ -1,7 +1,6 @@
 #!/bin/sh
 # The curve of docs/custom-data.md: 5 to 60 minutes of speechocean762's adults, on the packaged model.
 # A third of the valid set chooses the best epoch, the other two thirds and LibriSpeech are only compared.
-# The docs took every fifth utterance of LibriSpeech's manifest.
 set -e
 data=${1:-data/speechocean762-adults} libri=${2:-data/manifests/dev-clean-half.jsonl.gz}
 awk 'NR % 3 == 0' $data/valid.jsonl > $data/choose.jsonl
