@@ -41,7 +41,6 @@ The stages, in the order of the flow; a file imports only from files above it:
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers
     splitting      a batch that is too large → its log_probs, in parts
-    distillation   features                  → how far a model is from its teachers
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk
     ranks          the processes that share a training

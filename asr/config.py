@@ -10,7 +10,6 @@ from asr.errors import AsrError
 __all__ = [
     "AugmentConfig",
     "DataConfig",
-    "DistillationConfig",
     "EncoderConfig",
     "FrontendConfig",
     "ModelConfig",
@@ -205,23 +204,6 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class DistillationConfig:
-    """Learning from other models beside the transcripts."""
-
-    teachers: list[str] = field(default_factory=list)
-    """Model files with this recipe's tokens and frontend; of several the geometric mean is learned. A step takes the
-    time of a transcription longer for each. Empty: the transcripts alone."""
-    weight: float = 0.5
-    """Share of the loss that is the divergence from the teachers, the mean over tokens of KL(teachers ‖ model); the
-    transcripts' have the rest."""
-
-    def __post_init__(self) -> None:
-        is_list = not isinstance(self.teachers, str)
-        require(is_list, "distillation.teachers", self.teachers, f"be a list such as [{self.teachers!r}]")
-        require(0 <= self.weight <= 1, "distillation.weight", self.weight, "be in [0, 1]")
-
-
-@dataclass(frozen=True)
 class TrainerConfig:
     """How long, where and how exactly."""
 
@@ -279,7 +261,6 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 

@@ -16,13 +16,12 @@ import numpy
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
-from torch.nn.functional import ctc_loss
+from torch.nn.functional import ctc_loss, kl_div
 
 from asr.augment import augment_features, augment_waveforms
 from asr.config import OptimizerConfig, TrainConfig
 from asr.data import Batch, SpeechDataModule
 from asr.decoder import decode_greedy
-from asr.distillation import Teachers, divergence
 from asr.errors import AsrError
 from asr.features import valid_positions
 from asr.metrics import ErrorCounts, character_errors, word_errors
@@ -38,12 +37,10 @@ class CTCTrainingModule(lightning.LightningModule):
     """CTC loss of augmented batches, and error rates of the valid set."""
 
     def __init__(self, model: CTCModel, config: TrainConfig) -> None:
-        """Raises AsrError for teachers that cannot be read or do not fit the model."""
         super().__init__()
         self.model = model
         self.config = config
         self.memory = MemoryLimit()
-        self.teachers = Teachers.load(config.distillation, model, self.memory)
         self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
         """Some references and hypotheses of the last validation."""
@@ -72,15 +69,11 @@ class CTCTrainingModule(lightning.LightningModule):
         return int(draws.generate_state(1)[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """CTC loss per target token of an augmented batch, its views' disagreement where that has a weight, and where
-        there are teachers, how far it is from what they hear.
-        """
+        """CTC loss per target token of an augmented batch, and its views' disagreement where that has a weight."""
         size, weight = len(batch.ids), self.config.augment.consistency_weight
         if weight > 0:
             batch = _twice(batch)
-        features, feature_lengths, unmasked = self.augmented_features(batch)
-        taught = self.teachers.log_probs(unmasked, feature_lengths) if self.teachers else None
-        log_probs, lengths = self.memory.log_probs(self.model, features, feature_lengths)
+        log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
         tokens = self._tokens(batch)
         loss, impossible = self._loss(log_probs, lengths, batch, tokens)
         impossible = impossible * size / len(lengths)
@@ -90,15 +83,10 @@ class CTCTrainingModule(lightning.LightningModule):
             apart = disagreement(log_probs, lengths) / tokens
             self.log("train/disagreement", apart, batch_size=size, sync_dist=True)
             loss = loss + weight * apart
-        if taught is not None:
-            untaught, share = divergence(log_probs, taught, lengths) / tokens, self.config.distillation.weight
-            self.log("train/divergence", untaught, batch_size=size, sync_dist=True)
-            loss = (1 - share) * loss + share * untaught
         return loss
 
-    def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them, in float32, and the
-        features without masks.
+    def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them, in float32.
 
         Resampling in half precision would fill the bands that are all but silent with noise, in training alone.
         """
@@ -107,8 +95,7 @@ class CTCTrainingModule(lightning.LightningModule):
         with torch.autocast(batch.waveforms.device.type, enabled=False):
             waveforms, sample_lengths = augment_waveforms(batch.waveforms, batch.sample_lengths, augment, generator)
             features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
-            masked = augment_features(features, feature_lengths, augment, generator)
-            return masked, feature_lengths, features
+            return augment_features(features, feature_lengths, augment, generator), feature_lengths
 
     def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """CTC loss of a batch over `tokens`, in float32, and how many utterances CTC could not write in their steps."""
@@ -204,7 +191,9 @@ def disagreement(log_probs: Tensor, lengths: Tensor) -> Tensor:
     log_probs: (2 × batch, steps, vocabulary), the second views behind the first ones; lengths: (2 × batch,) steps.
     """
     first, second = log_probs.chunk(2)
-    return divergence(log_probs, torch.cat([second, first]).detach(), lengths)
+    other = torch.cat([second, first]).detach()
+    divergences = kl_div(log_probs, other, reduction="none", log_target=True).sum(2)
+    return divergences[valid_positions(lengths, log_probs.shape[1])].sum()
 
 
 def make_optimizer(

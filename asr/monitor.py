@@ -155,7 +155,7 @@ class Pictures(lightning.Callback):
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
         if batch_idx == 0 and _writes_pictures(trainer):
             plain, lengths = module.model.frontend(batch.waveforms[:1], batch.sample_lengths[:1])
-            augmented, augmented_lengths, _ = module.augmented_features(batch)
+            augmented, augmented_lengths = module.augmented_features(batch)
             _draw(trainer, "train/features", _brightness(plain[0, : lengths[0]]))
             _draw(trainer, "train/features_augmented", _brightness(augmented[0, : augmented_lengths[0]]))
 
