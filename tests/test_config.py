@@ -175,7 +175,7 @@ def test_a_value_that_breaks_a_rule_is_told_with_the_rule(override: str, message
 
 
 def test_thousands_of_brackets_in_a_recipe_are_told_in_a_sentence(write_recipe: Callable[[str], Path]) -> None:
-    with pytest.raises(AsrError, match=r"yaml: not YAML: maximum recursion depth exceeded"):
+    with pytest.raises(AsrError, match=r"(?s)yaml: not YAML: .*exceeded"):
         load_config(write_recipe("output_dir: " + "[" * 3000 + "]" * 3000))
 
 
