@@ -28,6 +28,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     metrics        references, hypotheses    → WER, CER
     threads        how many threads a computation takes, lent and given back
     modelfile      model                     ↔ one .safetensors
+    averaging      model files               → a model of their mean weights
     cuts           an utterance              → a lhotse cut
     manifest       CSV, JSON lines, cuts     → utterances
     check          utterances                → examples to learn from, and what is wrong with the rest

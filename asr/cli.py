@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from asr.commands.evaluate import add_check, add_evaluate, add_verify
 from asr.commands.language_model import add_lm, add_tune_lm
 from asr.commands.prepare import add_download, add_prepare, add_shard
-from asr.commands.train import add_finetune, add_plot, add_train
+from asr.commands.train import add_average, add_finetune, add_plot, add_train
 from asr.commands.transcribe import add_align, add_transcribe
 from asr.errors import AsrError
 
@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_train,
         add_plot,
         add_finetune,
+        add_average,
         add_evaluate,
         add_verify,
         add_lm,

@@ -24,7 +24,7 @@ from asr.cli import main
 from asr.corpora.librispeech import SUBSETS, Subset
 from asr.manifest import Utterance, read_manifest
 from asr.metrics import character_errors
-from asr.modelfile import PACKAGED_MODEL, save_model
+from asr.modelfile import PACKAGED_MODEL
 from asr.transcription import Recording, transcribe_recordings
 
 ROOT = Path(__file__).parent.parent
@@ -144,18 +144,6 @@ def test_a_deeper_model_writes_the_same_and_its_new_layers_learn(tmp_path: Path,
     for new in deeper.encoder.layers[-num_layers:]:
         for cell in (new.forward_cell, new.backward_cell):
             assert cell.weight_ih_l0.grad.norm() > 0
-
-
-def test_the_average_of_models_has_the_mean_of_their_weights(tmp_path: Path) -> None:
-    model, other = load_model(), load_model()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(3)
-    save_model(other, tmp_path / "other.safetensors")
-    run_script("average.py", PACKAGED_MODEL, tmp_path / "other.safetensors", tmp_path / "mean.safetensors")
-    mean = load_model(tmp_path / "mean.safetensors")
-    for name, weights in model.state_dict().items():
-        torch.testing.assert_close(mean.state_dict()[name], 2 * weights, rtol=1e-3, atol=1e-6)
 
 
 def test_an_mp3_copy_says_what_its_original_says(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`asr train`, `plot` and `finetune`: making models."""
+"""`asr train`, `plot`, `finetune` and `average`: making models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from asr.commands.options import Commands
 
-__all__ = ["add_finetune", "add_plot", "add_train"]
+__all__ = ["add_average", "add_finetune", "add_plot", "add_train"]
 
 
 def add_train(commands: Commands) -> None:
@@ -117,4 +117,29 @@ def _run_finetune(options: argparse.Namespace) -> int:
     if is_first_process():
         print(finetuned.summary())
         print(finetuned.path)
+    return 0
+
+
+def add_average(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "average", help="models that began as the same one to their mean", description=_run_average.__doc__
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a model file, or `packaged`; named twice it weighs twice"
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the mean's model file")
+    parser.set_defaults(run=_run_average, find_conflict=_find_average_conflict)
+
+
+def _find_average_conflict(options: argparse.Namespace) -> str | None:
+    return "a mean takes two models or more" if len(options.models) < 2 else None
+
+
+def _run_average(options: argparse.Namespace) -> int:
+    """Write the mean of the weights of models that began as the same one, such as a fine-tuned one and its start."""
+    from asr.averaging import average
+    from asr.modelfile import save_model
+
+    save_model(average(options.models), options.output)
+    print(options.output)
     return 0

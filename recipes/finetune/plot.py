@@ -18,22 +18,25 @@ LABELS = {
     "accent": "speechocean762, two thirds of the valid set",
     "librispeech": "LibriSpeech, dev-clean half",
 }
+MARKS = {"mixed": ("x", "LibriSpeech mixed in"), "average": ("^", "mean with the start")}
 
 
 def main() -> None:
-    """Draw WER over minutes, and what mixing changes as crosses."""
+    """Draw WER over minutes, and what mixing and averaging change as marks of their own."""
     with Path(__file__).with_name("results.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
     for column, label in LABELS.items():
-        plain, mixed = ([row for row in rows if row["mixed"] == mixed] for mixed in ("no", "yes"))
-        points = [(float(row["minutes"]), float(row[column])) for row in plain]
+        points = [(float(row["minutes"]), float(row[column])) for row in rows if row["model"] == "fine-tuned"]
         (line,) = axes.plot(*zip(*points), marker="o", label=label)
-        for row in mixed:
-            axes.plot(float(row["minutes"]), float(row[column]), "x", color=line.get_color(), markersize=9)
-    axes.set(xlabel="minutes of new recordings (crosses: as many of LibriSpeech mixed in)", ylabel="WER, %")
+        for model, (mark, _) in MARKS.items():
+            points = [(float(row["minutes"]), float(row[column])) for row in rows if row["model"] == model]
+            axes.plot(*zip(*points), mark, color=line.get_color(), markersize=8)
+    for mark, label in MARKS.values():
+        axes.plot([], [], mark, color="black", markersize=8, label=label)
+    axes.set(xlabel="minutes of new recordings", ylabel="WER, %")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right", fontsize="small")
     figure.tight_layout()
     figure.savefig(sys.argv[1], metadata={"Date": None})
 
