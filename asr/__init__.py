@@ -16,6 +16,8 @@ The stages, in the order of the flow; a file imports only from files above it:
     live           sound that is coming in   → waveforms
     words          a text                    ↔ its words
     text           transcripts               ↔ token ids; BLANK_ID
+    analogy        words, their phonemes     → the phonemes of other words
+    pronunciation  words                     → phonemes
     features       waveforms                 → features (batch, frames, num_mels)
     augment        waveforms, features       → harder ones, in training only
     recurrence     the GRU pair with a backward pass of its own, for training on a CPU
@@ -52,6 +54,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript
     forks          a function                → its results, from many processes
+    search         log_probs, spelled words  → hypotheses
     beam           log_probs, language model → token ids
     hotwords       token ids, likely words   → token ids
     tuning         a valid set               → the weights of a language model

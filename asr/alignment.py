@@ -132,7 +132,7 @@ def _align_piece(log_probs: Tensor, token_ids: list[int]) -> DecodedTokens:
         edges = [steps * index // len(token_ids) for index in range(len(token_ids) + 1)]
         return DecodedTokens(token_ids, edges[:-1], edges[1:], [-inf] * len(token_ids))
     targets = torch.tensor([token_ids], device=log_probs.device)
-    path, path_log_probs = forced_align(log_probs[None], targets)
+    path, path_log_probs = forced_align(log_probs[None].contiguous(), targets)
     (tokens,) = collapse_paths(path, path_log_probs, torch.tensor([steps], device=log_probs.device))
     return tokens
 

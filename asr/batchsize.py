@@ -93,7 +93,9 @@ def find_batch(config: TrainConfig) -> Sizes:
     """
     model, corpus, _ = prepare_training(config)
     examples = sorted(corpus.examples, key=lambda example: -example.utterance.duration_seconds)
-    dataset = SpeechDataset(examples, model.vocabulary, model.sample_rate, LARGEST_BATCH_SECONDS / 3600)
+    dataset = SpeechDataset(
+        examples, model.vocabulary, model.sample_rate, LARGEST_BATCH_SECONDS / 3600, model.pronunciations
+    )
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     trials: list[Trial] = []
     log.info("%s", TITLE)

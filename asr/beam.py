@@ -1,38 +1,36 @@
-"""Beam search with a word n-gram language model: flashlight-text (J. Kahn et al., 2022) through torchaudio's decoder.
+"""From log-probs to the most probable words under a word n-gram language model.
 
 Only words of the language model, or of a lexicon, are written. The search finds the words; where they are is then found
 by alignment, so times and confidences mean what they mean without a language model.
 
-The model has learned how common each letter is, and the language model knows it from whole words. So that it does not
-count twice, part of a letter's log-frequency is taken off what the model heard, as hybrid recognisers do and, for CTC,
-EESEN (Y. Miao, M. Gowayyed, F. Metze, arXiv 1507.08240).
+A model that hears phonemes is searched twice, for words as it spells them and for words as they are pronounced. What
+either search found is then scored by both, each text summed over all its alignments.
 """
 
 from __future__ import annotations
 
 import gzip
-import os
-import re
-import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from math import isfinite, log
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import inf, isfinite
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy
+import torch
 from torch import Tensor
 
 from asr.alignment import align_tokens
-from asr.decoder import DecodedTokens, check_vocabulary
+from asr.decoder import DecodedTokens, check_vocabulary, text_log_probs
 from asr.errors import AsrError, reason_of
 from asr.forks import Forks
 from asr.modelfile import PACKAGED, PACKAGED_MODEL
-from asr.text import BLANK_ID, Vocabulary
+from asr.pronunciation import Pronunciations
+from asr.search import SPACE, Hypothesis, LanguageModel, WordSearch
+from asr.text import Vocabulary
 from asr.words import is_unspaced, join_words
 
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
@@ -47,23 +45,17 @@ LM_WEIGHT_OF_PIECES = 0.8
 """Found there for models of 256 pieces: a piece is heard or missed as a whole, so beside them the language model must
 say less, else words are lost."""
 
-TOKENS_TRIED, BEAM_NATS = 10, 20
-"""The most probable tokens of a step that a hypothesis goes on with, and how far it may fall behind the best one."""
+PHONEME_LM_SHARE, BOTH_LM_SHARE = 0.5, 0.8
+"""Of that weight, what the language model has in the search of phonemes, and beside the mean of tokens and phonemes."""
 
-BLANK_SHARE, LEAST_SHARE = 0.5, 1e-3
-"""Of the tokens that write a text: blanks, one behind each other token; and a token that its words do not have."""
-
-SPACE = "|"
-"""The space in the files of flashlight-text, whose fields are parted by spaces."""
-
-_stderr = Lock()
-"""Of two that turned it away at once, the second would bring back the first one's nowhere, and for good."""
+MOST_SCORED = 100
+"""Hypotheses of each search that are scored by both."""
 
 LONGEST_WORD = 1000
 """Tokens of a word that can be written; the search's tree of words ends the process at some tens of thousands."""
 
-IMPOSSIBLE = -1e4
-"""Log-probability of everything but a space behind the last step."""
+MOST_HOMOPHONES = 6
+"""Words of one pronunciation that are searched for, the most frequent ones; flashlight-text holds no more."""
 
 
 class BeamDecoder:
@@ -74,6 +66,7 @@ class BeamDecoder:
         vocabulary: Vocabulary,
         language_model: str | Path = PACKAGED_LANGUAGE_MODEL,
         *,
+        pronunciations: Pronunciations | None = None,
         lexicon: Iterable[str] | None = None,
         beam_size: int = BEAM_SIZE,
         lm_weight: float | None = None,
@@ -84,6 +77,7 @@ class BeamDecoder:
         """The decoder of a language model's ARPA file, which may be compressed (.gz); `packaged` is the packaged one.
 
         Its words are written as texts are for the model: in capitals by a model of capitals.
+        pronunciations: `model.pronunciations` of a model that hears phonemes; it then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
         beside the model's; by default 1.2, and 0.8 where the model writes pieces of words. word_score: added for every
@@ -106,7 +100,8 @@ class BeamDecoder:
                 raise AsrError(f"{name}={weight} must be a finite number")
         if SPACE in vocabulary.tokens:
             raise AsrError(f"a model that writes {SPACE!r} cannot be used with a language model, where it is the space")
-        self.vocabulary = vocabulary
+        self.vocabulary, self.pronunciations = vocabulary, pronunciations
+        self.reads_phonemes = pronunciations is not None
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         unigrams = dict(read_arpa_unigrams(language_model))
         words = set(unigrams if lexicon is None else lexicon)
@@ -119,36 +114,30 @@ class BeamDecoder:
             like = f" ({min(words)!r})" if words else ""
             how = "; `asr lm build --model MODEL` writes a text's words in it" if lexicon is None else ""
             raise AsrError(f"{source}: none of its words{like} can be written with the model's vocabulary{how}")
-        prior = prior_weight * self._log_frequencies(unigrams, spellings)
-        decoder = self._make_decoder(
-            language_model,
-            {word: spellings[word] for word in sorted(writable)},
-            beam_size=beam_size,
-            lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
-            word_score=word_score,
+        settings = {"beam_size": beam_size, "word_score": word_score, "prior_weight": prior_weight}
+        self.search = self._make_search(
+            LanguageModel(language_model, unigrams), spellings, writable, lm_weight, settings
         )
-        self.search = _Search(decoder, self._tokens, prior, writable)
         self._forks = Forks(self.search, processes)
 
-    def _make_decoder(self, language_model: str | Path, spellings: Mapping[str, list[str]], **settings: float) -> Any:
-        """torchaudio's, which writes the words of these spellings."""
-        make = _import_decoder()
-        with tempfile.TemporaryDirectory() as folder:
-            lines = [f"{word} {' '.join(spelling)}\n" for word, spelling in spellings.items()]
-            path = Path(folder) / "lexicon.txt"
-            path.write_text("".join(lines), encoding="utf-8", newline="\n")
-            with _without_stderr(), _told_as_error(language_model):
-                return make(
-                    lexicon=str(path),
-                    tokens=self._tokens,
-                    lm=str(language_model),
-                    beam_size_token=min(TOKENS_TRIED, len(self._tokens)),
-                    beam_threshold=BEAM_NATS,
-                    log_add=True,  # the paths of a text are summed, as CTC sums them
-                    blank_token=self._tokens[0],
-                    sil_token=SPACE if SPACE in self._tokens else self._tokens[0],
-                    **settings,
-                )
+    def _make_search(
+        self,
+        language_model: LanguageModel,
+        spellings: Mapping[str, list[str]],
+        writable: Mapping[str, str],
+        lm_weight: float,
+        settings: Mapping[str, Any],
+    ) -> _Search:
+        """writable: each word that is searched for, and what is written for it."""
+        spelled = {word: spellings[word] for word in sorted(writable)}
+        by_tokens = WordSearch(self._tokens, spelled, language_model, lm_weight=lm_weight, **settings)
+        if self.pronunciations is None:
+            return _Search(by_tokens, self.vocabulary, writable)
+        spoken = _pronounce(writable, self.pronunciations, language_model.unigrams)
+        phonemes, weight = self.pronunciations.phonemes, PHONEME_LM_SHARE * lm_weight
+        by_phonemes = WordSearch(phonemes, spoken, language_model, lm_weight=weight, **settings)
+        both = by_phonemes, self.pronunciations, BOTH_LM_SHARE * lm_weight
+        return _DoubleSearch(by_tokens, self.vocabulary, writable, *both)
 
     def _write(self, word: str) -> tuple[str, list[str]] | None:
         """A word as the model writes it, in the other case or without accents where need be, and its tokens."""
@@ -169,25 +158,22 @@ class BeamDecoder:
             return []
         return [*spelling, SPACE] if SPACE in self._tokens and not is_unspaced(word[-1:]) else spelling
 
-    def _log_frequencies(self, unigrams: Mapping[str, float], spellings: Mapping[str, list[str]]) -> numpy.ndarray:
-        """The log-frequency of each token in words of these log10-probabilities and spellings: (vocabulary,)."""
-        counts = dict.fromkeys(self._tokens, 0.0)
-        for word, log10_probability in unigrams.items():
-            probability = 10**log10_probability
-            for token in spellings.get(word, ()):
-                counts[token] += probability
-        shares = numpy.array(list(counts.values()), dtype=numpy.float32)
-        shares = (1 - BLANK_SHARE) * (shares / shares.sum().clip(min=LEAST_SHARE)).clip(min=LEAST_SHARE)
-        shares[BLANK_ID] = BLANK_SHARE
-        log_shares: numpy.ndarray = numpy.log(shares)
-        return log_shares
-
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
-        """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
-        check_vocabulary(log_probs, self.vocabulary)
-        rows = [row[:length] for row, length in zip(log_probs.cpu(), lengths.tolist(), strict=True)]
-        found = self._forks.map(row.numpy() for row in rows)
-        return [self._place(row, *found_here) for row, found_here in zip(rows, found, strict=True)]
+        """log_probs: (batch, steps, vocabulary), with `pronunciations` (batch, steps, vocabulary + phonemes); lengths:
+        (batch,) steps.
+        """
+        tokens = log_probs
+        if self.pronunciations is not None:
+            tokens, phonemes = log_probs.tensor_split([len(self.vocabulary)], dim=2)
+            if phonemes.shape[2] != len(self.pronunciations):
+                heard = f"{phonemes.shape[2]} of them are there, and the pronunciations have {len(self.pronunciations)}"
+                raise AsrError(f"the decoder reads phonemes too: {heard}; give it what model.all_log_probs returns")
+        check_vocabulary(tokens, self.vocabulary)
+        steps = lengths.tolist()
+        found = self._forks.map(row[:length].numpy() for row, length in zip(log_probs.cpu(), steps, strict=True))
+        return [
+            self._place(row[:length], *words) for row, length, words in zip(tokens.cpu(), steps, found, strict=True)
+        ]
 
     def _place(self, log_probs: Tensor, words: Sequence[str], lm_log_prob: float) -> DecodedTokens:
         """The words' tokens where they are heard."""
@@ -206,29 +192,63 @@ def _choose(written: Mapping[str, str], words: Iterable[str], known: Container[s
     return {word: text for word, text in written.items() if text in chosen and (word in known or text not in scored)}
 
 
+def _pronounce(
+    writable: Mapping[str, str], pronunciations: Pronunciations, unigrams: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """The phonemes of each word that has some, and of homophones those of the most frequent."""
+    spoken: dict[str, list[str]] = {}
+    homophones = Counter[tuple[str, ...]]()
+    for word in sorted(writable, key=lambda word: -unigrams.get(word, -inf)):
+        phonemes = pronunciations.pronounce(writable[word])
+        homophones[tuple(phonemes)] += 1
+        if phonemes and homophones[tuple(phonemes)] <= MOST_HOMOPHONES:
+            spoken[word] = phonemes
+    return spoken
+
+
+@dataclass(frozen=True)
 class _Search:
-    """The words of one utterance after the other; what is being searched is kept in the decoder."""
+    """The best words of an utterance."""
 
-    def __init__(self, decoder: Any, tokens: Sequence[str], prior: numpy.ndarray, written: Mapping[str, str]) -> None:
-        """decoder: torchaudio's; prior: (vocabulary,), taken off all log-probs; written: for each of its words."""
-        self._decoder, self._prior, self._written, self._turn = decoder, prior, written, Lock()
-        self._ending = numpy.full((tokens.count(SPACE), len(tokens)), IMPOSSIBLE)  # a space, where there is one
-        self._ending[:, [token == SPACE for token in tokens]] = 0.0
+    by_tokens: WordSearch
+    vocabulary: Vocabulary
+    written: Mapping[str, str]
+    """What is written for each word that is searched for."""
 
-    def __call__(self, log_probs: numpy.ndarray) -> tuple[list[str], float]:
-        """The most probable words, and the language model's natural log-probability of them and the sentence's end.
+    def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
+        """log_probs: (steps, vocabulary)."""
+        return next(self._found(self.by_tokens, log_probs), ([], 0.0))
 
-        log_probs: (steps, vocabulary).
-        """
-        # A word counts once the space behind it is there.
-        emissions = numpy.concatenate([log_probs - self._prior, self._ending], dtype=numpy.float32)
-        with self._turn:  # by its inner decoder, because torchaudio's keeps the language model's score to itself
-            hypotheses = self._decoder.decoder.decode(emissions.ctypes.data, *emissions.shape)
-        if not hypotheses:
-            return [], 0.0
-        best = hypotheses[0]
-        words = [self._written[self._decoder.word_dict.get_entry(index)] for index in best.words if index >= 0]
-        return words, best.lmScore * log(10)
+    def _found(self, search: WordSearch, log_probs: numpy.ndarray) -> Iterator[Hypothesis]:
+        """The hypotheses of a search, the best first, as they are written."""
+        return (([self.written[word] for word in words], lm_log_prob) for words, lm_log_prob in search(log_probs))
+
+
+@dataclass(frozen=True)
+class _DoubleSearch(_Search):
+    """The best words by tokens and phonemes together."""
+
+    by_phonemes: WordSearch
+    pronunciations: Pronunciations
+    lm_weight: float
+    """Beside the mean of tokens and phonemes."""
+
+    def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
+        """log_probs: (steps, vocabulary + phonemes)."""
+        tokens, phonemes = numpy.split(log_probs, [len(self.vocabulary)], axis=1)
+        searches = (self.by_tokens, tokens), (self.by_phonemes, phonemes)
+        found = [hypothesis for search in searches for hypothesis in islice(self._found(*search), MOST_SCORED)]
+        by_text = {join_words(words): (words, lm_log_prob) for words, lm_log_prob in found}
+        heard = [
+            text_log_probs(torch.from_numpy(rows - search.prior), [encode(text) for text in by_text])
+            for (search, rows), encode in zip(searches, (self.vocabulary.encode, self.pronunciations.encode))
+        ]
+        scored = [
+            ((of_tokens + of_phonemes) / 2 + self.lm_weight * lm_log_prob, words, lm_log_prob)
+            for of_tokens, of_phonemes, (words, lm_log_prob) in zip(*heard, by_text.values())
+        ]
+        _, words, lm_log_prob = max(scored, default=(0.0, [], 0.0))
+        return words, lm_log_prob
 
 
 def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
@@ -251,38 +271,3 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise AsrError(f"{path}: the language model cannot be read: {reason_of(error)}") from error
     raise AsrError(f"{path}: not a language model in ARPA form; `asr lm` makes one")
-
-
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """KenLM writes a progress bar of its own there, from C++."""
-    with _stderr:
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # it is 2 itself where that was closed, and closes it again
-        saved = os.dup(2)
-        try:
-            os.dup2(nowhere, 2)
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            os.close(nowhere)
-
-
-@contextmanager
-def _told_as_error(language_model: str | Path) -> Iterator[None]:
-    """KenLM's refusal of a file, as an error of the user."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = re.sub(r"^.* threw .*?\. ", "", " ".join(str(error).split()))  # in front of it stand KenLM's sources
-        raise AsrError(f"{language_model}: the language model cannot be used: {reason}") from error
-
-
-def _import_decoder() -> Any:
-    try:
-        from torchaudio.models.decoder import ctc_decoder
-    except (ImportError, RuntimeError) as error:
-        raise AsrError(
-            'a language model needs flashlight-text: pip install "bigru-asr[lm]" (Python 3.10 to 3.12)'
-        ) from error
-    return ctc_decoder

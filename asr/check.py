@@ -143,6 +143,10 @@ def find_problem(
     if not token_ids:
         return "left out, nothing left of the transcript", repr(utterance.text)
     steps = model.output_lengths(int(seconds / speed * model.sample_rate))
-    if steps < steps_needed(token_ids):
-        return "left out, too few steps for CTC", f"{seconds:.2f} s at speed {speed:g} for {len(token_ids)} tokens"
+    kinds = {"tokens": token_ids}
+    if model.pronunciations is not None:
+        kinds["phonemes"] = model.pronunciations.encode(reference)
+    for kind, ids in kinds.items():
+        if steps < steps_needed(ids):
+            return "left out, too few steps for CTC", f"{seconds:.2f} s at speed {speed:g} for {len(ids)} {kind}"
     return None

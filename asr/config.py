@@ -64,6 +64,9 @@ class EncoderConfig:
     dropout: float = 0.1
     """Share of units that training zeroes, for a whole utterance: of the convolutions' output, and of each layer's
     before it joins the residual."""
+    phoneme_layer: int = 0
+    """The layer, counted from below, behind which a second CTC output hears phonemes, which the search with a language
+    model reads beside the tokens; it needs `vocabulary.pronunciations`. 0: none."""
 
     def __post_init__(self) -> None:
         require(self.cell in ("gru", "lstm", "rnn"), "model.encoder.cell", self.cell, "be gru, lstm or rnn")
@@ -71,6 +74,8 @@ class EncoderConfig:
         require(self.hidden_size >= 1, "model.encoder.hidden_size", self.hidden_size, "be at least 1")
         require(self.conv_channels >= 1, "model.encoder.conv_channels", self.conv_channels, "be at least 1")
         require(0 <= self.dropout < 1, "model.encoder.dropout", self.dropout, "be in [0, 1)")
+        is_layer = 0 <= self.phoneme_layer <= self.num_layers
+        require(is_layer, "model.encoder.phoneme_layer", self.phoneme_layer, f"be 0 to num_layers={self.num_layers}")
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,9 @@ class VocabularyConfig:
     apostrophe and A-Z, or what `initial_model` has."""
     size: int = 256
     """Pieces at most, blank included; sentencepiece only."""
+    pronunciations: str = ""
+    """Pronouncing dictionary for `model.encoder.phoneme_layer`: a word and its phonemes a line, as in CMUdict. Empty:
+    none, or what `initial_model` has."""
 
     def __post_init__(self) -> None:
         kinds = ("characters", "sentencepiece")
@@ -192,6 +200,8 @@ class OptimizerConfig:
     """Longest gradient, L2 norm over all weights."""
     frozen_layers: int = 0
     """Recurrent layers, from below, that keep their weights, with the convolutions before them; 0: all learn."""
+    phoneme_weight: float = 0.5
+    """Share of the loss that is the phonemes', in a model that hears them; the tokens have the rest."""
 
     def __post_init__(self) -> None:
         require(self.name in ("adamw", "muon"), "optimizer.name", self.name, "be adamw or muon")
@@ -201,6 +211,7 @@ class OptimizerConfig:
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "be in [0, 1)")
         require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "be above 0")
         require(self.frozen_layers >= 0, "optimizer.frozen_layers", self.frozen_layers, "be at least 0")
+        require(0 <= self.phoneme_weight < 1, "optimizer.phoneme_weight", self.phoneme_weight, "be in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from asr.config import DataConfig
 from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.plan import DurationBatchSampler
+from asr.pronunciation import Pronunciations
 from asr.text import Vocabulary
 
 __all__ = ["Batch", "SpeechDataModule", "SpeechDataset"]
@@ -42,6 +43,10 @@ class Batch:
     """(batch,)"""
     references: list[str]
     ids: list[str]
+    phonemes: Tensor | None = None
+    """(batch, phonemes) phoneme ids of the references, for a model that hears phonemes."""
+    phoneme_lengths: Tensor | None = None
+    """(batch,)"""
     unreadable: tuple[str, ...] = ()
     """Why utterances of the plan are not here, each in a sentence."""
 
@@ -58,14 +63,19 @@ class SpeechDataset(Dataset[Batch]):
     """A list of indices to a Batch. Decoded audio is kept in memory up to a budget."""
 
     def __init__(
-        self, examples: Sequence[Example], vocabulary: Vocabulary, sample_rate: int, cache_hours: float = 0.0
+        self,
+        examples: Sequence[Example],
+        vocabulary: Vocabulary,
+        sample_rate: int,
+        cache_hours: float = 0.0,
+        pronunciations: Pronunciations | None = None,
     ) -> None:
         self.examples = examples
-        self.vocabulary = vocabulary
+        self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.sample_rate = sample_rate
         self._is_cached = cache_hours > 0
         self._cache: dict[int, tuple[Tensor, float]] = {}
-        self._cache_samples_left = int(cache_hours * 3600 * sample_rate)
+        self._cache_samples_left = int(cache_hours * 3600 * self.sample_rate)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -83,16 +93,24 @@ class SpeechDataset(Dataset[Batch]):
             ids.append(self.examples[index].utterance.id)
         if not waveforms:
             references, ids, waveforms = [""], ["silence"], [torch.zeros(self.sample_rate)]
-        targets = [torch.tensor(self.vocabulary.encode(reference), dtype=torch.long) for reference in references]
+        targets, target_lengths = _pad(map(self.vocabulary.encode, references))
         return Batch(
             waveforms=pad_sequence(waveforms, batch_first=True),
             sample_lengths=torch.tensor([len(samples) for samples in waveforms]),
-            targets=pad_sequence(targets, batch_first=True),
-            target_lengths=torch.tensor([len(token_ids) for token_ids in targets]),
+            targets=targets,
+            target_lengths=target_lengths,
             references=references,
             ids=ids,
             unreadable=tuple(unreadable),
+            **self._phonemes(references),
         )
+
+    def _phonemes(self, references: Sequence[str]) -> dict[str, Tensor]:
+        """A batch's, where the model hears them."""
+        if self.pronunciations is None:
+            return {}
+        phonemes, lengths = _pad(map(self.pronunciations.encode, references))
+        return {"phonemes": phonemes, "phoneme_lengths": lengths}
 
     def _samples(self, index: int) -> Tensor:
         """(samples,) float32; with a cache rounded as what it keeps, held or not: a resumed run may hold others."""
@@ -106,6 +124,12 @@ class SpeechDataset(Dataset[Batch]):
             self._cache_samples_left -= len(samples)
             self._cache[index] = rounded
         return _from_16_bits(*rounded)
+
+
+def _pad(rows: Iterable[list[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor, (rows, longest), and their lengths."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True), torch.tensor([len(tensor) for tensor in tensors])
 
 
 def _to_16_bits(samples: Tensor) -> tuple[Tensor, float]:
@@ -181,8 +205,9 @@ class SpeechDataModule(lightning.LightningDataModule):
         """stays: whether its workers, and the audio that they keep, live on from one epoch to the next."""
         workers = self.config.num_workers
         cache_hours = self.config.cache_hours if stays else 0.0
+        vocabulary, pronunciations = self.model.vocabulary, self.model.pronunciations
         return DataLoader(
-            SpeechDataset(corpus.examples, self.model.vocabulary, self.model.sample_rate, cache_hours),
+            SpeechDataset(corpus.examples, vocabulary, self.model.sample_rate, cache_hours, pronunciations),
             sampler=sampler,
             batch_size=None,
             num_workers=workers,

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy
-import torch
 from torch import Tensor
-from torch.nn.functional import ctc_loss
 
 from asr.alignment import align_tokens
-from asr.decoder import Decode, DecodedTokens, check_vocabulary
+from asr.decoder import Decode, DecodedTokens, check_vocabulary, reads_phonemes, text_log_probs
 from asr.errors import AsrError
-from asr.text import BLANK_ID, Vocabulary, count_lost
+from asr.text import Vocabulary, count_lost
 from asr.words import join_words, split_words
 
 __all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
@@ -59,13 +57,15 @@ class HotwordDecoder:
             if not 0 <= boost < inf:
                 raise AsrError(f"hotword {word!r}: its boost of {boost} must be a number of at least 0")
         self._decode, self._vocabulary = decode, vocabulary
+        self.reads_phonemes = reads_phonemes(decode)
         self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
-        check_vocabulary(log_probs, self._vocabulary)
         decoded = self._decode(log_probs, lengths)
-        rows = zip(log_probs, lengths.tolist(), decoded, strict=True)
+        of_tokens = log_probs[:, :, : len(self._vocabulary)] if self.reads_phonemes else log_probs
+        check_vocabulary(of_tokens, self._vocabulary)
+        rows = zip(of_tokens, lengths.tolist(), decoded, strict=True)
         return [self._improve(row[:length], tokens) for row, length, tokens in rows]
 
     def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:
@@ -101,7 +101,8 @@ class HotwordDecoder:
             first, last = max(0, start - 1), min(len(words), end + 1)
             middles = [words[start:end], *([hotword] for hotword in tried)]
             texts = [[*words[first:start], *middle, *words[end:last]] for middle in middles]
-            before, *after = self._scores(log_probs[edges[first][0] : edges[last - 1][1]], texts)
+            targets = [self._vocabulary.encode(join_words(text)) for text in texts]
+            before, *after = text_log_probs(log_probs[edges[first][0] : edges[last - 1][1]], targets)
             for hotword, score in zip(tried, after, strict=True):
                 gain = score + self._hotwords[hotword] - before
                 if gain > 0:
@@ -115,20 +116,6 @@ class HotwordDecoder:
             edges[0] = (0, edges[0][1])
             edges[-1] = (edges[-1][0], steps)
         return edges
-
-    def _scores(self, log_probs: Tensor, texts: Sequence[Sequence[str]]) -> list[float]:
-        """The log-probability of each text, all alignments together; (steps, vocabulary) log_probs."""
-        targets = [self._vocabulary.encode(join_words(words)) for words in texts]
-        copies = log_probs[:, None].expand(-1, len(targets), -1).contiguous()
-        losses = ctc_loss(
-            copies,
-            torch.tensor([token_id for target in targets for token_id in target], device=log_probs.device),
-            torch.full((len(targets),), len(log_probs)),
-            torch.tensor([len(target) for target in targets]),
-            blank=BLANK_ID,
-            reduction="none",
-        )
-        return [-loss for loss in losses.tolist()]
 
 
 def _stretches(words: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:

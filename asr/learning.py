@@ -74,6 +74,7 @@ class CTCTrainingModule(lightning.LightningModule):
         if weight > 0:
             batch = _twice(batch)
         log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
+        log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
         tokens = self._tokens(batch)
         loss, impossible = self._loss(log_probs, lengths, batch, tokens)
         impossible = impossible * size / len(lengths)
@@ -83,7 +84,12 @@ class CTCTrainingModule(lightning.LightningModule):
             apart = disagreement(log_probs, lengths) / tokens
             self.log("train/disagreement", apart, batch_size=size, sync_dist=True)
             loss = loss + weight * apart
-        return loss
+        if self.model.pronunciations is None:
+            return loss
+        phoneme_loss = self._phoneme_loss(of_phonemes, lengths, batch)
+        self.log("train/phoneme_loss", phoneme_loss, prog_bar=True, batch_size=size, sync_dist=True)
+        share = self.config.optimizer.phoneme_weight
+        return (1 - share) * loss + share * phoneme_loss
 
     def augmented_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features (batch, frames, num_mels) and their lengths, as this step's draws augment them, in float32.
@@ -111,9 +117,21 @@ class CTCTrainingModule(lightning.LightningModule):
         # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
         return losses.sum() / tokens, (losses == 0).sum().float()
 
+    def _phoneme_loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        """CTC loss of a batch per phoneme, in float32; log_probs: (batch, steps, phonemes)."""
+        phonemes, phoneme_lengths = batch.phonemes, batch.phoneme_lengths
+        assert phonemes is not None
+        assert phoneme_lengths is not None
+        arguments = (phonemes, lengths, phoneme_lengths, BLANK_ID, "sum", True)
+        return ctc_loss(log_probs.transpose(0, 1), *arguments) / self._mean_over_ranks(phoneme_lengths)
+
     def _tokens(self, batch: Batch) -> Tensor:
-        """Target tokens; in training their mean over the ranks: it makes the mean gradient that of the pooled loss."""
-        tokens = batch.target_lengths.sum().clamp(min=1)
+        """Target tokens."""
+        return self._mean_over_ranks(batch.target_lengths)
+
+    def _mean_over_ranks(self, lengths: Tensor) -> Tensor:
+        """All together; in training their mean over the ranks: it makes the mean gradient that of the pooled loss."""
+        tokens = lengths.sum().clamp(min=1)
         if not self.training or self._trainer is None or self.trainer.world_size == 1:
             return tokens
         mean: Tensor = self.trainer.strategy.reduce(tokens.float(), reduce_op="mean")

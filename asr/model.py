@@ -15,6 +15,7 @@ from asr.devices import full_float32
 from asr.encoder import BiGRUEncoder
 from asr.errors import AsrError
 from asr.features import Lengths, LogMelFrontend
+from asr.pronunciation import Pronunciations
 from asr.text import Vocabulary
 
 if TYPE_CHECKING:
@@ -24,19 +25,42 @@ if TYPE_CHECKING:
     from asr.sources import AudioSource
     from asr.transcript import Transcript
 
-__all__ = ["CTCModel", "check_evaluates", "find_kept", "steps_needed", "with_dropout", "with_vocabulary"]
+__all__ = [
+    "CTCModel",
+    "check_evaluates",
+    "find_kept",
+    "steps_needed",
+    "with_dropout",
+    "with_phonemes",
+    "with_vocabulary",
+]
 
 
 class CTCModel(nn.Module):
-    """Waveforms to per-step log-probabilities over the vocabulary; the same computation in training and evaluation."""
+    """Waveforms to per-step log-probabilities over the vocabulary; the same computation in training and evaluation.
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    A model with pronunciations hears phonemes too, by a second head on its middle layer.
+    """
+
+    def __init__(
+        self, config: ModelConfig, vocabulary: Vocabulary, pronunciations: Pronunciations | None = None
+    ) -> None:
+        """Raises AsrError for pronunciations without `phoneme_layer`, and for it without them."""
         super().__init__()
+        layer = config.encoder.phoneme_layer
+        if (layer > 0) != (pronunciations is not None):
+            rule = "be above 0 beside a pronouncing dictionary (vocabulary.pronunciations), and 0 without one"
+            raise AsrError(f"model.encoder.phoneme_layer={layer} must {rule}")
         self.config = config
         self.vocabulary = vocabulary
         self.frontend = LogMelFrontend(config.frontend)
         self.encoder = BiGRUEncoder(config.encoder, config.frontend.num_mels)
-        self.head = nn.Linear(self.encoder.output_size, len(vocabulary))
+        size = self.encoder.output_size
+        self.head = nn.Linear(size, len(vocabulary))
+        self.pronunciations = pronunciations
+        self.phoneme_head = (
+            None if pronunciations is None else nn.Sequential(nn.LayerNorm(size), nn.Linear(size, len(pronunciations)))
+        )
 
     @property
     def sample_rate(self) -> int:
@@ -63,6 +87,14 @@ class CTCModel(nn.Module):
         returns: (batch, steps, vocabulary), (batch,); what stands past a length is undefined.
         Raises AsrError for other shapes.
         """
+        log_probs, lengths = self.all_log_probs(waveforms, sample_lengths)
+        return log_probs[:, :, : len(self.vocabulary)].contiguous(), lengths
+
+    def all_log_probs(self, waveforms: Tensor, sample_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and behind the tokens of each step the log-probabilities of the phonemes, if it hears them.
+
+        returns: (batch, steps, vocabulary + phonemes), (batch,).
+        """
         if waveforms.dim() != 2 or sample_lengths.shape != waveforms.shape[:1]:
             given = f"waveforms {tuple(waveforms.shape)} and sample_lengths {tuple(sample_lengths.shape)}"
             raise AsrError(f"{given} must be (batch, samples) and (batch,)")
@@ -71,9 +103,12 @@ class CTCModel(nn.Module):
             return self.log_probs(*self.frontend(waveforms, sample_lengths))
 
     def log_probs(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, from (batch, frames, num_mels) normalized features."""
-        encodings, encoding_lengths = self.encoder(features, feature_lengths)
-        return self.head(encodings).float().log_softmax(dim=2), encoding_lengths
+        """As `all_log_probs`, from (batch, frames, num_mels) normalized features."""
+        middle, lengths = self.encoder.lower(features, feature_lengths)
+        outputs = [self.head(self.encoder.upper(middle, lengths))]
+        if self.phoneme_head is not None:
+            outputs.append(self.phoneme_head(middle).transpose(0, 1))
+        return torch.cat([output.float().log_softmax(dim=2) for output in outputs], dim=2), lengths
 
     def transcribe(
         self,
@@ -103,18 +138,29 @@ def steps_needed(token_ids: list[int]) -> int:
 def with_dropout(model: CTCModel, dropout: float) -> CTCModel:
     """A copy, in the same mode, with another share of dropout, which no weight depends on."""
     config = replace(model.config, encoder=replace(model.config.encoder, dropout=dropout))
-    changed = CTCModel(config, model.vocabulary)
+    changed = CTCModel(config, model.vocabulary, model.pronunciations)
     changed.load_state_dict(model.state_dict())
+    return changed.train(model.training)
+
+
+def with_phonemes(model: CTCModel, layer: int, pronunciations: Pronunciations) -> CTCModel:
+    """A copy, in the same mode, that hears phonemes behind that layer; what it hears already it keeps."""
+    config = replace(model.config, encoder=replace(model.config.encoder, phoneme_layer=layer))
+    changed = CTCModel(config, model.vocabulary, pronunciations)
+    is_same = model.pronunciations is not None and model.pronunciations.phonemes == pronunciations.phonemes
+    weights = {name: tensor for name, tensor in model.state_dict().items() if is_same or "phoneme" not in name}
+    changed.load_state_dict(weights, strict=False)
     return changed.train(model.training)
 
 
 def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     """A copy, in the same mode, that writes other tokens: those of `find_kept` keep what was learned.
 
-    A new token knows nothing, and begins as improbable as the rarest old one.
+    A new token knows nothing, and begins as improbable as the rarest old one. Phonemes are no longer heard: the words
+    that they belong to were written in the old tokens.
     """
-    changed = CTCModel(model.config, vocabulary)
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head.")}
+    changed = CTCModel(replace(model.config, encoder=replace(model.config.encoder, phoneme_layer=0)), vocabulary)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "phoneme"))}
     changed.load_state_dict(weights, strict=False)
     with torch.no_grad():
         changed.head.bias.fill_(model.head.bias.min())

@@ -1,4 +1,4 @@
-"""The model file: one .safetensors with weights, configuration, vocabulary and a format number.
+"""The model file: one .safetensors with weights, configuration, vocabulary, pronunciations and a format number.
 
 Reading it runs no code from the file.
 """
@@ -18,13 +18,14 @@ from asr.config import ModelConfig, model_config_from_dict
 from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.newfiles import new_file
+from asr.pronunciation import pronunciations_from_dict
 from asr.text import vocabulary_from_dict
 from asr.threads import compute_alone_in_forks
 
 __all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "save_model"]
 
-FORMAT_NUMBER = 1
-"""Goes up when an older release could not read the file."""
+FORMAT_NUMBER = 2
+"""Goes up when an older release could not read the file; 2 since a model may hear phonemes."""
 
 PACKAGED = "packaged"
 """In place of a path: what comes with the package."""
@@ -44,6 +45,8 @@ def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.
         "config": json.dumps(dataclasses.asdict(model.config)),
         "vocabulary": json.dumps(model.vocabulary.to_dict()),
     }
+    if model.pronunciations is not None:
+        metadata["pronunciations"] = json.dumps(model.pronunciations.to_dict())
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
     content = save(weights, metadata)
     with new_file(Path(path)) as file:
@@ -90,7 +93,9 @@ def _build(path: Path, metadata: dict[str, str], num_weights: int) -> CTCModel:
         config = model_config_from_dict(json.loads(metadata["config"]))
         if _least_weights(config) > num_weights:  # else a file of a kilobyte could fill the memory
             raise AsrError("the weights do not fit it: there are too few")
-        return CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])))
+        words = json.loads(metadata.get("pronunciations", "null"))
+        pronunciations = None if words is None else pronunciations_from_dict(words)
+        return CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])), pronunciations)
     except (AsrError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise AsrError(f"{path}: the model file's configuration is damaged: {error}") from error
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from asr.decoder import Decode, DecodedTokens, decode_greedy
+from asr.decoder import Decode, DecodedTokens, decode_greedy, reads_phonemes
 from asr.model import CTCModel, check_evaluates
 from asr.plan import fill_batches
 from asr.threads import lent_threads
@@ -73,9 +73,11 @@ class Recogniser:
         goes_on = torch.tensor([part.recording_seconds is None for part in parts], device=self.model.device)
         for part in parts:
             part.samples = torch.empty(0)
-        log_probs, steps = self.model(waveforms, lengths)
+        decode = self.decode or decode_greedy
+        hear = self.model.all_log_probs if reads_phonemes(decode) else self.model
+        log_probs, steps = hear(waveforms, lengths)
         steps = torch.where(goes_on, lengths // self.model.step_samples, steps)  # the next stretch has the edge's step
-        return (self.decode or decode_greedy)(log_probs, steps)
+        return decode(log_probs, steps)
 
     def recognise(self, parts: Iterable[Part]) -> Iterator[Part]:
         """The parts with their words, in their order, each as soon as it and all before it are ready."""

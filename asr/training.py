@@ -29,10 +29,11 @@ from asr.errors import AsrError
 from asr.folders import read_many
 from asr.guards import Guards
 from asr.learning import CTCTrainingModule
-from asr.model import CTCModel, find_kept, with_dropout, with_vocabulary
+from asr.model import CTCModel, find_kept, with_dropout, with_phonemes, with_vocabulary
 from asr.modelfile import load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
+from asr.pronunciation import Pronunciations, read_pronunciations
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
 from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
@@ -106,12 +107,15 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
     if config.initial_model:
         model = load_model(config.initial_model)
         model = with_dropout(model, config.model.encoder.dropout)
+        if pronunciations := make_pronunciations(config, model.vocabulary):
+            model = with_phonemes(model, config.model.encoder.phoneme_layer, pronunciations)
         if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
             raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
         if config.vocabulary.characters:
             model = change_vocabulary(model, make_vocabulary(config, texts))
     else:
-        model = CTCModel(config.model, make_vocabulary(config, texts))
+        vocabulary = make_vocabulary(config, texts)
+        model = CTCModel(config.model, vocabulary, make_pronunciations(config, vocabulary))
     freeze(model, config.optimizer.frozen_layers)
     return model.train()
 
@@ -147,6 +151,12 @@ def make_vocabulary(config: TrainConfig, texts: Iterable[str]) -> Vocabulary:
     if config.vocabulary.kind == "characters":
         return vocabulary
     return SentencePieceVocabulary.train(map(vocabulary.normalize, texts), config.vocabulary.size, characters)
+
+
+def make_pronunciations(config: TrainConfig, vocabulary: Vocabulary) -> Pronunciations | None:
+    """Those of the recipe's dictionary, for words as the vocabulary writes them."""
+    path = config.vocabulary.pronunciations
+    return read_pronunciations(path, vocabulary.normalize) if path else None
 
 
 @contextmanager

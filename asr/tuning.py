@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,13 @@ def tune(
     processes: searches that run side by side. settings: of the BeamDecoder.
     Raises AsrError for utterances without audio that can be read.
     """
-    vocabulary = model.vocabulary
-    BeamDecoder(vocabulary, language_model, **settings)  # what is wrong with them is told before the model computes
-    examples = compute_log_probs(model, utterances)
+    make = partial(BeamDecoder, model.vocabulary, language_model, pronunciations=model.pronunciations, **settings)
+    make()  # what is wrong with the settings is told before the model computes
+    examples = compute_log_probs(model, utterances, with_phonemes=True)
 
     def score(weights: tuple[float, ...]) -> Point:
         named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))
-        decoder = BeamDecoder(vocabulary, language_model, **named, **settings)
+        decoder = make(**named)
         counts = [word_errors(reference, join_words(decoder.search(log_probs)[0])) for reference, log_probs in examples]
         return Point(**named, words=pool(counts))
 
@@ -96,20 +97,23 @@ def find_best(points: Iterable[Point]) -> Point:
 
 
 Example = tuple[str, numpy.ndarray]
-"""A reference, and the log-probs (steps, vocabulary) of its utterance."""
+"""A reference, and the log-probs (steps, vocabulary) of its utterance, or (steps, vocabulary + phonemes)."""
 
 
-def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[Example]:
+def compute_log_probs(
+    model: CTCModel, utterances: Sequence[Utterance], *, with_phonemes: bool = False
+) -> list[Example]:
     """What the model makes of each utterance, long ones cut as `transcribe` cuts them.
 
+    with_phonemes: whether those of the phonemes follow the tokens', where the model hears them.
     Raises AsrError for audio that cannot be read.
     """
     by_length = sorted(utterances, key=lambda utterance: utterance.duration_seconds)
     seconds = [utterance.duration_seconds for utterance in by_length]
     short = [index for index, each in enumerate(seconds) if each <= LONG_SECONDS]
     batches = fill_batches(seconds, short, BATCH_SECONDS)
-    rows = [row for batch in batches for row in _of_batch(model, [by_length[index] for index in batch])]
-    rows += [_of_long(model, utterance) for utterance in by_length[len(short) :]]
+    rows = [row for batch in batches for row in _of_batch(model, [by_length[index] for index in batch], with_phonemes)]
+    rows += [_of_long(model, utterance, with_phonemes) for utterance in by_length[len(short) :]]
     return [
         (model.vocabulary.normalize(utterance.text), row.cpu().numpy())
         for utterance, row in zip(by_length, rows, strict=True)
@@ -117,16 +121,18 @@ def compute_log_probs(model: CTCModel, utterances: Sequence[Utterance]) -> list[
 
 
 @torch.inference_mode()
-def _of_batch(model: CTCModel, utterances: Sequence[Utterance]) -> Iterator[Tensor]:
+def _of_batch(model: CTCModel, utterances: Sequence[Utterance], with_phonemes: bool) -> Iterator[Tensor]:
     """(steps, vocabulary) log-probs of each."""
     samples = [utterance.read(model.sample_rate).to(model.device) for utterance in utterances]
     sample_lengths = torch.tensor([len(each) for each in samples], device=model.device)
-    log_probs, lengths = model(pad_sequence(samples, batch_first=True), sample_lengths)
+    hear = model.all_log_probs if with_phonemes else model
+    log_probs, lengths = hear(pad_sequence(samples, batch_first=True), sample_lengths)
     return (row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True))
 
 
-def _of_long(model: CTCModel, utterance: Utterance) -> Tensor:
+def _of_long(model: CTCModel, utterance: Utterance, with_phonemes: bool) -> Tensor:
     """(steps, vocabulary) log-probs of an utterance of any length."""
     with open_audio(utterance.audio_path, model.sample_rate) as audio:
         blocks = audio.blocks(utterance.start_seconds, utterance.duration_seconds)
-        return torch.cat(list(stream_log_probs(model, blocks, batch_seconds=BATCH_SECONDS)))
+        parts = stream_log_probs(model, blocks, batch_seconds=BATCH_SECONDS, with_phonemes=with_phonemes)
+        return torch.cat(list(parts))

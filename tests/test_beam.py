@@ -24,7 +24,7 @@ pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text
 
 from asr import load_model
 from asr.audio import open_audio
-from asr.beam import BeamDecoder, _without_stderr, read_arpa_unigrams
+from asr.beam import BeamDecoder, read_arpa_unigrams
 from asr.cli import main
 from asr.commands.options import add_language_model_options, make_decode
 from asr.decoder import decode_greedy
@@ -34,6 +34,7 @@ from asr.manifest import read_manifest
 from asr.metrics import word_errors
 from asr.model import CTCModel
 from asr.ngrams import NgramModel, build_ngrams, write_arpa
+from asr.search import _without_stderr
 from asr.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 from asr.transcript import find_words
 from asr.transcription import Recording, transcribe_recordings
@@ -270,8 +271,10 @@ def test_tuning_goes_on_past_the_edge_of_its_grid_as_long_as_it_gets_better(
         return "CAT", log_probs_of("CAT", {0: {"C": 1.0, "A": clearer}, 1: {"A": 1.0, "C": clearer}})[0].numpy()
 
     examples = [heard(weight) for weight in (1.9, 2.1, 2.4, 2.6, 2.9)]
-    monkeypatch.setattr("asr.tuning.compute_log_probs", lambda *_: examples)
-    points = list(tune(SimpleNamespace(vocabulary=VOCABULARY), [], tmp_path / "lm.arpa", processes=1))  # type: ignore[arg-type]
+    monkeypatch.setattr("asr.tuning.compute_log_probs", lambda *_, **__: examples)
+    points = list(
+        tune(SimpleNamespace(vocabulary=VOCABULARY, pronunciations=None), [], tmp_path / "lm.arpa", processes=1)
+    )  # type: ignore[arg-type]
     best = find_best(points)
     assert (best.lm_weight, best.words.errors) == (3.0, 0)
     assert len({point.weights for point in points}) == len(points)
@@ -313,7 +316,7 @@ def test_a_hotword_must_be_surer_to_replace_a_word_that_the_language_model_chose
     heard = log_probs_of("THE CAT SAT ON THE MAT", {4: {"C": 0.97, "R": 0.03}})  # two steps of 3.5 nats
 
     def said(*arguments: str) -> str:
-        model = SimpleNamespace(vocabulary=VOCABULARY)
+        model = SimpleNamespace(vocabulary=VOCABULARY, pronunciations=None)
         return text_of(make_decode(parser.parse_args(arguments), model), heard)  # type: ignore[arg-type]
 
     assert said("--hotword", "Rat") == "THE RAT SAT ON THE MAT"

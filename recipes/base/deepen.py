@@ -22,7 +22,7 @@ def deepen(model: CTCModel) -> CTCModel:
     """A copy with one more layer, which writes the same log-probabilities. Its cells must be GRUs."""
     encoder = model.config.encoder
     config = replace(model.config, encoder=replace(encoder, num_layers=encoder.num_layers + 1))
-    deeper = CTCModel(config, model.vocabulary)
+    deeper = CTCModel(config, model.vocabulary, model.pronunciations)
     deeper.load_state_dict(model.state_dict(), strict=False)  # all but the new layer's
     layer = deeper.encoder.layers[-1]
     with torch.no_grad():

@@ -1,0 +1,263 @@
+"""A model that hears phonemes beside its tokens: outputs, training, file, and the search that reads both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from command_line import Run
+from short_trainings import MANIFEST, make_config, read_scalars
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from asr.averaging import average
+from asr.check import check_corpus
+from asr.config import DataConfig
+from asr.decoder import decode_greedy
+from asr.errors import AsrError
+from asr.manifest import Utterance, read_manifest
+from asr.model import CTCModel, with_dropout, with_phonemes, with_vocabulary
+from asr.modelfile import load_model, save_model
+from asr.ngrams import build_ngrams, write_arpa
+from asr.pronunciation import Pronunciations
+from asr.text import CharacterVocabulary
+from asr.training import train
+
+VOCABULARY = CharacterVocabulary()
+WORDS = {"THE": "DH AX", "CAT": "K AE T", "KIT": "K IH T", "SAT": "S AE T", "SEE": "S IY", "SEA": "S IY"}
+PRONUNCIATIONS = Pronunciations({word: phonemes.split() for word, phonemes in WORDS.items()})
+
+
+@pytest.fixture(scope="module")
+def hearing(make_model: Callable[..., CTCModel]) -> CTCModel:
+    """The small model with a head for phonemes on the lower of its two layers; a test must not change it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return with_phonemes(make_model(), 1, PRONUNCIATIONS).requires_grad_(False)
+
+
+@pytest.fixture
+def dictionary(tmp_path: Path) -> Path:
+    """Phonemes for all words of the samples: their letters, but Q as K and W, and without E behind a word."""
+    words = {word for utterance in read_manifest(MANIFEST) for word in utterance.text.split()}
+    spoken = {word: " ".join(word.replace("'", "").replace("Q", "KW").removesuffix("E") or "E") for word in words}
+    path = tmp_path / "lexicon.txt"
+    path.write_text("".join(f"{word} {phonemes}\n" for word, phonemes in sorted(spoken.items())), encoding="utf-8")
+    return path
+
+
+def test_phonemes_stand_behind_the_tokens_and_both_are_distributions(hearing: CTCModel, speech: list[Tensor]) -> None:
+    lengths = torch.tensor([len(speech[0])])
+    log_probs, steps = hearing.all_log_probs(speech[0][None], lengths)
+    tokens, phonemes = log_probs.tensor_split([len(VOCABULARY)], dim=2)
+    assert phonemes.shape[2] == len(PRONUNCIATIONS) == 9
+    for part in (tokens, phonemes):
+        torch.testing.assert_close(part.exp().sum(2), torch.ones(part.shape[:2]))
+    alone, same_steps = hearing(speech[0][None], lengths)
+    assert torch.equal(alone, tokens)
+    assert torch.equal(steps, same_steps)
+
+
+def test_hearing_phonemes_changes_no_token(
+    hearing: CTCModel, make_model: Callable[..., CTCModel], speech: list[Tensor]
+) -> None:
+    arguments = speech[1][None], torch.tensor([len(speech[1])])
+    assert torch.equal(hearing(*arguments)[0], make_model()(*arguments)[0])
+
+
+def test_phonemes_are_the_same_alone_and_in_any_batch(hearing: CTCModel, speech: list[Tensor]) -> None:
+    lengths = torch.tensor([len(each) for each in speech])
+    together, steps = hearing.all_log_probs(pad_sequence(speech, batch_first=True), lengths)
+    for samples, row, count in zip(speech, together, steps.tolist(), strict=True):
+        alone, _ = hearing.all_log_probs(samples[None], torch.tensor([len(samples)]))
+        torch.testing.assert_close(row[:count], alone[0], atol=1e-4, rtol=0)
+
+
+def test_the_model_file_keeps_the_phonemes(hearing: CTCModel, speech: list[Tensor], tmp_path: Path) -> None:
+    save_model(hearing, tmp_path / "m.safetensors", dtype=torch.float32)
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert loaded.pronunciations is not None
+    assert loaded.pronunciations.pronounce("KIT") == ["K", "IH", "T"]
+    arguments = speech[0][None], torch.tensor([len(speech[0])])
+    assert torch.equal(loaded.all_log_probs(*arguments)[0], hearing.all_log_probs(*arguments)[0])
+
+
+def test_a_layer_and_a_dictionary_belong_together(model: CTCModel, hearing: CTCModel) -> None:
+    with pytest.raises(AsrError, match=r"model\.encoder\.phoneme_layer=0 must be above 0 beside a pronouncing"):
+        CTCModel(model.config, VOCABULARY, PRONUNCIATIONS)
+    with pytest.raises(AsrError, match=r"phoneme_layer=1 must .* 0 without one"):
+        CTCModel(hearing.config, VOCABULARY)
+
+
+def test_a_recipe_with_one_of_both_is_refused(dictionary: Path, tmp_path: Path) -> None:
+    for override in ("model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}"):
+        with pytest.raises(AsrError, match="phoneme_layer"):
+            train(make_config(tmp_path / "run", override))
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match=r"model\.encoder\.phoneme_layer=2 must be 0 to num_layers=1"):
+        make_config(tmp_path / "run", "model.encoder.phoneme_layer=2")
+
+
+def test_copies_keep_the_phonemes_but_for_other_tokens(hearing: CTCModel) -> None:
+    copy = with_dropout(hearing, 0.3)
+    weights = copy.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in hearing.state_dict().items())
+    assert with_vocabulary(hearing, CharacterVocabulary(" abc")).pronunciations is None
+
+
+def test_what_is_heard_already_is_kept_with_another_dictionary(hearing: CTCModel) -> None:
+    more = Pronunciations({**{word: text.split() for word, text in WORDS.items()}, "KITE": ["K", "IH", "T"]})
+    kept = with_phonemes(hearing, 1, more).state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in hearing.state_dict().items())
+    fewer = with_phonemes(hearing, 1, Pronunciations({"CAT": ["K", "AE", "T"]}))
+    assert fewer.phoneme_head is not None
+    assert fewer.phoneme_head[1].out_features == 4
+
+
+def test_models_of_other_phonemes_have_no_mean(hearing: CTCModel, model: CTCModel, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    others = with_phonemes(model, 1, Pronunciations({"CAT": ["K", "AE", "T"]}))
+    for path, each in zip(paths, (hearing, others, hearing), strict=True):
+        save_model(each, path)
+    assert average([paths[0], paths[2]]).pronunciations is not None
+    with pytest.raises(AsrError, match="have no mean"):
+        average(paths[:2])
+
+
+def test_an_utterance_with_too_few_steps_for_its_phonemes_is_left_out(model: CTCModel) -> None:
+    long = Pronunciations({"A": ["AH", "B"] * 15})
+    utterances = [replace(utterance, text="A", duration_seconds=1.0) for utterance in read_manifest(MANIFEST)[:1]]
+    utterances += [replace(utterances[0], id="long enough", duration_seconds=1.5)]
+    corpus = check_corpus(utterances, with_phonemes(model, 1, long), DataConfig())
+    assert [example.utterance.id for example in corpus.examples] == ["long enough"]
+    assert "1.00 s at speed 1 for 30 phonemes" in corpus.report()
+
+
+def test_training_learns_phonemes_beside_tokens(dictionary: Path, tmp_path: Path) -> None:
+    overrides = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}", "trainer.epochs=4"]
+    path = train(make_config(tmp_path / "run", *overrides))
+    curve = read_scalars(tmp_path / "run")["train/phoneme_loss"]
+    assert curve[max(curve)][0] < 0.9 * curve[min(curve)][0]
+    assert load_model(path).pronunciations is not None
+
+
+def test_a_training_without_a_dictionary_goes_on_from_a_model_that_hears(dictionary: Path, tmp_path: Path) -> None:
+    hears = ["model.encoder.phoneme_layer=1", "trainer.epochs=1"]
+    first = train(make_config(tmp_path / "first", *hears, f"vocabulary.pronunciations={dictionary}"))
+    second = train(make_config(tmp_path / "second", *hears, f"initial_model={first}"))
+    before, after = load_model(first), load_model(second)
+    assert before.pronunciations is not None
+    assert after.pronunciations is not None
+    assert after.pronunciations.to_dict() == before.pronunciations.to_dict()
+
+
+@pytest.fixture(scope="module")
+def arpa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text is not installed")
+    path = tmp_path_factory.mktemp("lm") / "lm.arpa"
+    write_arpa(build_ngrams(["THE CAT SAT", "THE KIT SAT", "SEE THE SEA"] * 3, 2), path)
+    return path
+
+
+class TestSearch:
+    def heard(self, letters: list[dict[str, float]], phonemes: list[dict[str, float]]) -> Tensor:
+        """(1, steps, vocabulary + phonemes): each for two steps, then a blank, stretched to as many steps."""
+        names = [token.upper() for token in VOCABULARY.tokens], PRONUNCIATIONS.phonemes
+        count = 3 * max(len(letters), len(phonemes))
+        parts = []
+        for tokens, places in zip(names, (letters, phonemes), strict=True):
+            part = torch.full((count, len(tokens)), 1e-4)
+            part[:, 0] = 1.0
+            for number, options in enumerate(places):
+                part[3 * number : 3 * number + 2, 0] = 1e-4
+                for token, probability in options.items():
+                    part[3 * number : 3 * number + 2, tokens.index(token)] = probability
+            parts.append((part / part.sum(1, keepdim=True)).log())
+        return torch.cat(parts, dim=1)[None]
+
+    def text_of(self, decoder: object, log_probs: Tensor) -> str:
+        (tokens,) = decoder(log_probs, torch.tensor([log_probs.shape[1]]))  # type: ignore[operator]
+        return VOCABULARY.decode(tokens.token_ids)
+
+    def test_phonemes_tell_words_apart_that_the_letters_do_not(self, arpa: Path) -> None:
+        from asr.beam import BeamDecoder
+
+        letters: list[dict[str, float]] = [{letter: 1.0} for letter in "THE "]
+        letters += [{"C": 0.5, "K": 0.5}, {"A": 0.5, "I": 0.5}, {"T": 1.0}]
+        letters += [{letter: 1.0} for letter in " SAT"]
+        decoder = BeamDecoder(VOCABULARY, arpa, pronunciations=PRONUNCIATIONS)
+        for vowel, text in (("AE", "THE CAT SAT"), ("IH", "THE KIT SAT")):
+            phonemes = [{phoneme: 1.0} for phoneme in ["DH", "AX", "K", vowel, "T", "S", "AE", "T"]]
+            assert self.text_of(decoder, self.heard(letters, phonemes)) == text
+
+    def test_letters_tell_words_apart_that_sound_alike(self, arpa: Path) -> None:
+        from asr.beam import BeamDecoder
+
+        decoder = BeamDecoder(VOCABULARY, arpa, pronunciations=PRONUNCIATIONS, lm_weight=0.1)
+        phonemes = [{phoneme: 1.0} for phoneme in ("S", "IY", "DH", "AX", "S", "IY")]
+        for text in ("SEE THE SEA", "SEA THE SEE"):
+            assert self.text_of(decoder, self.heard([{letter: 1.0} for letter in text], phonemes)) == text
+
+    def test_without_the_phonemes_it_says_what_it_wants(self, arpa: Path) -> None:
+        from asr.beam import BeamDecoder
+
+        decoder = BeamDecoder(VOCABULARY, arpa, pronunciations=PRONUNCIATIONS)
+        with pytest.raises(AsrError, match=r"give it what model\.all_log_probs returns"):
+            decoder(torch.zeros(1, 5, len(VOCABULARY)), torch.tensor([5]))
+
+    def test_words_that_cannot_be_pronounced_and_too_many_homophones_leave_the_rest(self, tmp_path: Path) -> None:
+        from asr.beam import BeamDecoder
+
+        alike = [f"SEE{letter}" for letter in "ABCDEFGHIJ"]
+        pronunciations = Pronunciations({**{word: ["S", "IY"] for word in alike}, "CAT": ["K", "AE", "T"]})
+        write_arpa(build_ngrams(["'", *alike, "CAT SEEJ", "SEEJ"], 2), tmp_path / "lm.arpa")
+        decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", pronunciations=pronunciations)
+        letters = [{letter: 1.0} for letter in "CAT SEEJ"]
+        width = len(VOCABULARY) + len(pronunciations)
+        log_probs = torch.full((1, 24, width), 1.0 / len(pronunciations)).log()
+        log_probs[:, :, : len(VOCABULARY)] = self.heard(letters, [])[:, :, : len(VOCABULARY)]
+        assert self.text_of(decoder, log_probs) == "CAT SEEJ"
+
+    def test_hotwords_work_behind_it(self, arpa: Path) -> None:
+        from asr.beam import BeamDecoder
+        from asr.hotwords import HotwordDecoder
+
+        decoder = HotwordDecoder(
+            BeamDecoder(VOCABULARY, arpa, pronunciations=PRONUNCIATIONS), VOCABULARY, {"CATT": 20.0}
+        )
+        letters = [{letter: 1.0} for letter in "THE CAT SAT"]
+        phonemes = [{phoneme: 1.0} for phoneme in ["DH", "AX", "K", "AE", "T", "S", "AE", "T"]]
+        assert self.text_of(decoder, self.heard(letters, phonemes)) == "THE CATT SAT"
+        assert decoder.reads_phonemes
+        assert not HotwordDecoder(decode_greedy, VOCABULARY, {"CATT": 20.0}).reads_phonemes
+
+    def test_commands_search_with_phonemes(self, hearing: CTCModel, arpa: Path, tmp_path: Path, run: Run) -> None:
+        save_model(hearing, tmp_path / "m.safetensors")
+        arguments = "--model", tmp_path / "m.safetensors", "--lm", arpa
+        done = run("transcribe", *arguments, "--format", "json", MANIFEST.parent / "84-121123-0001.flac")
+        assert done.code == 0, done.errors
+        words = {word["text"] for segment in json.loads(done.output)["segments"] for word in segment["words"]}
+        assert words <= set(WORDS)
+        tuned = run("tune-lm", tmp_path / "m.safetensors", MANIFEST, "--lm", arpa, "--beam-size", "5")
+        assert tuned.code == 0, tuned.errors
+
+
+def test_the_phonemes_are_of_the_references() -> None:
+    from asr.check import Example
+    from asr.data import SpeechDataset
+
+    utterance: Utterance = read_manifest(MANIFEST)[0]
+    examples = [Example(utterance, "THE CAT"), Example(utterance, "SEE")]
+    batch = SpeechDataset(examples, VOCABULARY, 16000, pronunciations=PRONUNCIATIONS)[[0, 1]]
+    assert batch.phonemes is not None
+    assert batch.phoneme_lengths is not None
+    assert batch.phoneme_lengths.tolist() == [5, 2]
+    names = numpy.array(PRONUNCIATIONS.phonemes)
+    assert list(names[batch.phonemes[0].numpy()]) == ["DH", "AX", "K", "AE", "T"]
