@@ -133,17 +133,21 @@ def finetune_config(
     defaults = [*DEFAULTS, f"trainer.epochs={epochs}", f"model.encoder.dropout={model.config.encoder.dropout}"]
     frozen = [] if frozen_layers is None else [f"optimizer.frozen_layers={frozen_layers}"]
     config = load_config(None, [*defaults, *overrides, *frozen])
+    characters = characters or config.vocabulary.characters
+    hears_phonemes = not characters or config.vocabulary.pronunciations  # `with_vocabulary` drops those of old letters
+    encoder = dataclasses.replace(
+        model.config.encoder,
+        dropout=config.model.encoder.dropout,
+        phoneme_layer=model.config.encoder.phoneme_layer if hears_phonemes else 0,
+    )
     return dataclasses.replace(
         config,
         initial_model=str(model_path),
-        model=dataclasses.replace(
-            model.config,
-            encoder=dataclasses.replace(model.config.encoder, dropout=config.model.encoder.dropout),
-        ),
+        model=dataclasses.replace(model.config, encoder=encoder),
         vocabulary=dataclasses.replace(
             config.vocabulary,
             kind=model.vocabulary.to_dict()["kind"],
-            characters=characters or config.vocabulary.characters,
+            characters=characters,
             size=len(model.vocabulary),
         ),
         data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),

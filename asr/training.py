@@ -105,14 +105,14 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
 def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
     """A model with random weights, or with those of `config.initial_model`; texts: what it shall learn to write."""
     if config.initial_model:
-        model = load_model(config.initial_model)
-        model = with_dropout(model, config.model.encoder.dropout)
+        model = with_dropout(load_model(config.initial_model), config.model.encoder.dropout)
+        is_same_kind = model.vocabulary.to_dict()["kind"] == config.vocabulary.kind
+        if config.vocabulary.characters and is_same_kind:
+            model = change_vocabulary(model, make_vocabulary(config, texts))
         if pronunciations := make_pronunciations(config, model.vocabulary):
             model = with_phonemes(model, config.model.encoder.phoneme_layer, pronunciations)
-        if model.config != config.model or model.vocabulary.to_dict()["kind"] != config.vocabulary.kind:
+        if model.config != config.model or not is_same_kind:
             raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
-        if config.vocabulary.characters:
-            model = change_vocabulary(model, make_vocabulary(config, texts))
     else:
         vocabulary = make_vocabulary(config, texts)
         model = CTCModel(config.model, vocabulary, make_pronunciations(config, vocabulary))

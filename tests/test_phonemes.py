@@ -261,3 +261,16 @@ def test_the_phonemes_are_of_the_references() -> None:
     assert batch.phoneme_lengths.tolist() == [5, 2]
     names = numpy.array(PRONUNCIATIONS.phonemes)
     assert list(names[batch.phonemes[0].numpy()]) == ["DH", "AX", "K", "AE", "T"]
+
+
+def test_fine_tuning_goes_on_hearing_phonemes_and_drops_them_with_the_letters(
+    dictionary: Path, tmp_path: Path, run: Run
+) -> None:
+    hears = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}", "trainer.epochs=1"]
+    start = train(make_config(tmp_path / "start", *hears))
+    short = ["--train", MANIFEST, "--valid", MANIFEST, "trainer.epochs=1", "data.batch_seconds=20"]
+    for name, extra in (("same", []), ("small", ["--new-vocabulary", " 'abcdefghijklmnopqrstuvwxyz"])):
+        done = run("finetune", start, *short, f"output_dir={tmp_path / name}", *extra)
+        assert done.code == 0, done.errors
+    assert load_model(tmp_path / "same" / "model.safetensors").pronunciations is not None
+    assert load_model(tmp_path / "small" / "model.safetensors").pronunciations is None
