@@ -98,8 +98,8 @@ class VocabularyConfig:
     size: int = 256
     """Pieces at most, blank included; sentencepiece only."""
     pronunciations: str = ""
-    """Pronouncing dictionary for `model.encoder.phoneme_layer`: a word and its phonemes a line, as in CMUdict. Empty:
-    none, or what `initial_model` has."""
+    """Pronouncing dictionary for `model.encoder.phoneme_layer`: a word and its phonemes a line, as in CMUdict, or
+    `packaged`, the packaged model's, which is English. Empty: none, or what `initial_model` has."""
 
     def __post_init__(self) -> None:
         kinds = ("characters", "sentencepiece")

@@ -29,6 +29,9 @@ MOST_CHARACTERS = 16_000_000
 MOST_SHARED = 25
 """Letters or phonemes that an entry can take from the one before: a to z."""
 
+Normalize = Callable[[str, Counter[str]], str]
+"""A vocabulary's: a text to its normal form, and what is dropped of it."""
+
 _FURTHER = re.compile(r"\(\d+\)$")
 """Behind a word: another of its pronunciations."""
 
@@ -78,6 +81,14 @@ class Pronunciations:
             phoneme_ids += self._encoded[word]
         return phoneme_ids
 
+    def written_by(self, normalize: Normalize) -> Pronunciations:
+        """Those of the words that a vocabulary writes as one word, as it writes them; raises AsrError for none."""
+        entries: dict[str, list[str]] = {}
+        for word, phonemes in self._entries.items():
+            if written := _write_word(word, normalize):
+                entries.setdefault(written, phonemes)
+        return Pronunciations(entries)
+
     def to_dict(self) -> dict[str, Any]:
         """What the model file keeps; `pronunciations_from_dict` reads it."""
         said = ("".join(_sign(self._ids[each]) for each in self._entries[word]) for word in sorted(self._entries))
@@ -123,7 +134,7 @@ def pronunciations_from_dict(values: dict[str, Any]) -> Pronunciations:
     return _Packed({"phonemes": phonemes, "entries": entries})
 
 
-def read_pronunciations(path: str | Path, normalize: Callable[[str, Counter[str]], str]) -> Pronunciations:
+def read_pronunciations(path: str | Path, normalize: Normalize) -> Pronunciations:
     """A dictionary in the form of CMUdict and Kaldi's lexicon.txt: `QUILTER K W IH1 L T ER0`.
 
     A line holds a word and its phonemes, whose digits, for stress, are taken off. What stands behind a # is a comment,
@@ -136,18 +147,23 @@ def read_pronunciations(path: str | Path, normalize: Callable[[str, Counter[str]
     entries: dict[str, list[str]] = {}
     problems = []
     for number, (written, *phonemes) in _read_fields(Path(path)):
-        dropped: Counter[str] = Counter()
-        words = split_words(normalize(written, dropped))
         if not phonemes:
             problems.append(f"{path}:{number}: {written!r} has no phonemes")
-        elif len(words) == 1 and not dropped and not _FURTHER.search(written):
-            entries.setdefault(words[0], [each.rstrip("0123456789") or each for each in phonemes])
+        elif not _FURTHER.search(written) and (word := _write_word(written, normalize)):
+            entries.setdefault(word, [each.rstrip("0123456789") or each for each in phonemes])
     if problems:
         raise AsrError.of_many(problems, "lines")
     try:
         return Pronunciations(entries)
     except AsrError as error:
         raise AsrError(f"{path}: {error}") from error
+
+
+def _write_word(word: str, normalize: Normalize) -> str:
+    """A word as `normalize` writes it; nothing where it loses a sign or becomes several words."""
+    dropped: Counter[str] = Counter()
+    words = split_words(normalize(word, dropped))
+    return words[0] if len(words) == 1 and not dropped else ""
 
 
 def _read_fields(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -30,7 +30,7 @@ from asr.folders import read_many
 from asr.guards import Guards
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel, find_kept, with_dropout, with_phonemes, with_vocabulary
-from asr.modelfile import load_model
+from asr.modelfile import PACKAGED, load_model
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
 from asr.pronunciation import Pronunciations, read_pronunciations
@@ -156,6 +156,8 @@ def make_vocabulary(config: TrainConfig, texts: Iterable[str]) -> Vocabulary:
 def make_pronunciations(config: TrainConfig, vocabulary: Vocabulary) -> Pronunciations | None:
     """Those of the recipe's dictionary, for words as the vocabulary writes them."""
     path = config.vocabulary.pronunciations
+    if path == PACKAGED and (packaged := load_model().pronunciations):
+        return packaged.written_by(vocabulary.normalize)
     return read_pronunciations(path, vocabulary.normalize) if path else None
 
 

@@ -247,3 +247,14 @@ def test_an_empty_dictionary_is_refused() -> None:
     for entries in ({}, {"TO": []}):
         with pytest.raises(AsrError, match="must hold at least one word"):
             Pronunciations(entries)
+
+
+def test_words_are_written_as_another_vocabulary_writes_them() -> None:
+    known = Pronunciations({"CAT": ["k"], "DON'T": ["d"], "CAFÉ": ["k", "f"]})
+    small = known.written_by(CharacterVocabulary(" abcdefghijklmnopqrstuvwxyz").normalize)
+    assert "cat" in small
+    assert "CAT" not in small
+    assert "cafe" in small
+    assert "dont" not in small
+    with pytest.raises(AsrError, match="must hold at least one word"):
+        known.written_by(CharacterVocabulary(" я").normalize)
