@@ -15,9 +15,8 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -45,11 +44,15 @@ LM_WEIGHT_OF_PIECES = 0.8
 """Found there for models of 256 pieces: a piece is heard or missed as a whole, so beside them the language model must
 say less, else words are lost."""
 
-PHONEME_LM_SHARE, BOTH_LM_SHARE = 0.5, 0.8
-"""Of that weight, what the language model has in the search of phonemes, and beside the mean of tokens and phonemes."""
+LM_WEIGHT_OF_PHONEMES, PHONEME_SHARE = 0.75, 0.9
+"""Found there for the packaged model's phonemes: the language model's weight in their search and where both searches'
+texts are scored, and the share of the phonemes in what was heard of these, of which the tokens have the rest."""
 
-MOST_SCORED = 100
-"""Hypotheses of each search that are scored by both."""
+MOST_SCORED = 30
+"""Hypotheses of each search that are scored by both; with 100 the result is the same."""
+
+BEAM_SHARE_OF_PHONEMES = 0.5
+"""Hypotheses that their search keeps beside those of the tokens' search: it takes four times as long for each."""
 
 LONGEST_WORD = 1000
 """Tokens of a word that can be written; the search's tree of words ends the process at some tens of thousands."""
@@ -80,9 +83,10 @@ class BeamDecoder:
         pronunciations: `model.pronunciations` of a model that hears phonemes; it then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
-        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words. word_score: added for every
-        word; more than 0 makes words shorter and more. prior_weight: of the log-frequency of each token in the language
-        model's words, which is taken off the model's log-probability.
+        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes 0.75, and
+        where it is given in proportion. word_score: added for every word; more than 0 makes words shorter and more.
+        prior_weight: of the log-frequency of each token in the language model's words, which is taken off the model's
+        log-probability.
         processes: searches side by side, in copies of this process (Linux only).
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
@@ -91,8 +95,8 @@ class BeamDecoder:
             language_model = PACKAGED_LANGUAGE_MODEL
         if isinstance(lexicon, str):
             raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
-        if lm_weight is None:
-            lm_weight = LM_WEIGHT if " " in vocabulary.tokens else LM_WEIGHT_OF_PIECES
+        usual_weight = LM_WEIGHT if " " in vocabulary.tokens else LM_WEIGHT_OF_PIECES
+        lm_weight = usual_weight if lm_weight is None else lm_weight
         if beam_size < 1:
             raise AsrError(f"beam_size={beam_size} must be at least 1")
         for name, weight in (("lm_weight", lm_weight), ("word_score", word_score), ("prior_weight", prior_weight)):
@@ -103,41 +107,34 @@ class BeamDecoder:
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.reads_phonemes = pronunciations is not None
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
-        unigrams = dict(read_arpa_unigrams(language_model))
+        loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
+        written, spellings = self._find_writable(loaded, lexicon)
+        shared = {"word_score": word_score, "prior_weight": prior_weight}
+        search = WordSearch(self._tokens, spellings, loaded, beam_size=beam_size, lm_weight=lm_weight, **shared)
+        self.search = _Search(search, vocabulary, written)
+        if pronunciations is not None:
+            spoken = _pronounce(written, pronunciations, loaded.unigrams)
+            size, weight = ceil(BEAM_SHARE_OF_PHONEMES * beam_size), LM_WEIGHT_OF_PHONEMES * lm_weight / usual_weight
+            of_phonemes = WordSearch(
+                pronunciations.phonemes, spoken, loaded, beam_size=size, lm_weight=weight, **shared
+            )
+            self.search = _DoubleSearch(search, vocabulary, written, of_phonemes, pronunciations, weight)
+        self._forks = Forks(self.search, processes)
+
+    def _find_writable(
+        self, language_model: LanguageModel, lexicon: Iterable[str] | None
+    ) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """What is written for each word that is searched for, and its tokens; raises AsrError where there is none."""
+        unigrams = language_model.unigrams
         words = set(unigrams if lexicon is None else lexicon)
-        forms = {word: form for word in unigrams.keys() | words if (form := self._write(word))}
-        written = {word: text for word, (text, _) in forms.items()}
-        spellings = {word: spelling for word, (_, spelling) in forms.items()}
-        writable = _choose(written, words, unigrams)
+        forms = {word: form for word in sorted(unigrams.keys() | words) if (form := self._write(word))}
+        writable = _choose({word: text for word, (text, _) in forms.items()}, words, unigrams)
         if not writable:
-            source = language_model if lexicon is None else "the lexicon"
+            source = language_model.path if lexicon is None else "the lexicon"
             like = f" ({min(words)!r})" if words else ""
             how = "; `asr lm build --model MODEL` writes a text's words in it" if lexicon is None else ""
             raise AsrError(f"{source}: none of its words{like} can be written with the model's vocabulary{how}")
-        settings = {"beam_size": beam_size, "word_score": word_score, "prior_weight": prior_weight}
-        self.search = self._make_search(
-            LanguageModel(language_model, unigrams), spellings, writable, lm_weight, settings
-        )
-        self._forks = Forks(self.search, processes)
-
-    def _make_search(
-        self,
-        language_model: LanguageModel,
-        spellings: Mapping[str, list[str]],
-        writable: Mapping[str, str],
-        lm_weight: float,
-        settings: Mapping[str, Any],
-    ) -> _Search:
-        """writable: each word that is searched for, and what is written for it."""
-        spelled = {word: spellings[word] for word in sorted(writable)}
-        by_tokens = WordSearch(self._tokens, spelled, language_model, lm_weight=lm_weight, **settings)
-        if self.pronunciations is None:
-            return _Search(by_tokens, self.vocabulary, writable)
-        spoken = _pronounce(writable, self.pronunciations, language_model.unigrams)
-        phonemes, weight = self.pronunciations.phonemes, PHONEME_LM_SHARE * lm_weight
-        by_phonemes = WordSearch(phonemes, spoken, language_model, lm_weight=weight, **settings)
-        both = by_phonemes, self.pronunciations, BOTH_LM_SHARE * lm_weight
-        return _DoubleSearch(by_tokens, self.vocabulary, writable, *both)
+        return writable, {word: forms[word][1] for word in writable}
 
     def _write(self, word: str) -> tuple[str, list[str]] | None:
         """A word as the model writes it, in the other case or without accents where need be, and its tokens."""
@@ -231,7 +228,7 @@ class _DoubleSearch(_Search):
     by_phonemes: WordSearch
     pronunciations: Pronunciations
     lm_weight: float
-    """Beside the mean of tokens and phonemes."""
+    """Beside what was heard of tokens and phonemes."""
 
     def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
         """log_probs: (steps, vocabulary + phonemes)."""
@@ -244,7 +241,11 @@ class _DoubleSearch(_Search):
             for (search, rows), encode in zip(searches, (self.vocabulary.encode, self.pronunciations.encode))
         ]
         scored = [
-            ((of_tokens + of_phonemes) / 2 + self.lm_weight * lm_log_prob, words, lm_log_prob)
+            (
+                (1 - PHONEME_SHARE) * of_tokens + PHONEME_SHARE * of_phonemes + self.lm_weight * lm_log_prob,
+                words,
+                lm_log_prob,
+            )
             for of_tokens, of_phonemes, (words, lm_log_prob) in zip(*heard, by_text.values())
         ]
         _, words, lm_log_prob = max(scored, default=(0.0, [], 0.0))

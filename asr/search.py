@@ -25,7 +25,7 @@ from asr.text import BLANK_ID
 
 __all__ = ["SPACE", "Hypothesis", "LanguageModel", "WordSearch"]
 
-TOKENS_TRIED, BEAM_NATS = 10, 20
+TOKENS_TRIED, BEAM_NATS = 7, 20
 """The most probable tokens of a step that a hypothesis goes on with, and how far it may fall behind the best one."""
 
 BLANK_SHARE, LEAST_SHARE = 0.5, 1e-3

@@ -208,7 +208,7 @@ def test_the_weight_is_that_of_letters_or_of_pieces(arpa: Path, vocabulary: Voca
     torch.manual_seed(0)
     unclear = (2 * torch.randn(20, 40, len(vocabulary))).log_softmax(2)
     searches = [
-        BeamDecoder(vocabulary, arpa, **given).search for given in ({}, {"lm_weight": weight}, {"lm_weight": 1.0})
+        BeamDecoder(vocabulary, arpa, **given).search for given in ({}, {"lm_weight": weight}, {"lm_weight": 0.5})
     ]
     by_default, as_said, otherwise = ([search(row) for row in unclear.numpy()] for search in searches)
     assert by_default == as_said != otherwise
