@@ -1,4 +1,4 @@
-"""Beam search for words under an n-gram language model: flashlight-text (J. Kahn et al., 2022) through torchaudio.
+"""Beam search for words under an n-gram language model, by flashlight-text (J. Kahn et al., 2022).
 
 The model has learned how common each token is, and the language model knows it from whole words. So that it does not
 count twice, part of a token's log-frequency is taken off what the model heard, as hybrid recognisers do and, for CTC,
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from math import log
+from math import inf, log
 from pathlib import Path
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -32,7 +31,10 @@ BLANK_SHARE, LEAST_SHARE = 0.5, 1e-3
 """Of the tokens that write a text: blanks, one behind each other token; and a token that its words do not have."""
 
 SPACE = "|"
-"""The space in the files of flashlight-text, whose fields are parted by spaces."""
+"""The space among the tokens of a search."""
+
+UNKNOWN = "<unk>"
+"""KenLM's name of all other words, which are not written."""
 
 IMPOSSIBLE = -1e4
 """Log-probability of everything but a space behind the last step."""
@@ -44,17 +46,27 @@ Hypothesis = tuple[list[str], float]
 """Words, and the language model's natural log-probability of them and the sentence's end."""
 
 
-@dataclass
 class LanguageModel:
-    """An ARPA file, loaded by the first search that uses it."""
+    """An ARPA file, loaded by the first search that uses it, for the words of that search."""
 
-    path: str | Path
-    unigrams: Mapping[str, float]
-    """The log10-probabilities of its words."""
-    words: list[str] = field(default_factory=list)
-    """Those of the first search, in the order in which they are numbered."""
-    loaded: Any = None
-    """KenLM's model."""
+    def __init__(self, path: str | Path, unigrams: Mapping[str, float]) -> None:
+        """unigrams: the log10-probabilities of its words."""
+        self.path, self.unigrams = path, unigrams
+        self.words: list[str] = []
+        """In the order in which they are numbered."""
+        self.loaded: Any = None
+        """KenLM's model."""
+        self.scores: dict[str, float] = {}
+        """Of each word at the beginning of a sentence."""
+
+    def load(self, words: Iterable[str]) -> None:
+        """Raises AsrError where flashlight-text is not installed, and for a file that KenLM refuses."""
+        flashlight = _import_flashlight()
+        self.words = [*words, UNKNOWN]
+        with _without_stderr(), _told_as_error(self.path):
+            self.loaded = flashlight.KenLM(str(self.path), flashlight.Dictionary(self.words))
+            start = self.loaded.start(False)
+            self.scores = {word: self.loaded.score(start, number)[1] for number, word in enumerate(self.words)}
 
 
 class WordSearch:
@@ -76,8 +88,24 @@ class WordSearch:
 
         Raises AsrError where flashlight-text is not installed, and for a language model that KenLM refuses.
         """
-        settings = {"beam_size": beam_size, "lm_weight": lm_weight * log(10), "word_score": word_score}
-        self._decoder = _make_decoder(tokens, spellings, language_model, **settings)  # KenLM's logs are to base 10
+        if language_model.loaded is None:
+            language_model.load(spellings)
+        flashlight = _import_flashlight()
+        options = flashlight.LexiconDecoderOptions(
+            beam_size=beam_size,
+            beam_size_token=min(TOKENS_TRIED, len(tokens)),
+            beam_threshold=BEAM_NATS,
+            lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
+            word_score=word_score,
+            unk_score=-inf,
+            sil_score=0.0,
+            log_add=True,  # the paths of a text are summed, as CTC sums them
+            criterion_type=flashlight.CriterionType.CTC,
+        )
+        silence = tokens.index(SPACE) if SPACE in tokens else BLANK_ID
+        self._words, unknown = language_model.words, len(language_model.words) - 1
+        self._kept = trie, lm = _grow_trie(tokens, spellings, language_model, silence), language_model.loaded
+        self._decoder = flashlight.LexiconDecoder(options, trie, lm, silence, BLANK_ID, unknown, [], False)
         self.prior = prior_weight * _log_frequencies(tokens, spellings, language_model.unigrams)
         """(tokens,), taken off all log-probs."""
         self._turn = Lock()
@@ -88,39 +116,24 @@ class WordSearch:
         """The hypotheses that are left at the end, the best first; log_probs: (steps, tokens)."""
         # A word counts once the space behind it is there.
         emissions = numpy.concatenate([log_probs - self.prior, self._ending], dtype=numpy.float32)
-        with self._turn:  # by its inner decoder, because torchaudio's keeps the language model's score to itself
-            hypotheses = self._decoder.decoder.decode(emissions.ctypes.data, *emissions.shape)
+        with self._turn:
+            hypotheses = self._decoder.decode(emissions.ctypes.data, *emissions.shape)
         for found in hypotheses:
-            words = [self._decoder.word_dict.get_entry(index) for index in found.words if index >= 0]
-            yield words, found.lmScore * log(10)
+            yield [self._words[number] for number in found.words if number >= 0], found.lmScore * log(10)
 
 
-def _make_decoder(
-    tokens: Sequence[str], spellings: Mapping[str, list[str]], language_model: LanguageModel, **settings: float
+def _grow_trie(
+    tokens: Sequence[str], spellings: Mapping[str, list[str]], language_model: LanguageModel, silence: int
 ) -> Any:
-    """torchaudio's, which writes the words of these spellings."""
-    make = _import_decoder()
-    with tempfile.TemporaryDirectory() as folder:
-        lexicon, words = Path(folder) / "lexicon.txt", Path(folder) / "words.txt"
-        lines = [f"{word} {' '.join(spelling)}\n" for word, spelling in spellings.items()]
-        lexicon.write_text("".join(lines), encoding="utf-8", newline="\n")
-        language_model.words = language_model.words or [*spellings, "<unk>"]
-        words.write_text("\n".join(language_model.words), encoding="utf-8", newline="\n")
-        with _without_stderr(), _told_as_error(language_model.path):
-            decoder = make(
-                lexicon=str(lexicon),
-                tokens=list(tokens),
-                lm=language_model.loaded or str(language_model.path),
-                lm_dict=str(words),
-                beam_size_token=min(TOKENS_TRIED, len(tokens)),
-                beam_threshold=BEAM_NATS,
-                log_add=True,  # the paths of a text are summed, as CTC sums them
-                blank_token=tokens[0],
-                sil_token=SPACE if SPACE in tokens else tokens[0],
-                **settings,
-            )
-    language_model.loaded = decoder.lm
-    return decoder
+    """The tree of words that the search walks through, token by token."""
+    flashlight = _import_flashlight()
+    trie = flashlight.Trie(len(tokens), silence)
+    token_ids = {token: token_id for token_id, token in enumerate(tokens)}
+    numbers = {word: number for number, word in enumerate(language_model.words)}
+    for word, spelling in spellings.items():
+        trie.insert([token_ids[token] for token in spelling], numbers[word], language_model.scores[word])
+    trie.smear(flashlight.SmearingMode.MAX)
+    return trie
 
 
 def _log_frequencies(
@@ -164,11 +177,14 @@ def _told_as_error(language_model: str | Path) -> Iterator[None]:
         raise AsrError(f"{language_model}: the language model cannot be used: {reason}") from error
 
 
-def _import_decoder() -> Any:
+def _import_flashlight() -> Any:
+    """Its classes, from where its releases have them."""
     try:
-        from torchaudio.models.decoder import ctc_decoder
-    except (ImportError, RuntimeError) as error:
+        from flashlight.lib.text import decoder
+        from flashlight.lib.text.decoder import kenlm
+        from flashlight.lib.text.dictionary import Dictionary
+    except ImportError as error:
         raise AsrError(
             'a language model needs flashlight-text: pip install "bigru-asr[lm]" (Python 3.10 to 3.12)'
         ) from error
-    return ctc_decoder
+    return SimpleNamespace(**vars(decoder), KenLM=kenlm.KenLM, Dictionary=Dictionary)
