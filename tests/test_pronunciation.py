@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import bz2
 import json
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -258,3 +261,20 @@ def test_words_are_written_as_another_vocabulary_writes_them() -> None:
     assert "dont" not in small
     with pytest.raises(AsrError, match="must hold at least one word"):
         known.written_by(CharacterVocabulary(" я").normalize)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for flite's program")
+def test_the_recipe_asks_flite_for_each_word(tmp_path: Path) -> None:
+    speaker = tmp_path / "t2p"
+    speaker.write_text('#!/bin/sh\n[ "$1" = urre ] && echo "pau pau" || echo "pau k ae1 $1 pau"\n')
+    speaker.chmod(0o755)
+    (tmp_path / "words.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "A Cat, urre", "duration": 1.0}))
+    (tmp_path / "a.wav").write_bytes(b"")
+    script = Path(__file__).parents[1] / "recipes/base/pronounce.py"
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, script, "words.jsonl", "-o", "lexicon.txt"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    lines = (tmp_path / "lexicon.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["A\tax", "CAT\tk ae cat"]
+    assert lines[2].startswith("URRE\t")  # like others
+    assert "3 words, of which flite says nothing of 1" in done.stderr
