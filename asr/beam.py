@@ -118,7 +118,7 @@ class BeamDecoder:
             of_phonemes = WordSearch(
                 pronunciations.phonemes, spoken, loaded, beam_size=size, lm_weight=weight, **shared
             )
-            self.search = _DoubleSearch(search, vocabulary, written, of_phonemes, pronunciations, weight)
+            self.search = _DoubleSearch(search, vocabulary, written, of_phonemes, pronunciations, weight, word_score)
         self._forks = Forks(self.search, processes)
 
     def _find_writable(
@@ -229,6 +229,7 @@ class _DoubleSearch(_Search):
     pronunciations: Pronunciations
     lm_weight: float
     """Beside what was heard of tokens and phonemes."""
+    word_score: float
 
     def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
         """log_probs: (steps, vocabulary + phonemes)."""
@@ -240,13 +241,10 @@ class _DoubleSearch(_Search):
             text_log_probs(torch.from_numpy(rows - search.prior), [encode(text) for text in by_text])
             for (search, rows), encode in zip(searches, (self.vocabulary.encode, self.pronunciations.encode))
         ]
+        acoustic = [(1 - PHONEME_SHARE) * tokens + PHONEME_SHARE * phonemes for tokens, phonemes in zip(*heard)]
         scored = [
-            (
-                (1 - PHONEME_SHARE) * of_tokens + PHONEME_SHARE * of_phonemes + self.lm_weight * lm_log_prob,
-                words,
-                lm_log_prob,
-            )
-            for of_tokens, of_phonemes, (words, lm_log_prob) in zip(*heard, by_text.values())
+            (score + self.lm_weight * lm_log_prob + self.word_score * len(words), words, lm_log_prob)
+            for score, (words, lm_log_prob) in zip(acoustic, by_text.values())
         ]
         _, words, lm_log_prob = max(scored, default=(0.0, [], 0.0))
         return words, lm_log_prob

@@ -205,6 +205,24 @@ class TestSearch:
         for text in ("SEE THE SEA", "SEA THE SEE"):
             assert self.text_of(decoder, self.heard([{letter: 1.0} for letter in text], phonemes)) == text
 
+    def test_the_word_score_counts_in_both(self, tmp_path: Path) -> None:
+        from asr.beam import BeamDecoder
+
+        pronunciations = Pronunciations({"SEE": ["S", "IY"], "THE": ["DH", "AX"], "SEETHE": ["S", "IY", "DH", "AX"]})
+        write_arpa(build_ngrams(["SEE THE", "SEETHE"], 2), tmp_path / "lm.arpa")
+        letters: list[dict[str, float]] = [{letter: 1.0} for letter in "SEE THE"]
+        letters[3] = {" ": 0.5, "<BLANK>": 0.5}
+        heard = self.heard(letters, [])[:, :, : len(VOCABULARY)]
+        phonemes = torch.full((1, heard.shape[1], len(pronunciations)), 1e-4)
+        for step in range(heard.shape[1]):
+            phonemes[0, step, pronunciations.encode("SEETHE")[step // 3] if step < 12 and step % 3 < 2 else 0] = 1.0
+        log_probs = torch.cat([heard, phonemes.log().log_softmax(2)], dim=2)
+        for word_score, text in ((9.0, "SEE THE"), (-9.0, "SEETHE")):
+            decoder = BeamDecoder(
+                VOCABULARY, tmp_path / "lm.arpa", pronunciations=pronunciations, word_score=word_score
+            )
+            assert self.text_of(decoder, log_probs) == text
+
     def test_without_the_phonemes_it_says_what_it_wants(self, arpa: Path) -> None:
         from asr.beam import BeamDecoder
 
