@@ -78,7 +78,8 @@ def test_a_step_with_two_views_has_their_mean_ctc_loss_and_their_weighted_disagr
 
 def views_of(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch."""
-    return Batch(**{name: value if name == "unreadable" else value[rows] for name, value in vars(batch).items()})
+    values = {name: value for name, value in vars(batch).items() if value is not None}
+    return Batch(**{name: value if name == "unreadable" else value[rows] for name, value in values.items()})
 
 
 def real_batch(speech: list[Tensor]) -> Batch:

@@ -189,7 +189,7 @@ def test_silence_has_an_empty_transcript_and_is_told(
     make_model: Callable[..., CTCModel], tmp_path: Path, caplog: pytest.LogCaptureFixture, seconds: int
 ) -> None:
     model, computed = make_model(), []
-    model.encoder.register_forward_pre_hook(lambda *_: computed.append(True))
+    model.encoder.subsampling.register_forward_pre_hook(lambda *_: computed.append(True))
     path = write(tmp_path / "silence.wav", torch.zeros(seconds * RATE), subtype="PCM_16")
     with caplog.at_level(logging.WARNING):
         assert transcribe(path, model=model) == Transcript(str(path), (), seconds)
@@ -215,7 +215,7 @@ def test_what_is_quiet_and_not_silent_is_computed(
     seconds: int,
 ) -> None:
     model, computed = make_model(), []
-    model.encoder.register_forward_pre_hook(lambda *_: computed.append(True))
+    model.encoder.subsampling.register_forward_pre_hook(lambda *_: computed.append(True))
     quiet = speech[1] / speech[1].abs().max() * 1.01e-4
     samples = torch.cat([torch.zeros(seconds * RATE), quiet])
     transcribe(write(tmp_path / "quiet.wav", samples), model=model)
