@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 from command_line import Run
-from short_trainings import MANIFEST, make_config, read_scalars
+from short_trainings import MANIFEST, assert_same_run, make_config, read_scalars, stop_and_resume
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -292,3 +292,15 @@ def test_fine_tuning_goes_on_hearing_phonemes_and_drops_them_with_the_letters(
         assert done.code == 0, done.errors
     assert load_model(tmp_path / "same" / "model.safetensors").pronunciations is not None
     assert load_model(tmp_path / "small" / "model.safetensors").pronunciations is None
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_with_phonemes_that_is_resumed_equals_one_that_was_not_stopped(
+    dictionary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hears = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}"]
+    train(make_config(tmp_path / "whole", *hears))
+    stop_and_resume(monkeypatch, make_config(tmp_path / "stopped", *hears), "on_train_batch_start", 7)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    curves = [read_scalars(tmp_path / name)["train/phoneme_loss"] for name in ("whole", "stopped")]
+    assert curves[0] == curves[1]
