@@ -99,7 +99,8 @@ class VocabularyConfig:
     """Pieces at most, blank included; sentencepiece only."""
     pronunciations: str = ""
     """Pronouncing dictionary for `model.encoder.phoneme_layer`: a word and its phonemes a line, as in CMUdict, or
-    `packaged`, the packaged model's, which is English. Empty: none, or what `initial_model` has."""
+    `packaged`, the packaged model's, which is English; the phoneme that begins a word is learned as one of its own.
+    Empty: none, or what `initial_model` has."""
 
     def __post_init__(self) -> None:
         kinds = ("characters", "sentencepiece")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from operator import eq
@@ -15,7 +16,7 @@ from asr.devices import full_float32
 from asr.encoder import BiGRUEncoder
 from asr.errors import AsrError
 from asr.features import Lengths, LogMelFrontend
-from asr.pronunciation import Pronunciations
+from asr.pronunciation import START, Pronunciations
 from asr.text import Vocabulary
 
 if TYPE_CHECKING:
@@ -144,12 +145,19 @@ def with_dropout(model: CTCModel, dropout: float) -> CTCModel:
 
 
 def with_phonemes(model: CTCModel, layer: int, pronunciations: Pronunciations) -> CTCModel:
-    """A copy, in the same mode, that hears phonemes behind that layer; what it hears already it keeps."""
+    """A copy, in the same mode, that hears phonemes behind that layer; those that it hears already it keeps.
+
+    One that is new at the start of a word begins as it sounds elsewhere.
+    """
     config = replace(model.config, encoder=replace(model.config.encoder, phoneme_layer=layer))
     changed = CTCModel(config, model.vocabulary, pronunciations)
-    is_same = model.pronunciations is not None and model.pronunciations.phonemes == pronunciations.phonemes
-    weights = {name: tensor for name, tensor in model.state_dict().items() if is_same or "phoneme" not in name}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("phoneme_head.1.")}
     changed.load_state_dict(weights, strict=False)
+    if model.pronunciations is not None:
+        old_ids = {phoneme: number for number, phoneme in enumerate(model.pronunciations.phonemes)}
+        found = (old_ids.get(one, old_ids.get(one.removeprefix(START))) for one in pronunciations.phonemes)
+        kept = {number: old_id for number, old_id in enumerate(found) if old_id is not None}
+        _copy_rows(model, changed, "phoneme_head.1", kept)
     return changed.train(model.training)
 
 
@@ -164,10 +172,15 @@ def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     changed.load_state_dict(weights, strict=False)
     with torch.no_grad():
         changed.head.bias.fill_(model.head.bias.min())
-        for token_id, old_id in find_kept(model.vocabulary, vocabulary).items():
-            changed.head.weight[token_id] = model.head.weight[old_id]
-            changed.head.bias[token_id] = model.head.bias[old_id]
+    _copy_rows(model, changed, "head", find_kept(model.vocabulary, vocabulary))
     return changed.train(model.training)
+
+
+def _copy_rows(model: CTCModel, changed: CTCModel, layer: str, kept: Mapping[int, int]) -> None:
+    """kept: outputs of that layer in the changed model, to those in the model whose weights they take."""
+    old, new = model.state_dict(), changed.state_dict()
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        new[name][list(kept)] = old[name][list(kept.values())]
 
 
 def find_kept(old: Vocabulary, new: Vocabulary) -> dict[int, int]:

@@ -18,7 +18,7 @@ from asr.errors import AsrError, reason_of
 from asr.text import BLANK_ID
 from asr.words import split_words
 
-__all__ = ["Pronunciations", "pronunciations_from_dict", "read_pronunciations"]
+__all__ = ["START", "Pronunciations", "pronunciations_from_dict", "read_pronunciations"]
 
 MOST_PHONEMES = 1000
 """Different ones; languages have some forty, Kaldi with marks for stress, tone and place in the word some hundred."""
@@ -32,6 +32,9 @@ MOST_SHARED = 25
 Normalize = Callable[[str, Counter[str]], str]
 """A vocabulary's: a text to its normal form, and what is dropped of it."""
 
+START = "▁"
+"""Before a phoneme that begins a word, as SentencePiece marks a piece that does."""
+
 _FURTHER = re.compile(r"\(\d+\)$")
 """Behind a word: another of its pronunciations."""
 
@@ -39,19 +42,23 @@ _FURTHER = re.compile(r"\(\d+\)$")
 class Pronunciations:
     """Words to phonemes: by a pronouncing dictionary, and by analogy with it for a word that it lacks."""
 
-    def __init__(self, entries: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, entries: Mapping[str, Sequence[str]], *, marks_starts: bool = False) -> None:
         """
         entries: words as the model writes them, and their phonemes.
+        marks_starts: a phoneme that begins a word is one of its own (Kaldi's word-position-dependent phones).
         Raises AsrError where there are none, and where they are too many to be a pronouncing dictionary.
         """
         self._entries = {word: list(phonemes) for word, phonemes in entries.items()}
-        self._name_phonemes(sorted({each for phonemes in self._entries.values() for each in phonemes}))
+        plain = sorted({each for phonemes in self._entries.values() for each in phonemes})
+        self._name_phonemes(plain, marks_starts)
         size = sum(len(word) + len(phonemes) + 4 for word, phonemes in self._entries.items())
         if size > MOST_CHARACTERS:
             raise AsrError(f"{len(self._entries):,} words are too many; leave out those that the recordings lack")
 
-    def _name_phonemes(self, phonemes: Sequence[str]) -> None:
-        self.phonemes = ["<blank>", *phonemes]
+    def _name_phonemes(self, phonemes: Sequence[str], marks_starts: bool) -> None:
+        starts = [START + phoneme for phoneme in phonemes] if marks_starts else []
+        self._plain, self._marks_starts = phonemes, marks_starts
+        self.phonemes = ["<blank>", *phonemes, *starts]
         """Each id's phoneme, the blank first."""
         self._ids = {phoneme: number for number, phoneme in enumerate(self.phonemes) if number != BLANK_ID}
         self._encoded: dict[str, list[int]] = {}
@@ -70,7 +77,8 @@ class Pronunciations:
 
     def pronounce(self, word: str) -> list[str]:
         """Phonemes of a word; none where the dictionary has not one of its letters."""
-        return list(self._entries[word]) if word in self._entries else self._analogy.pronounce(word)
+        phonemes = list(self._entries[word]) if word in self._entries else self._analogy.pronounce(word)
+        return [START + phonemes[0], *phonemes[1:]] if self._marks_starts and phonemes else phonemes
 
     def encode(self, text: str) -> list[int]:
         """Phoneme ids of all words of a normal transcript."""
@@ -87,14 +95,19 @@ class Pronunciations:
         for word, phonemes in self._entries.items():
             if written := _write_word(word, normalize):
                 entries.setdefault(written, phonemes)
-        return Pronunciations(entries)
+        return Pronunciations(entries, marks_starts=self._marks_starts)
+
+    def with_starts(self) -> Pronunciations:
+        """The same words, with each phoneme that begins one as a phoneme of its own."""
+        return Pronunciations(self._entries, marks_starts=True)
 
     def to_dict(self) -> dict[str, Any]:
         """What the model file keeps; `pronunciations_from_dict` reads it."""
         said = ("".join(_sign(self._ids[each]) for each in self._entries[word]) for word in sorted(self._entries))
         lines = zip(_shorten(sorted(self._entries)), _shorten(said))
         text = "\n".join(f"{word}\t{phonemes}" for word, phonemes in lines)
-        return {"phonemes": self.phonemes[1:], "entries": base64.b64encode(bz2.compress(text.encode())).decode("ascii")}
+        entries = base64.b64encode(bz2.compress(text.encode())).decode("ascii")
+        return {"phonemes": list(self._plain), "entries": entries, "marks_starts": self._marks_starts}
 
     @cached_property
     def _analogy(self) -> Analogy:
@@ -106,7 +119,7 @@ class _Packed(Pronunciations):
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
-        self._name_phonemes(values["phonemes"])
+        self._name_phonemes(values["phonemes"], values["marks_starts"])
 
     @cached_property
     def _entries(self) -> dict[str, list[str]]:  # type: ignore[override]
@@ -128,10 +141,11 @@ def pronunciations_from_dict(values: dict[str, Any]) -> Pronunciations:
 
     Words that are damaged are told when one is asked for.
     """
-    phonemes, entries = values["phonemes"], values["entries"]
-    if not (isinstance(entries, str) and isinstance(phonemes, list) and all(isinstance(one, str) for one in phonemes)):
+    phonemes, entries, marks_starts = values["phonemes"], values["entries"], values.get("marks_starts", False)
+    has_types = isinstance(entries, str) and isinstance(phonemes, list) and isinstance(marks_starts, bool)
+    if not (has_types and all(isinstance(one, str) for one in phonemes)):
         raise TypeError("these are no pronunciations")
-    return _Packed({"phonemes": phonemes, "entries": entries})
+    return _Packed({"phonemes": phonemes, "entries": entries, "marks_starts": marks_starts})
 
 
 def read_pronunciations(path: str | Path, normalize: Normalize) -> Pronunciations:

@@ -154,11 +154,11 @@ def make_vocabulary(config: TrainConfig, texts: Iterable[str]) -> Vocabulary:
 
 
 def make_pronunciations(config: TrainConfig, vocabulary: Vocabulary) -> Pronunciations | None:
-    """Those of the recipe's dictionary, for words as the vocabulary writes them."""
+    """Those of the recipe's dictionary, for words as the vocabulary writes them, with their starts marked."""
     path = config.vocabulary.pronunciations
     if path == PACKAGED and (packaged := load_model().pronunciations):
-        return packaged.written_by(vocabulary.normalize)
-    return read_pronunciations(path, vocabulary.normalize) if path else None
+        return packaged.written_by(vocabulary.normalize).with_starts()
+    return read_pronunciations(path, vocabulary.normalize).with_starts() if path else None
 
 
 @contextmanager

@@ -11,7 +11,15 @@ import numpy
 import pytest
 import torch
 from command_line import Run
-from short_trainings import MANIFEST, assert_same_run, make_config, read_scalars, stop_and_resume
+from short_trainings import (
+    MANIFEST,
+    Interrupt,
+    assert_same_run,
+    make_config,
+    read_scalars,
+    stop_and_resume,
+    train_with,
+)
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -31,6 +39,7 @@ from asr.training import train
 VOCABULARY = CharacterVocabulary()
 WORDS = {"THE": "DH AX", "CAT": "K AE T", "KIT": "K IH T", "SAT": "S AE T", "SEE": "S IY", "SEA": "S IY"}
 PRONUNCIATIONS = Pronunciations({word: phonemes.split() for word, phonemes in WORDS.items()})
+SEE_THE = {"SEE": ["S", "IY"], "THE": ["DH", "AX"], "SEETHE": ["S", "IY", "DH", "AX"]}
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +130,13 @@ def test_what_is_heard_already_is_kept_with_another_dictionary(hearing: CTCModel
     assert fewer.phoneme_head[1].out_features == 4
 
 
+def test_a_phoneme_at_the_start_of_a_word_begins_as_it_sounds_elsewhere(hearing: CTCModel) -> None:
+    marked = with_phonemes(hearing, 1, PRONUNCIATIONS.with_starts())
+    for name in ("phoneme_head.1.weight", "phoneme_head.1.bias"):
+        blank, *known = hearing.state_dict()[name]
+        assert torch.equal(marked.state_dict()[name], torch.stack([blank, *known, *known]))
+
+
 def test_models_of_other_phonemes_have_no_mean(hearing: CTCModel, model: CTCModel, tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
     others = with_phonemes(model, 1, Pronunciations({"CAT": ["K", "AE", "T"]}))
@@ -145,7 +161,9 @@ def test_training_learns_phonemes_beside_tokens(dictionary: Path, tmp_path: Path
     path = train(make_config(tmp_path / "run", *overrides))
     curve = read_scalars(tmp_path / "run")["train/phoneme_loss"]
     assert curve[max(curve)][0] < 0.9 * curve[min(curve)][0]
-    assert load_model(path).pronunciations is not None
+    learned = load_model(path).pronunciations
+    assert learned is not None
+    assert learned.pronounce("THE") == ["▁T", "H"]
 
 
 def test_a_training_without_a_dictionary_goes_on_from_a_model_that_hears(dictionary: Path, tmp_path: Path) -> None:
@@ -182,6 +200,16 @@ class TestSearch:
             parts.append((part / part.sum(1, keepdim=True)).log())
         return torch.cat(parts, dim=1)[None]
 
+    def one_word_or_two(self, pronunciations: Pronunciations, text: str) -> Tensor:
+        """SEE THE or SEETHE, as heard by letters that do not tell which, and by the text's phonemes."""
+        letters: list[dict[str, float]] = [{letter: 1.0} for letter in "SEE THE"]
+        letters[3] = {" ": 0.5, "<BLANK>": 0.5}
+        tokens = self.heard(letters, [])[:, :, : len(VOCABULARY)]
+        phonemes = torch.full((1, tokens.shape[1], len(pronunciations)), 1e-4)
+        for step in range(tokens.shape[1]):
+            phonemes[0, step, pronunciations.encode(text)[step // 3] if step < 12 and step % 3 < 2 else 0] = 1.0
+        return torch.cat([tokens, phonemes.log().log_softmax(2)], dim=2)
+
     def text_of(self, decoder: object, log_probs: Tensor) -> str:
         (tokens,) = decoder(log_probs, torch.tensor([log_probs.shape[1]]))  # type: ignore[operator]
         return VOCABULARY.decode(tokens.token_ids)
@@ -205,18 +233,21 @@ class TestSearch:
         for text in ("SEE THE SEA", "SEA THE SEE"):
             assert self.text_of(decoder, self.heard([{letter: 1.0} for letter in text], phonemes)) == text
 
+    def test_the_start_of_a_word_tells_two_words_from_one(self, tmp_path: Path) -> None:
+        from asr.beam import BeamDecoder
+
+        pronunciations = Pronunciations(SEE_THE).with_starts()
+        write_arpa(build_ngrams(["SEE THE", "SEETHE"], 2), tmp_path / "lm.arpa")
+        decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", pronunciations=pronunciations)
+        for text in ("SEE THE", "SEETHE"):
+            assert self.text_of(decoder, self.one_word_or_two(pronunciations, text)) == text
+
     def test_the_word_score_counts_in_both(self, tmp_path: Path) -> None:
         from asr.beam import BeamDecoder
 
-        pronunciations = Pronunciations({"SEE": ["S", "IY"], "THE": ["DH", "AX"], "SEETHE": ["S", "IY", "DH", "AX"]})
+        pronunciations = Pronunciations(SEE_THE)
         write_arpa(build_ngrams(["SEE THE", "SEETHE"], 2), tmp_path / "lm.arpa")
-        letters: list[dict[str, float]] = [{letter: 1.0} for letter in "SEE THE"]
-        letters[3] = {" ": 0.5, "<BLANK>": 0.5}
-        heard = self.heard(letters, [])[:, :, : len(VOCABULARY)]
-        phonemes = torch.full((1, heard.shape[1], len(pronunciations)), 1e-4)
-        for step in range(heard.shape[1]):
-            phonemes[0, step, pronunciations.encode("SEETHE")[step // 3] if step < 12 and step % 3 < 2 else 0] = 1.0
-        log_probs = torch.cat([heard, phonemes.log().log_softmax(2)], dim=2)
+        log_probs = self.one_word_or_two(pronunciations, "SEETHE")
         for word_score, text in ((9.0, "SEE THE"), (-9.0, "SEETHE")):
             decoder = BeamDecoder(
                 VOCABULARY, tmp_path / "lm.arpa", pronunciations=pronunciations, word_score=word_score
@@ -304,3 +335,16 @@ def test_a_training_with_phonemes_that_is_resumed_equals_one_that_was_not_stoppe
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     curves = [read_scalars(tmp_path / name)["train/phoneme_loss"] for name in ("whole", "stopped")]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_whose_dictionary_has_other_phonemes_now_is_not_resumed(
+    dictionary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hears = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}"]
+    config = make_config(tmp_path / "run", *hears)
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 3), config)
+    dictionary.write_text(dictionary.read_text(encoding="utf-8") + "YES Y EH S\n", encoding="utf-8")
+    with pytest.raises(AsrError, match=r"^the pronouncing dictionary has other phonemes now; start with"):
+        train(config, resume=True)

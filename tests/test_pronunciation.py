@@ -173,11 +173,12 @@ def test_the_order_of_a_dictionary_does_not_matter() -> None:
 
 
 def check_round_trip(entries: dict[str, list[str]]) -> None:
-    written = Pronunciations(entries)
-    found = pronunciations_from_dict(json.loads(json.dumps(written.to_dict())))
-    assert found.phonemes == written.phonemes
-    assert found.to_dict() == written.to_dict()
-    assert {word: found.pronounce(word) for word in entries} == entries
+    for written in (Pronunciations(entries), Pronunciations(entries).with_starts()):
+        found = pronunciations_from_dict(json.loads(json.dumps(written.to_dict())))
+        assert found.phonemes == written.phonemes
+        assert found.to_dict() == written.to_dict()
+        assert {word: found.encode(word) for word in entries} == {word: written.encode(word) for word in entries}
+    assert {word: Pronunciations(entries).pronounce(word) for word in entries} == entries
 
 
 def test_a_dictionary_comes_back_from_the_model_file() -> None:
@@ -216,6 +217,7 @@ def packed(text: str) -> str:
         {"phonemes": ["t"]},
         {"phonemes": [1, 2]},
         {"phonemes": 3},
+        {"marks_starts": 1},
     ],
 )
 def test_what_to_dict_has_not_written_is_refused(change: dict[str, Any]) -> None:
@@ -250,6 +252,27 @@ def test_an_empty_dictionary_is_refused() -> None:
     for entries in ({}, {"TO": []}):
         with pytest.raises(AsrError, match="must hold at least one word"):
             Pronunciations(entries)
+
+
+def test_a_phoneme_that_begins_a_word_is_one_of_its_own() -> None:
+    plain = Pronunciations(regular_words())
+    marked = plain.with_starts()
+    assert marked.pronounce("BAT") == ["▁b", "ae", "t"]
+    assert [marked.phonemes[number] for number in marked.encode("BAT BAT")] == ["▁b", "ae", "t"] * 2
+    for word in ("BAT", "SHELF", "FLAMBO", "OX", "ÉÉ"):  # known ones and such as are pronounced by analogy
+        phonemes = marked.pronounce(word)
+        assert [phoneme.removeprefix("▁") for phoneme in phonemes] == plain.pronounce(word)
+        assert [phoneme.startswith("▁") for phoneme in phonemes] == [place == 0 for place in range(len(phonemes))]
+    assert len(marked) == 2 * len(plain) - 1
+    assert marked.with_starts().phonemes == marked.phonemes
+    small = marked.written_by(CharacterVocabulary(" abcdefghijklmnopqrstuvwxyz").normalize)
+    assert small.pronounce("bat") == ["▁b", "ae", "t"]
+
+
+def test_a_model_file_of_before_marks_no_starts() -> None:
+    values = Pronunciations({"TO": ["t", "uw"]}).to_dict()
+    del values["marks_starts"]
+    assert pronunciations_from_dict(values).pronounce("TO") == ["t", "uw"]
 
 
 def test_words_are_written_as_another_vocabulary_writes_them() -> None:
