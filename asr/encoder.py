@@ -151,7 +151,9 @@ class BiGRUEncoder(nn.Module):
         return self.upper(middle, encoding_lengths), encoding_lengths
 
     def lower(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What comes out of the layers up to the middle, (steps, batch, 2 × hidden_size), and the lengths."""
+        """What comes out of the layers up to the one that hears phonemes, (steps, batch, 2 × hidden_size), and the
+        lengths.
+        """
         projected, encoding_lengths = self.subsampling(features, feature_lengths)
         # Steps first: a recurrent cell reads all utterances' first steps, then all second ones.
         encodings = self.dropout(projected.transpose(0, 1).contiguous())

@@ -40,7 +40,7 @@ __all__ = [
 class CTCModel(nn.Module):
     """Waveforms to per-step log-probabilities over the vocabulary; the same computation in training and evaluation.
 
-    A model with pronunciations hears phonemes too, by a second head on its middle layer.
+    A model with pronunciations hears phonemes too, by a second head behind one of its layers.
     """
 
     def __init__(
