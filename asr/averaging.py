@@ -29,16 +29,12 @@ def average(paths: Sequence[str | Path]) -> CTCModel:
     for path, model in zip(paths, models):
         if model.vocabulary.to_dict() != models[0].vocabulary.to_dict():
             raise AsrError(f"{path}: writes with other tokens than {paths[0]}; their weights have no mean")
-        if _shape(model) != _shape(models[0]) or _phonemes(model) != _phonemes(models[0]):
+        if _shape(model) != _shape(models[0]) or model.phonemes != models[0].phonemes:
             raise AsrError(f"{path}: has another shape or frontend than {paths[0]}; their weights have no mean")
     states = [model.state_dict() for model in models]
     mean = models[0]
     mean.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})
     return mean
-
-
-def _phonemes(model: CTCModel) -> list[str] | None:
-    return None if model.pronunciations is None else model.pronunciations.phonemes
 
 
 def _shape(model: CTCModel) -> object:

@@ -49,12 +49,7 @@ class CTCTrainingModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabulary"] = self.model.vocabulary.to_dict()
-        checkpoint["phonemes"] = self._phonemes()
-
-    def _phonemes(self) -> list[str]:
-        """Those that it hears."""
-        pronunciations = self.model.pronunciations
-        return [] if pronunciations is None else pronunciations.phonemes
+        checkpoint["phonemes"] = self.model.phonemes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Has the recipe's rates replace those that the run had. Raises AsrError where the weights are of other tokens
@@ -65,7 +60,7 @@ class CTCTrainingModule(lightning.LightningModule):
             raise AsrError(
                 "the training texts have changed, and their pieces with them; start with another output_dir="
             )
-        if checkpoint.get("phonemes", self._phonemes()) != self._phonemes():
+        if checkpoint.get("phonemes", self.model.phonemes) != self.model.phonemes:
             raise AsrError("the pronouncing dictionary has other phonemes now; start with another output_dir=")
         _take_rates(checkpoint, self.config.optimizer)
 

@@ -69,6 +69,11 @@ class CTCModel(nn.Module):
         return self.config.frontend.sample_rate
 
     @property
+    def phonemes(self) -> list[str]:
+        """Those that it hears, the blank first; none without pronunciations."""
+        return [] if self.pronunciations is None else self.pronunciations.phonemes
+
+    @property
     def step_samples(self) -> int:
         """Samples from one step to the next."""
         return self.frontend.hop_samples * self.encoder.subsampling.subsampling_factor
@@ -153,8 +158,8 @@ def with_phonemes(model: CTCModel, layer: int, pronunciations: Pronunciations) -
     changed = CTCModel(config, model.vocabulary, pronunciations)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("phoneme_head.1.")}
     changed.load_state_dict(weights, strict=False)
-    if model.pronunciations is not None:
-        old_ids = {phoneme: number for number, phoneme in enumerate(model.pronunciations.phonemes)}
+    if model.phonemes:
+        old_ids = {phoneme: number for number, phoneme in enumerate(model.phonemes)}
         found = (old_ids.get(one, old_ids.get(one.removeprefix(START))) for one in pronunciations.phonemes)
         kept = {number: old_id for number, old_id in enumerate(found) if old_id is not None}
         _copy_rows(model, changed, "phoneme_head.1", kept)
