@@ -26,7 +26,7 @@ from asr.plan import DurationBatchSampler
 from asr.pronunciation import Pronunciations
 from asr.text import Vocabulary
 
-__all__ = ["Batch", "SpeechDataModule", "SpeechDataset"]
+__all__ = ["Batch", "SpeechDataModule", "SpeechDataset", "batches_done"]
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,8 @@ class SpeechDataModule(lightning.LightningDataModule):
         """The epoch, and how many of its batches are done; an epoch that is over counts as the next one's start."""
         assert self.trainer is not None
         epochs: Any = self.trainer.fit_loop.epoch_progress.current
-        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        done = batches.processed if epochs.ready > epochs.processed else 0
-        progress = {"epoch": epochs.processed, "batches_done": done, "steps": self.trainer.global_step}
-        return {**progress, "plan": self._plan_settings()}
+        progress = {"epoch": epochs.processed, "batches_done": batches_done(self.trainer)}
+        return {**progress, "steps": self.trainer.global_step, "plan": self._plan_settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises AsrError in the middle of an epoch that would be planned otherwise now, and where fewer epochs are
@@ -270,3 +268,10 @@ def _leave_signals_to_the_trainer(has_ended: Any, worker: int) -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if has_ended.value else None)
+
+
+def batches_done(trainer: lightning.Trainer) -> int:
+    """Of the epoch, those before a resume too; between two epochs none, where Lightning still counts the last one's."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return int(batches.processed) if epochs.ready > epochs.processed else 0
