@@ -89,8 +89,10 @@ class CTCTrainingModule(lightning.LightningModule):
             loss = loss + weight * apart
         if self.model.pronunciations is None:
             return loss
-        phoneme_loss = self._phoneme_loss(of_phonemes, lengths, batch)
+        phoneme_loss, phonemes = self._phoneme_loss(of_phonemes, lengths, batch)
         self.log("train/phoneme_loss", phoneme_loss, prog_bar=True, batch_size=size, sync_dist=True)
+        if weight > 0:
+            phoneme_loss = phoneme_loss + weight * disagreement(of_phonemes, lengths) / phonemes
         share = self.config.optimizer.phoneme_weight
         return (1 - share) * loss + share * phoneme_loss
 
@@ -120,13 +122,14 @@ class CTCTrainingModule(lightning.LightningModule):
         # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
         return losses.sum() / tokens, (losses == 0).sum().float()
 
-    def _phoneme_loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-        """CTC loss of a batch per phoneme, in float32; log_probs: (batch, steps, phonemes)."""
+    def _phoneme_loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """CTC loss of a batch per phoneme, in float32, and how many those are; log_probs: (batch, steps, phonemes)."""
         phonemes, phoneme_lengths = batch.phonemes, batch.phoneme_lengths
         assert phonemes is not None
         assert phoneme_lengths is not None
+        count = self._mean_over_ranks(phoneme_lengths)
         arguments = (phonemes, lengths, phoneme_lengths, BLANK_ID, "sum", True)
-        return ctc_loss(log_probs.transpose(0, 1), *arguments) / self._mean_over_ranks(phoneme_lengths)
+        return ctc_loss(log_probs.transpose(0, 1), *arguments) / count, count
 
     def _tokens(self, batch: Batch) -> Tensor:
         """Target tokens."""

@@ -24,10 +24,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.averaging import average
-from asr.check import check_corpus
+from asr.check import Example, check_corpus
 from asr.config import DataConfig
+from asr.data import SpeechDataset
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
+from asr.learning import CTCTrainingModule, disagreement
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel, with_dropout, with_phonemes, with_vocabulary
 from asr.modelfile import load_model, save_model
@@ -166,6 +168,26 @@ def test_training_learns_phonemes_beside_tokens(dictionary: Path, tmp_path: Path
     assert learned.pronounce("THE") == ["▁T", "H"]
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer
+def test_two_views_are_drawn_together_in_their_phonemes_as_in_their_tokens(hearing: CTCModel, tmp_path: Path) -> None:
+    def make(weight: float) -> CTCTrainingModule:
+        config = make_config(tmp_path, f"augment.consistency_weight={weight}", "optimizer.phoneme_weight=0.25")
+        return CTCTrainingModule(with_dropout(hearing, 0.0), config)
+
+    waveforms, sample_lengths = torch.randn(2, 16000) * 0.1, torch.tensor([16000, 12000])
+    examples = [Example(read_manifest(MANIFEST)[0], text) for text in ("THE CAT", "SEE")]
+    spoken = SpeechDataset(examples, VOCABULARY, 16000, pronunciations=PRONUNCIATIONS)[[0, 1]]
+    batch = replace(spoken, waveforms=waveforms, sample_lengths=sample_lengths)
+    little, much = (make(weight).training_step(batch, 0) for weight in (1.0, 3.0))
+
+    module = make(1.0)
+    views = replace(batch, waveforms=waveforms.repeat(2, 1), sample_lengths=sample_lengths.repeat(2))
+    log_probs, lengths = module.model.log_probs(*module.augmented_features(views))
+    of_tokens, of_phonemes = log_probs.tensor_split([len(VOCABULARY)], dim=2)
+    apart = 0.75 * disagreement(of_tokens, lengths) / 20 + 0.25 * disagreement(of_phonemes, lengths) / 14
+    torch.testing.assert_close(much - little, 2 * apart)
+
+
 def test_a_training_without_a_dictionary_goes_on_from_a_model_that_hears(dictionary: Path, tmp_path: Path) -> None:
     hears = ["model.encoder.phoneme_layer=1", "trainer.epochs=1"]
     first = train(make_config(tmp_path / "first", *hears, f"vocabulary.pronunciations={dictionary}"))
@@ -299,9 +321,6 @@ class TestSearch:
 
 
 def test_the_phonemes_are_of_the_references() -> None:
-    from asr.check import Example
-    from asr.data import SpeechDataset
-
     utterance: Utterance = read_manifest(MANIFEST)[0]
     examples = [Example(utterance, "THE CAT"), Example(utterance, "SEE")]
     batch = SpeechDataset(examples, VOCABULARY, 16000, pronunciations=PRONUNCIATIONS)[[0, 1]]
