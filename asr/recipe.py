@@ -31,7 +31,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
         for override in overrides:
             if "=" not in override:
                 raise AsrError(f"{override}: settings are written section.key=value, such as trainer.epochs=3")
-        changes = OmegaConf.from_dotlist(list(overrides))
+        # YAML reads nothing as null, and `initial_model=` means none.
+        changes = OmegaConf.from_dotlist([f'{one}""' if one.partition("=")[2] == "" else one for one in overrides])
         for source in (recipe, changes):
             for key in sorted(OmegaConf.missing_keys(source)):
                 raise AsrError(f"{key}=??? waits for a value")

@@ -68,6 +68,14 @@ def test_an_exponent_without_a_dot_is_a_number(write_recipe: Callable[[str], Pat
     assert by_override.optimizer.learning_rate == by_recipe.optimizer.learning_rate == 0.0005
 
 
+def test_nothing_behind_the_sign_empties_a_setting(write_recipe: Callable[[str], Path]) -> None:
+    path = write_recipe("initial_model: packaged\nvocabulary: {pronunciations: packaged}\n")
+    config = load_config(path, ["initial_model=", "vocabulary.pronunciations="])
+    assert config == TrainConfig()
+    with pytest.raises(AsrError, match=r"trainer\.epochs: Value '' of type 'str' could not be converted to Integer"):
+        load_config(path, ["trainer.epochs="])
+
+
 def test_a_list_can_be_overridden() -> None:
     assert load_config(None, ["data.train=[a.jsonl,b.jsonl]"]).data.train == ["a.jsonl", "b.jsonl"]
 
