@@ -54,7 +54,11 @@ The stages, in the order of the flow; a file imports only from files above it:
     transcription  recordings                → transcripts
     alignment      recording, its text       → transcript
     forks          a function                → its results, from many processes
+    sentences      text                      → its probability, by a GRU
+    text_batches   text                      → batches of tokens to learn from
+    lm_training    text                      → a GRU language model
     search         log_probs, spelled words  → hypotheses
+    rescoring      log_probs                 → the best of the hypotheses
     beam           log_probs, language model → token ids
     hotwords       token ids, likely words   → token ids
     tuning         a valid set               → the weights of a language model

@@ -4,7 +4,7 @@ Only words of the language model, or of a lexicon, are written. The search finds
 by alignment, so times and confidences mean what they mean without a language model.
 
 A model that hears phonemes is searched twice, for words as it spells them and for words as they are pronounced. What
-either search found is then scored by both, each text summed over all its alignments.
+either search found is then scored by both, and by a GRU language model where there is one.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from math import ceil, inf, isfinite
 from pathlib import Path
+from typing import Any
 
-import numpy
-import torch
 from torch import Tensor
 
 from asr.alignment import align_tokens
-from asr.decoder import DecodedTokens, check_vocabulary, text_log_probs
+from asr.decoder import DecodedTokens, check_vocabulary
 from asr.errors import AsrError, reason_of
 from asr.forks import Forks
 from asr.modelfile import PACKAGED, PACKAGED_MODEL
 from asr.pronunciation import Pronunciations
-from asr.search import SPACE, Hypothesis, LanguageModel, WordSearch
-from asr.text import Vocabulary
+from asr.rescoring import Reading, Rescorer
+from asr.search import SPACE, LanguageModel, WordSearch
+from asr.sentences import GRULanguageModel, load_language_model
+from asr.text import Vocabulary, count_lost
 from asr.words import is_unspaced, join_words
 
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
@@ -44,12 +44,10 @@ LM_WEIGHT_OF_PIECES = 0.8
 """Found there for models of 256 pieces: a piece is heard or missed as a whole, so beside them the language model must
 say less, else words are lost."""
 
-LM_WEIGHT_OF_PHONEMES, PHONEME_SHARE = 0.75, 0.9
-"""Found there for the packaged model's phonemes: the language model's weight in their search and where both searches'
-texts are scored, and the share of the phonemes in what was heard of these, of which the tokens have the rest."""
-
-MOST_SCORED = 30
-"""Hypotheses of each search that are scored by both; with 100 the result is the same."""
+LM_WEIGHT_OF_PHONEMES, LM_WEIGHT_OF_BOTH, PHONEME_SHARE = 0.75, 0.9, 0.9
+"""Found there for the packaged model's phonemes: the language model's weight in their search, its weight where both
+searches' texts are scored, and the share of the phonemes in what was heard of these, of which the tokens have the
+rest."""
 
 BEAM_SHARE_OF_PHONEMES = 0.5
 """Hypotheses that their search keeps beside those of the tokens' search: it takes four times as long for each."""
@@ -69,6 +67,7 @@ class BeamDecoder:
         vocabulary: Vocabulary,
         language_model: str | Path = PACKAGED_LANGUAGE_MODEL,
         *,
+        rescore: str | Path | None = None,
         pronunciations: Pronunciations | None = None,
         lexicon: Iterable[str] | None = None,
         beam_size: int = BEAM_SIZE,
@@ -80,11 +79,13 @@ class BeamDecoder:
         """The decoder of a language model's ARPA file, which may be compressed (.gz); `packaged` is the packaged one.
 
         Its words are written as texts are for the model: in capitals by a model of capitals.
+        rescore: the file of a GRU language model (`asr lm train`), which chooses among the best texts.
         pronunciations: `model.pronunciations` of a model that hears phonemes; it then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
-        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes 0.75, and
-        where it is given in proportion. word_score: added for every word; more than 0 makes words shorter and more.
+        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes 0.75 in the
+        search and 0.9 behind it, and where it is given in proportion. word_score: added for every word; more than 0
+        makes words shorter and more.
         prior_weight: of the log-frequency of each token in the language model's words, which is taken off the model's
         log-probability.
         processes: searches side by side, in copies of this process (Linux only).
@@ -97,11 +98,7 @@ class BeamDecoder:
             raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
         usual_weight = LM_WEIGHT if " " in vocabulary.tokens else LM_WEIGHT_OF_PIECES
         lm_weight = usual_weight if lm_weight is None else lm_weight
-        if beam_size < 1:
-            raise AsrError(f"beam_size={beam_size} must be at least 1")
-        for name, weight in (("lm_weight", lm_weight), ("word_score", word_score), ("prior_weight", prior_weight)):
-            if not isfinite(weight):
-                raise AsrError(f"{name}={weight} must be a finite number")
+        _check_settings(beam_size, lm_weight=lm_weight, word_score=word_score, prior_weight=prior_weight)
         if SPACE in vocabulary.tokens:
             raise AsrError(f"a model that writes {SPACE!r} cannot be used with a language model, where it is the space")
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
@@ -109,16 +106,20 @@ class BeamDecoder:
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
         written, spellings = self._find_writable(loaded, lexicon)
-        shared = {"word_score": word_score, "prior_weight": prior_weight}
+        shared: dict[str, Any] = {"word_score": word_score, "prior_weight": prior_weight}
         search = WordSearch(self._tokens, spellings, loaded, beam_size=beam_size, lm_weight=lm_weight, **shared)
-        self.search = _Search(search, vocabulary, written)
+        readings = [Reading(search, vocabulary.encode)]
         if pronunciations is not None:
-            spoken = _pronounce(written, pronunciations, loaded.unigrams)
-            size, weight = ceil(BEAM_SHARE_OF_PHONEMES * beam_size), LM_WEIGHT_OF_PHONEMES * lm_weight / usual_weight
-            of_phonemes = WordSearch(
-                pronunciations.phonemes, spoken, loaded, beam_size=size, lm_weight=weight, **shared
-            )
-            self.search = _DoubleSearch(search, vocabulary, written, of_phonemes, pronunciations, weight, word_score)
+            spoken, share = _pronounce(written, pronunciations, loaded.unigrams), lm_weight / usual_weight
+            size, lm_weight = ceil(BEAM_SHARE_OF_PHONEMES * beam_size), LM_WEIGHT_OF_BOTH * share
+            settings = {"beam_size": size, "lm_weight": LM_WEIGHT_OF_PHONEMES * share, **shared}
+            of_phonemes = WordSearch(pronunciations.phonemes, spoken, loaded, **settings)
+            readings = [
+                Reading(search, vocabulary.encode, 1 - PHONEME_SHARE),
+                Reading(of_phonemes, pronunciations.encode, PHONEME_SHARE),
+            ]
+        rescoring_model = None if rescore is None else _load_rescoring_model(rescore, written.values())
+        self.search = Rescorer(readings, written, lm_weight, word_score, rescoring_model)
         self._forks = Forks(self.search, processes)
 
     def _find_writable(
@@ -178,6 +179,24 @@ class BeamDecoder:
         return replace(tokens, lm_log_prob=lm_log_prob)
 
 
+def _check_settings(beam_size: int, **weights: float) -> None:
+    if beam_size < 1:
+        raise AsrError(f"beam_size={beam_size} must be at least 1")
+    for name, weight in weights.items():
+        if not isfinite(weight):
+            raise AsrError(f"{name}={weight} must be a finite number")
+
+
+def _load_rescoring_model(path: str | Path, written: Iterable[str]) -> GRULanguageModel:
+    """Raises AsrError where it cannot read all letters of what is written."""
+    model = load_language_model(path)
+    lost: Counter[str] = Counter()
+    model.vocabulary.normalize(" ".join({*"".join(written)}), lost)
+    if unknown := "".join(sorted(count_lost(lost))):
+        raise AsrError(f"{path}: does not know {unknown!r}, which the model writes; `asr lm train --model MODEL` does")
+    return model
+
+
 def _choose(written: Mapping[str, str], words: Iterable[str], known: Container[str]) -> dict[str, str]:
     """Each word of the search and what is written for it: of these words, as the language model has them.
 
@@ -203,53 +222,6 @@ def _pronounce(
     return spoken
 
 
-@dataclass(frozen=True)
-class _Search:
-    """The best words of an utterance."""
-
-    by_tokens: WordSearch
-    vocabulary: Vocabulary
-    written: Mapping[str, str]
-    """What is written for each word that is searched for."""
-
-    def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
-        """log_probs: (steps, vocabulary)."""
-        return next(self._found(self.by_tokens, log_probs), ([], 0.0))
-
-    def _found(self, search: WordSearch, log_probs: numpy.ndarray) -> Iterator[Hypothesis]:
-        """The hypotheses of a search, the best first, as they are written."""
-        return (([self.written[word] for word in words], lm_log_prob) for words, lm_log_prob in search(log_probs))
-
-
-@dataclass(frozen=True)
-class _DoubleSearch(_Search):
-    """The best words by tokens and phonemes together."""
-
-    by_phonemes: WordSearch
-    pronunciations: Pronunciations
-    lm_weight: float
-    """Beside what was heard of tokens and phonemes."""
-    word_score: float
-
-    def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
-        """log_probs: (steps, vocabulary + phonemes)."""
-        tokens, phonemes = numpy.split(log_probs, [len(self.vocabulary)], axis=1)
-        searches = (self.by_tokens, tokens), (self.by_phonemes, phonemes)
-        found = [hypothesis for search in searches for hypothesis in islice(self._found(*search), MOST_SCORED)]
-        by_text = {join_words(words): (words, lm_log_prob) for words, lm_log_prob in found}
-        heard = [
-            text_log_probs(torch.from_numpy(rows - search.prior), [encode(text) for text in by_text])
-            for (search, rows), encode in zip(searches, (self.vocabulary.encode, self.pronunciations.encode))
-        ]
-        acoustic = [(1 - PHONEME_SHARE) * tokens + PHONEME_SHARE * phonemes for tokens, phonemes in zip(*heard)]
-        scored = [
-            (score + self.lm_weight * lm_log_prob + self.word_score * len(words), words, lm_log_prob)
-            for score, (words, lm_log_prob) in zip(acoustic, by_text.values())
-        ]
-        _, words, lm_log_prob = max(scored, default=(0.0, [], 0.0))
-        return words, lm_log_prob
-
-
 def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
     """The words of an ARPA file, without <s>, </s> and <unk>, and their log10-probabilities.
 
@@ -269,4 +241,4 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
                 begun = begun or line.strip() == "\\1-grams:"
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise AsrError(f"{path}: the language model cannot be read: {reason_of(error)}") from error
-    raise AsrError(f"{path}: not a language model in ARPA form; `asr lm` makes one")
+    raise AsrError(f"{path}: not a language model in ARPA form; `asr lm build` makes one")

@@ -24,7 +24,7 @@ from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.modelfile import save_model
 
-__all__ = ["LAST_CHECKPOINT", "BestModelFile", "Checkpoints", "find_checkpoint"]
+__all__ = ["LAST_CHECKPOINT", "BestModelFile", "Checkpoints", "find_checkpoint", "is_whole", "write_checkpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     """
     paths = [path for path in (output_dir / LAST_CHECKPOINT, output_dir / PREVIOUS_CHECKPOINT) if path.is_file()]
     for path in paths:
-        if _is_whole(path):
+        if is_whole(path):
             return path
         log.warning("%s is damaged and left out", path)
     if paths:
@@ -46,7 +46,7 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether every part of a checkpoint, which is a ZIP archive, has the checksum it was written with."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -108,7 +108,7 @@ class Checkpoints(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._has_begun = True
-        if trainer.is_global_zero and not _is_whole(self.last):
+        if trainer.is_global_zero and not is_whole(self.last):
             self.last.unlink(missing_ok=True)  # it would take the place of the one before, from which this run goes on
         if threading.current_thread() is not threading.main_thread():
             return
@@ -194,22 +194,30 @@ class Checkpoints(lightning.Callback):
         log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.last)
 
     def _save(self, trainer: lightning.Trainer, path: Path) -> None:
-        """Write to a temporary name first, so that `path` is whole or as it was; keep the one before the last."""
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            trainer.save_checkpoint(temporary)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            reason = f"the checkpoint cannot be written ({error.strerror})"
-            raise AsrError(f"{path}: {reason}; make room, and --resume goes on from the one before") from error
+        """Keep the one before the last too."""
+        write_checkpoint(trainer, path, path.with_name(PREVIOUS_CHECKPOINT) if path == self.last else None)
         self._saved_at = time.monotonic()
-        if not trainer.is_global_zero:
-            return
-        with open(temporary, "r+b") as file:  # Windows syncs only what may be written to
-            os.fsync(file.fileno())
-        if path == self.last and path.exists():
-            os.replace(path, path.with_name(PREVIOUS_CHECKPOINT))
-        os.replace(temporary, path)
+
+
+def write_checkpoint(trainer: lightning.Trainer, path: Path, previous: Path | None = None) -> None:
+    """Write to a temporary name first, so that `path` is whole or as it was; what it was gets the name `previous`.
+
+    Raises AsrError where it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        trainer.save_checkpoint(temporary)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = f"the checkpoint cannot be written ({error.strerror})"
+        raise AsrError(f"{path}: {reason}; make room, and --resume goes on from the one before") from error
+    if not trainer.is_global_zero:
+        return
+    with open(temporary, "r+b") as file:  # Windows syncs only what may be written to
+        os.fsync(file.fileno())
+    if previous is not None and path.exists():
+        os.replace(path, previous)
+    os.replace(temporary, path)
 
 
 @contextmanager

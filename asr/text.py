@@ -32,6 +32,9 @@ BLANK_ID = 0
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What LibriSpeech's transcripts are written with."""
 
+LONGEST_LINE = 1_000_000
+"""Bytes of a text that pieces are learned from; SentencePiece leaves longer ones out."""
+
 _WORD_START = "\u2581"
 """What SentencePiece writes for a space."""
 
@@ -213,6 +216,7 @@ class SentencePieceVocabulary:
                 pretokenization_delimiter="\t",  # a piece is of one word, and Chinese has a word for each character
                 model_writer=proto,
                 vocab_size=size,
+                max_sentence_length=LONGEST_LINE,
                 hard_vocab_limit=False,
                 required_chars=characters.replace(" ", ""),
                 model_type="unigram",
@@ -227,7 +231,7 @@ class SentencePieceVocabulary:
         except RuntimeError as error:
             reason = str(error).rpartition("] ")[2]  # in front of it stand SentencePiece's source lines
             reason = reason.partition(" Increase")[0] or "it has no word"  # behind it, options that are not ours
-            raise AsrError(f"vocabulary.size={size} does not suit the training text: {reason}") from error
+            raise AsrError(f"a vocabulary of {size} pieces does not suit the training text: {reason}") from error
         return cls(proto.getvalue())
 
     @cached_property

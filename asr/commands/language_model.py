@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,15 @@ HIGHEST_ORDER = 6
 
 
 def add_lm(commands: Commands) -> None:
-    parser = commands.add_parser("lm", help="text to a language model", description=_run_lm_build.__doc__)
+    parser = commands.add_parser("lm", help="text to a language model", description="Make a language model of text.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_lm_build(actions)
+    _add_lm_train(actions)
+
+
+def _add_lm_build(actions: Commands) -> None:
     build = actions.add_parser("build", help="count n-grams of words", description=_run_lm_build.__doc__)
-    build.add_argument("texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz")
+    _add_text_options(build)
     build.add_argument("--order", type=int, default=3, metavar="N", help="words of the longest n-gram (default: 3)")
     build.add_argument(
         "--prune", type=int, nargs="+", default=[], metavar="C", help="per length, drop n-grams seen up to C times"
@@ -32,17 +38,39 @@ def add_lm(commands: Commands) -> None:
         "--min-count", type=int, default=1, metavar="C", help="take rarer words for unknown (default: 1)"
     )
     build.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file; .arpa.gz is compressed"
+    )
+    build.set_defaults(run=_run_lm_build, find_conflict=_find_lm_build_conflict)
+
+
+def _add_lm_train(actions: Commands) -> None:
+    train = actions.add_parser("train", help="a GRU that reads sentences", description=_run_lm_train.__doc__)
+    _add_text_options(train)
+    for name, default, help_text in (
+        ("epochs", 2, "passes over the text"),
+        ("hidden-size", 640, "of the GRU"),
+        ("pieces", 2048, "tokens: pieces of words, learned from the text"),
+        ("seed", 1, "of the first weights and the order"),
+    ):
+        train.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{help_text} (default: {default})"
+        )
+    train.add_argument("--initial-model", metavar="FILE", help="a model of `asr lm train` to begin with")
+    train.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
+    train.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the .safetensors file")
+    train.set_defaults(run=_run_lm_train, find_conflict=_find_lm_train_conflict)
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz")
+    parser.add_argument(
         "--held-out",
         nargs="+",
         default=[],
         metavar="DATA",
         help="valid sets: leave out sentences that share eight words in a row with their transcripts",
     )
-    build.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's)")
-    build.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="FILE", help="gets the ARPA file; .arpa.gz is compressed"
-    )
-    build.set_defaults(run=_run_lm_build, find_conflict=_find_lm_build_conflict)
+    parser.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's)")
 
 
 def _find_lm_build_conflict(options: argparse.Namespace) -> str | None:
@@ -54,29 +82,61 @@ def _find_lm_build_conflict(options: argparse.Namespace) -> str | None:
     return None
 
 
+def _find_lm_train_conflict(options: argparse.Namespace) -> str | None:
+    output: Path = options.output
+    return None if output.suffix == ".safetensors" else f"--output {output}: must end in .safetensors"
+
+
 def _run_lm_build(options: argparse.Namespace) -> int:
     """Build a word n-gram model with modified Kneser-Ney smoothing from text, and write it as ARPA."""
-    from asr.ngrams import build_ngrams, drop_shared, read_sentences, write_arpa
-    from asr.text import normalize_transcript
+    from asr.ngrams import build_ngrams, write_arpa
 
     if not 2 <= options.order <= HIGHEST_ORDER:
         raise AsrError(f"--order {options.order} must be 2 to {HIGHEST_ORDER}: the beam search reads no other models")
-    normalize: Callable[..., str] = normalize_transcript
-    if options.model:
-        from asr.modelfile import load_model
-
-        normalize = load_model(options.model).vocabulary.normalize
-    sentences = read_sentences(options.texts, normalize)
-    if options.held_out:
-        from asr.folders import read_many
-
-        held_out = [normalize(utterance.text) for utterance in read_many(options.held_out)]
-        sentences = drop_shared(sentences, held_out)
+    sentences, _, _ = _read_text(options)
     model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)
     write_arpa(model, options.output)
     counts = ", ".join(f"{len(rows):,} of {length}" for length, rows in enumerate(model.ngrams, start=1))
     print(f"{options.output}\t{options.output.stat().st_size / 1e6:.1f} MB\tn-grams by length: {counts}")
     return 0
+
+
+def _run_lm_train(options: argparse.Namespace) -> int:
+    """Train a GRU language model on text, for --rescore; the held-out sets' perplexity is told after each epoch."""
+    from asr.lm_training import LanguageModelSettings, train_language_model
+    from asr.ranks import is_first_process
+
+    if not is_first_process():
+        logging.getLogger("asr").setLevel(logging.ERROR)
+    sizes = {name: getattr(options, name) for name in ("epochs", "hidden_size", "pieces", "seed")}
+    text, held_out, alphabet = _read_text(options)
+    settings = {"held_out": held_out, "alphabet": alphabet, "initial_model": options.initial_model}
+    train_language_model(text, options.output, LanguageModelSettings(**sizes), resume=options.resume, **settings)
+    if is_first_process():
+        print(f"{options.output}\t{options.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _read_text(options: argparse.Namespace) -> tuple[Iterable[str], list[str], str]:
+    """The normal transcripts of the texts, those of the held-out sets, and the alphabet that both are written in."""
+    from asr.ngrams import drop_shared, read_sentences
+    from asr.text import ALPHABET, normalize_transcript
+
+    normalize: Callable[..., str] = normalize_transcript
+    alphabet = ALPHABET
+    if options.model:
+        from asr.modelfile import load_model
+
+        vocabulary = load_model(options.model).vocabulary
+        normalize, alphabet = vocabulary.normalize, vocabulary.alphabet
+    sentences: Iterable[str] = read_sentences(options.texts, normalize)
+    held_out: list[str] = []
+    if options.held_out:
+        from asr.folders import read_many
+
+        held_out = [normalize(utterance.text) for utterance in read_many(options.held_out)]
+        sentences = drop_shared(sentences, held_out)
+    return sentences, held_out, alphabet
 
 
 def add_tune_lm(commands: Commands) -> None:
@@ -88,6 +148,7 @@ def add_tune_lm(commands: Commands) -> None:
         "manifest", metavar="MANIFEST", help="the valid set: a manifest, or a folder of recordings and texts"
     )
     parser.add_argument("--lm", required=True, metavar="FILE", help="`packaged`, or an ARPA file of `asr lm build`")
+    parser.add_argument("--rescore", metavar="FILE", help="as of `asr transcribe`")
     parser.add_argument("--beam-size", type=int, default=100, metavar="N", help="hypotheses kept (default: 100)")
     parser.set_defaults(run=_run_tune_lm)
 
@@ -103,7 +164,7 @@ def _run_tune_lm(options: argparse.Namespace) -> int:
     model = load_model(options.model)
     points = []
     utterances = read_data(options.manifest)
-    settings = {"processes": torch.get_num_threads(), "beam_size": options.beam_size}
+    settings = {"processes": torch.get_num_threads(), "beam_size": options.beam_size, "rescore": options.rescore}
     for point in tune(model, utterances, options.lm, **settings):
         points.append(point)
         print(_told(point), flush=True)

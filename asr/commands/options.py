@@ -35,7 +35,7 @@ FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm", "TextGrid")
 
 Normalize: TypeAlias = "Callable[[str, Counter[str]], str]"
 
-LM_SETTINGS = ("beam_size", "lm_weight", "word_score", "prior_weight")
+LM_SETTINGS = ("rescore", "beam_size", "lm_weight", "word_score", "prior_weight")
 
 DEVICES = "cpu, cuda or auto (a GPU where there is one)"
 
@@ -68,6 +68,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
     )
     group.add_argument("--lm", metavar="FILE", help="`packaged`, or an ARPA file: beam search over its words")
+    group.add_argument("--rescore", metavar="FILE", help="a model of `asr lm train`, to choose among the best texts")
     group.add_argument("--lexicon", metavar="FILE", type=Path, help="the words to choose from, one a line")
     group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step (default: 300)")
     group.add_argument(
@@ -127,7 +128,7 @@ def _of_one_word(lexicon: Path, normalize: Normalize) -> Normalize:
 def find_lm_conflict(options: argparse.Namespace) -> str | None:
     given = [getattr(options, name) is not None for name in ("lexicon", *LM_SETTINGS)]
     if options.lm is None and any(given):
-        return "--lexicon, --beam-size, --lm-weight, --word-score and --prior-weight need --lm"
+        return "--rescore, --lexicon, --beam-size, --lm-weight, --word-score and --prior-weight need --lm"
     return None
 
 
