@@ -35,6 +35,10 @@ from asr.words import is_unspaced, join_words
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
 
 PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
+PACKAGED_RESCORING_MODEL = PACKAGED_MODEL.with_name("base.gru.safetensors")
+
+NONE = "none"
+"""In place of the path of a language model to rescore with."""
 
 BEAM_SIZE = 300
 LM_WEIGHT, WORD_SCORE, PRIOR_WEIGHT = 1.2, 0.0, 0.5
@@ -79,7 +83,8 @@ class BeamDecoder:
         """The decoder of a language model's ARPA file, which may be compressed (.gz); `packaged` is the packaged one.
 
         Its words are written as texts are for the model: in capitals by a model of capitals.
-        rescore: the file of a GRU language model (`asr lm train`), which chooses among the best texts.
+        rescore: the file of a GRU language model (`asr lm train`), which chooses among the best texts; `none` for none;
+        by default `packaged` beside the packaged n-grams, and none beside others.
         pronunciations: `model.pronunciations` of a model that hears phonemes; it then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
@@ -118,7 +123,9 @@ class BeamDecoder:
                 Reading(search, vocabulary.encode, 1 - PHONEME_SHARE),
                 Reading(of_phonemes, pronunciations.encode, PHONEME_SHARE),
             ]
-        rescoring_model = None if rescore is None else _load_rescoring_model(rescore, written.values())
+        if rescore is None:
+            rescore = PACKAGED if Path(language_model) == PACKAGED_LANGUAGE_MODEL else NONE
+        rescoring_model = None if str(rescore) == NONE else _load_rescoring_model(rescore, written.values())
         self.search = Rescorer(readings, written, lm_weight, word_score, rescoring_model)
         self._forks = Forks(self.search, processes)
 
@@ -189,7 +196,7 @@ def _check_settings(beam_size: int, **weights: float) -> None:
 
 def _load_rescoring_model(path: str | Path, written: Iterable[str]) -> GRULanguageModel:
     """Raises AsrError where it cannot read all letters of what is written."""
-    model = load_language_model(path)
+    model = load_language_model(PACKAGED_RESCORING_MODEL if str(path) == PACKAGED else path)
     lost: Counter[str] = Counter()
     model.vocabulary.normalize(" ".join({*"".join(written)}), lost)
     if unknown := "".join(sorted(count_lost(lost))):

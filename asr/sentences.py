@@ -109,9 +109,11 @@ def load_language_model(path: str | Path) -> GRULanguageModel:
         raise AsrError(f"{path}: no GRU language model that this release can read; `asr lm train` makes one")
     try:
         vocabulary = vocabulary_from_dict(json.loads(metadata["vocabulary"]))
-        with torch.device("meta"):  # the sizes may be anything
-            model = GRULanguageModel(vocabulary, *json.loads(metadata["sizes"]))
-        model.load_state_dict(weights, assign=True)
+        embedding_size, hidden_size = json.loads(metadata["sizes"])
+        if embedding_size * hidden_size > sum(weight.numel() for weight in weights.values()):
+            raise ValueError("a file of a kilobyte could fill the memory")
+        model = GRULanguageModel(vocabulary, embedding_size, hidden_size)
+        model.load_state_dict(weights)
     except (AsrError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise AsrError(f"{path}: the language model is damaged: its weights do not fit its own sizes") from error
     if not all(weight.isfinite().all() for weight in weights.values()):

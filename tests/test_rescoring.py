@@ -91,6 +91,27 @@ def test_nothing_but_blanks_is_an_empty_text(folder: Path) -> None:
     assert text_of(BeamDecoder(VOCABULARY, folder / "lm.arpa", rescore=folder / "lm.safetensors"), blanks) == ""
 
 
+def test_the_packaged_one_stands_beside_the_packaged_n_grams(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+
+    def load(path: object) -> SimpleNamespace:
+        loaded.append(path)
+        return SimpleNamespace(vocabulary=VOCABULARY)
+
+    monkeypatch.setattr(beam, "load_language_model", load)
+    monkeypatch.setattr(beam, "PACKAGED_LANGUAGE_MODEL", folder / "lm.arpa")
+    other = folder / "other.arpa"
+    other.write_bytes((folder / "lm.arpa").read_bytes())
+    BeamDecoder(VOCABULARY, other)
+    for language_model in ("packaged", folder / "lm.arpa"):
+        BeamDecoder(VOCABULARY, language_model, rescore="none")
+    assert loaded == []
+    BeamDecoder(VOCABULARY, other, rescore="packaged")
+    for language_model in ("packaged", folder / "lm.arpa"):
+        BeamDecoder(VOCABULARY, language_model)
+    assert loaded == [beam.PACKAGED_RESCORING_MODEL] * 3
+
+
 def test_commands_rescore(folder: Path, run: Run) -> None:
     recording = SAMPLES / "84-121123-0001.flac"
     lm = "--lm", folder / "lm.arpa"

@@ -68,7 +68,12 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
     )
     group.add_argument("--lm", metavar="FILE", help="`packaged`, or an ARPA file: beam search over its words")
-    group.add_argument("--rescore", metavar="FILE", help="a model of `asr lm train`, to choose among the best texts")
+    group.add_argument(
+        "--rescore",
+        metavar="FILE",
+        help="a model of `asr lm train`, to choose among the best texts, or `none`; beside the packaged ARPA file "
+        "`packaged` is the default, else `none`",
+    )
     group.add_argument("--lexicon", metavar="FILE", type=Path, help="the words to choose from, one a line")
     group.add_argument("--beam-size", type=int, metavar="N", help="hypotheses kept at every step (default: 300)")
     group.add_argument(
