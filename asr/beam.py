@@ -123,9 +123,7 @@ class BeamDecoder:
                 Reading(search, vocabulary.encode, 1 - PHONEME_SHARE),
                 Reading(of_phonemes, pronunciations.encode, PHONEME_SHARE),
             ]
-        if rescore is None:
-            rescore = PACKAGED if Path(language_model) == PACKAGED_LANGUAGE_MODEL else NONE
-        rescoring_model = None if str(rescore) == NONE else _load_rescoring_model(rescore, written.values())
+        rescoring_model = _load_rescoring_model(rescore, language_model, written.values())
         self.search = Rescorer(readings, written, lm_weight, word_score, rescoring_model)
         self._forks = Forks(self.search, processes)
 
@@ -194,8 +192,14 @@ def _check_settings(beam_size: int, **weights: float) -> None:
             raise AsrError(f"{name}={weight} must be a finite number")
 
 
-def _load_rescoring_model(path: str | Path, written: Iterable[str]) -> GRULanguageModel:
-    """Raises AsrError where it cannot read all letters of what is written."""
+def _load_rescoring_model(
+    path: str | Path | None, language_model: str | Path, written: Iterable[str]
+) -> GRULanguageModel | None:
+    """`BeamDecoder`'s; raises AsrError where it cannot read all letters of what is written."""
+    if path is None:
+        path = PACKAGED if Path(language_model) == PACKAGED_LANGUAGE_MODEL else NONE
+    if str(path) == NONE:
+        return None
     model = load_language_model(PACKAGED_RESCORING_MODEL if str(path) == PACKAGED else path)
     lost: Counter[str] = Counter()
     model.vocabulary.normalize(" ".join({*"".join(written)}), lost)

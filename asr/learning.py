@@ -30,7 +30,7 @@ from asr.muon import Muon
 from asr.splitting import MemoryLimit
 from asr.text import BLANK_ID
 
-__all__ = ["CTCTrainingModule", "disagreement", "make_optimizer"]
+__all__ = ["CTCTrainingModule", "disagreement", "make_optimizer", "with_schedule"]
 
 
 class CTCTrainingModule(lightning.LightningModule):
@@ -243,7 +243,12 @@ def make_optimizer(
     else:
         groups[0]["params"] += cells
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay)
-    warmup_steps = max(1, round(config.warmup_share * total_steps))
+    return with_schedule(optimizer, config.warmup_share, total_steps)
+
+
+def with_schedule(optimizer: torch.optim.Optimizer, warmup_share: float, total_steps: int) -> dict[str, Any]:
+    """As Lightning wants it: the rate rises evenly for that share of the steps, then falls to 0 along a cosine."""
+    warmup_steps = max(1, round(warmup_share * total_steps))
 
     def share_of_peak(step: int) -> float:
         if step < warmup_steps:

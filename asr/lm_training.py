@@ -20,6 +20,7 @@ from asr.checkpoints import is_whole, write_checkpoint
 from asr.config import TrainerConfig, require
 from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
+from asr.learning import with_schedule
 from asr.monitor import ProgressBar, make_progress
 from asr.muon import Muon
 from asr.plan import fill_batches
@@ -186,11 +187,7 @@ class _Training(lightning.LightningModule):
         rest = [parameter for parameter in self.model.parameters() if all(parameter is not weight for weight in cell)]
         optimizer = Muon([{"params": cell, "blocks": 3}, {"params": rest}], lr=self.settings.learning_rate, dtype=dtype)
         total = self.settings.epochs * math.ceil(len(self.batches) / self.trainer.world_size)
-        warmup = max(1, round(WARMUP_SHARE * total))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_schedule(optimizer, WARMUP_SHARE, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["epochs_done"] = self.trainer.current_epoch + 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor, nn
 
 from asr.config import ModelConfig, model_config_from_dict
 from asr.errors import AsrError
@@ -22,7 +23,7 @@ from asr.pronunciation import pronunciations_from_dict
 from asr.text import vocabulary_from_dict
 from asr.threads import compute_alone_in_forks
 
-__all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "save_model"]
+__all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "read_weights", "save_model", "write_weights"]
 
 FORMAT_NUMBER = 2
 """Goes up when an older release could not read the file; 2 since a model may hear phonemes."""
@@ -47,10 +48,35 @@ def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.
     }
     if model.pronunciations is not None:
         metadata["pronunciations"] = json.dumps(model.pronunciations.to_dict())
-    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    write_weights(model, metadata, path, dtype)
+
+
+def write_weights(module: nn.Module, metadata: dict[str, str], path: str | Path, dtype: torch.dtype) -> None:
+    """A .safetensors file; where that fails, `path` is as it was, and AsrError is raised."""
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in module.state_dict().items()}
     content = save(weights, metadata)
     with new_file(Path(path)) as file:
         file.write(content)  # safetensors' own save_file hides the file from other users
+
+
+def read_weights(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata of a .safetensors file and its weights, in float32; kind: what errors call it.
+
+    Raises AsrError for a file that is missing or damaged, and for weights that are not finite.
+    """
+    if not path.is_file():
+        raise AsrError(f"{path}: {kind} not found")
+    compute_alone_in_forks()
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError, RuntimeError) as error:  # a RuntimeError is of numbers that torch cannot convert
+        hint = "; of a run take model.safetensors" if path.suffix == ".ckpt" else ""
+        raise AsrError(f"{path}: the {kind} is damaged or not a {kind}: {error}{hint}") from error
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise AsrError(f"{path}: the {kind} holds weights that are not finite numbers; take another one")
+    return metadata, weights
 
 
 def load_model(path: str | Path | None = None, device: str | torch.device = "cpu") -> CTCModel:
@@ -60,23 +86,12 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
     Raises AsrError for a file that is missing, damaged, of a newer format or not a model.
     """
     path = PACKAGED_MODEL if path is None or str(path) == PACKAGED else Path(path)
-    if not path.is_file():
-        raise AsrError(f"{path}: model file not found")
-    compute_alone_in_forks()
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (SafetensorError, OSError, RuntimeError) as error:  # a RuntimeError is of numbers that torch cannot convert
-        hint = "; of a run take model.safetensors" if path.suffix == ".ckpt" else ""
-        raise AsrError(f"{path}: the model file is damaged or not a model file: {error}{hint}") from error
+    metadata, weights = read_weights(path, "model file")
     model = _build(path, metadata, sum(weight.numel() for weight in weights.values()))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise AsrError(f"{path}: the weights do not fit the model file's own configuration") from error
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise AsrError(f"{path}: the model file holds weights that are not finite numbers; take another one")
     return model.eval().to(device, torch.float32)  # torch's default type may be another
 
 

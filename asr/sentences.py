@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.errors import AsrError
-from asr.newfiles import new_file
+from asr.modelfile import read_weights, write_weights
 from asr.text import BLANK_ID, Vocabulary, vocabulary_from_dict
-from asr.threads import compute_alone_in_forks
 
 __all__ = ["GRULanguageModel", "load_language_model", "save_language_model"]
 
@@ -84,10 +81,7 @@ def save_language_model(model: GRULanguageModel, path: str | Path) -> None:
         "sizes": json.dumps([model.embedding.embedding_dim, model.cell.hidden_size]),
         "vocabulary": json.dumps(model.vocabulary.to_dict()),
     }
-    weights = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in model.state_dict().items()}
-    content = save(weights, metadata)
-    with new_file(Path(path)) as file:
-        file.write(content)
+    write_weights(model, metadata, path, torch.float16)
 
 
 def load_language_model(path: str | Path) -> GRULanguageModel:
@@ -96,15 +90,7 @@ def load_language_model(path: str | Path) -> GRULanguageModel:
     Raises AsrError for a file that is missing, damaged or something else.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AsrError(f"{path}: language model not found")
-    compute_alone_in_forks()
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise AsrError(f"{path}: the file is damaged or no GRU language model: {error}") from error
+    metadata, weights = read_weights(path, "GRU language model")
     if metadata.get("format") != FORMAT:
         raise AsrError(f"{path}: no GRU language model that this release can read; `asr lm train` makes one")
     try:
@@ -116,6 +102,4 @@ def load_language_model(path: str | Path) -> GRULanguageModel:
         model.load_state_dict(weights)
     except (AsrError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise AsrError(f"{path}: the language model is damaged: its weights do not fit its own sizes") from error
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise AsrError(f"{path}: the language model is damaged: it holds weights that are not finite numbers")
-    return model.eval().requires_grad_(False)
+    return model.eval().to(torch.float32).requires_grad_(False)  # torch's default type may be another

@@ -123,7 +123,7 @@ def test_commands_rescore(folder: Path, run: Run) -> None:
     for command in commands:
         done = run(*command, *lm, "--rescore", folder / "lm.arpa")
         assert done.code == 1
-        assert "lm.arpa: the file is damaged or no GRU language model" in done.errors
+        assert "lm.arpa: the GRU language model is damaged" in done.errors
     assert run("transcribe", recording, "--rescore", folder / "lm.safetensors").code == 2
 
 

@@ -120,7 +120,7 @@ def test_a_damaged_file_is_told(model: GRULanguageModel, tmp_path: Path) -> None
     with pytest.raises(AsrError, match="not finite numbers"):
         load_language_model(path)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(AsrError, match="damaged or no GRU language model"):
+    with pytest.raises(AsrError, match="damaged or not a GRU language model"):
         load_language_model(path)
 
 
