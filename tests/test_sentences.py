@@ -24,7 +24,7 @@ from asr.lm_training import LanguageModelSettings, perplexity, train_language_mo
 from asr.sentences import SENTENCE_END, GRULanguageModel, load_language_model, save_language_model
 from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.text_batches import ShuffledBatches, TextBatches
-from tests.command_line import COMMAND, Run
+from tests.command_line import Run, process
 
 TEXTS = ["THE CAT SAT", "A DOG", "", "THE MAT IS ON THE FLOOR AND A CAT ON THE MAT"]
 
@@ -293,14 +293,14 @@ def test_the_command_trains_without_the_valid_sets_sentences(
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupted_training_says_that_it_can_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(AGREEING * 2000))
-    command = [*COMMAND, "lm", "train", "text.txt", "--pieces", "40", "--hidden-size", "16", "--epochs", "500"]
-    process = subprocess.Popen([*command, "-o", "lm.safetensors"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    sizes = "--pieces", "40", "--hidden-size", "16", "--epochs", "500"
+    interrupted = process("lm", "train", tmp_path / "text.txt", *sizes, "-o", tmp_path / "lm.safetensors")
     deadline = time.monotonic() + 120
     while not (tmp_path / "lm.safetensors.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
+    interrupted.send_signal(signal.SIGINT)
+    _, errors = interrupted.communicate(timeout=120)
+    assert interrupted.returncode != 0
     assert "Traceback" not in errors
     assert "--resume goes on from the end of the last whole epoch" in errors
     assert load_language_model(tmp_path / "lm.safetensors")
