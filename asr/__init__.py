@@ -43,6 +43,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers
+    mmi            log_probs of phonemes     → how probable all sequences of them are together
     splitting      a batch that is too large → its log_probs, in parts
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk

@@ -203,6 +203,9 @@ class OptimizerConfig:
     """Recurrent layers, from below, that keep their weights, with the convolutions before them; 0: all learn."""
     phoneme_weight: float = 0.5
     """Share of the loss that is the phonemes', in a model that hears them; the tokens have the rest."""
+    mmi_share: float = 0.9
+    """Share of the phonemes' loss that is maximum mutual information: what was said against all other sequences of
+    phonemes, as likely as their trigrams in the training texts are (CTC-CRF, Xiang and Ou, 2019). CTC has the rest."""
 
     def __post_init__(self) -> None:
         require(self.name in ("adamw", "muon"), "optimizer.name", self.name, "be adamw or muon")
@@ -213,6 +216,7 @@ class OptimizerConfig:
         require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "be above 0")
         require(self.frozen_layers >= 0, "optimizer.frozen_layers", self.frozen_layers, "be at least 0")
         require(0 <= self.phoneme_weight < 1, "optimizer.phoneme_weight", self.phoneme_weight, "be in [0, 1)")
+        require(0 <= self.mmi_share <= 1, "optimizer.mmi_share", self.mmi_share, "be in [0, 1]")
 
 
 @dataclass(frozen=True)

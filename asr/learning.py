@@ -7,7 +7,7 @@ would have drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from asr.decoder import decode_greedy
 from asr.errors import AsrError
 from asr.features import valid_positions
 from asr.metrics import ErrorCounts, character_errors, word_errors
+from asr.mmi import learn_trigrams, log_prior, log_prob_of_all
 from asr.model import CTCModel
 from asr.muon import Muon
 from asr.splitting import MemoryLimit
@@ -36,10 +37,18 @@ __all__ = ["CTCTrainingModule", "disagreement", "make_optimizer", "with_schedule
 class CTCTrainingModule(lightning.LightningModule):
     """CTC loss of augmented batches, and error rates of the valid set."""
 
-    def __init__(self, model: CTCModel, config: TrainConfig) -> None:
+    def __init__(self, model: CTCModel, config: TrainConfig, references: Iterable[str] = ()) -> None:
+        """references: of the training set, whose phonemes' trigrams `optimizer.mmi_share` needs.
+
+        Raises AsrError for a model with more phonemes than it can be computed for.
+        """
         super().__init__()
         self.model = model
         self.config = config
+        self.trigrams: Tensor | None = None
+        if model.pronunciations is not None and config.optimizer.mmi_share > 0:
+            sequences = map(model.pronunciations.encode, references)
+            self.trigrams = learn_trigrams(sequences, len(model.pronunciations))
         self.memory = MemoryLimit()
         self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
@@ -123,13 +132,17 @@ class CTCTrainingModule(lightning.LightningModule):
         return losses.sum() / tokens, (losses == 0).sum().float()
 
     def _phoneme_loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """CTC loss of a batch per phoneme, in float32, and how many those are; log_probs: (batch, steps, phonemes)."""
+        """Loss of a batch per phoneme, in float32, and how many those are; log_probs: (batch, steps, phonemes)."""
         phonemes, phoneme_lengths = batch.phonemes, batch.phoneme_lengths
         assert phonemes is not None
         assert phoneme_lengths is not None
         count = self._mean_over_ranks(phoneme_lengths)
-        arguments = (phonemes, lengths, phoneme_lengths, BLANK_ID, "sum", True)
-        return ctc_loss(log_probs.transpose(0, 1), *arguments) / count, count
+        losses = ctc_loss(log_probs.transpose(0, 1), phonemes, lengths, phoneme_lengths, BLANK_ID, "none", True)
+        if self.trigrams is not None:
+            trigrams = self.trigrams.to(log_probs.device)
+            rivals = log_prob_of_all(log_probs, lengths, trigrams) - log_prior(phonemes, phoneme_lengths, trigrams)
+            losses = losses + self.config.optimizer.mmi_share * rivals.where(losses > 0, 0.0)
+        return losses.sum() / count, count
 
     def _tokens(self, batch: Batch) -> Tensor:
         """Target tokens."""

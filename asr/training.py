@@ -81,7 +81,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     model, train_corpus, valid_corpus = prepare_training(config)
     output_dir.mkdir(parents=True, exist_ok=True)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
-    module = CTCTrainingModule(model, config)
+    module = CTCTrainingModule(model, config, (example.reference for example in train_corpus.examples))
     with quiet_lightning(), full_float32(), closing(data):
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)

@@ -169,6 +169,32 @@ def test_training_learns_phonemes_beside_tokens(dictionary: Path, tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer
+def test_maximum_mutual_information_is_a_share_of_the_phonemes_loss(hearing: CTCModel, tmp_path: Path) -> None:
+    texts = ["THE CAT", "SEE", "THE CAT SAT " * 10]
+    utterance = read_manifest(MANIFEST)[0]
+    dataset = SpeechDataset([Example(utterance, text) for text in texts], VOCABULARY, 16000, 0.0, PRONUNCIATIONS)
+    waveforms, sample_lengths = torch.randn(3, 16000) * 0.1, torch.tensor([16000, 12000, 8000])
+
+    def loss(share: float, indices: list[int]) -> Tensor:
+        config = make_config(tmp_path, f"optimizer.mmi_share={share}", "optimizer.phoneme_weight=0.5")
+        module = CTCTrainingModule(with_dropout(hearing, 0.0), config, texts)
+        batch = replace(dataset[indices], waveforms=waveforms[indices], sample_lengths=sample_lengths[indices])
+        return module.training_step(batch, 0)
+
+    of_ctc, half, whole = (loss(share, [0, 1]) for share in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(half, (of_ctc + whole) / 2)
+    assert 0 < whole < of_ctc  # the right ones are likelier among all than step by step
+    assert loss(1.0, [2]) == 0  # too few steps for its phonemes and its letters
+
+
+def test_maximum_mutual_information_is_learned(dictionary: Path, tmp_path: Path) -> None:
+    hears = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}", "optimizer.mmi_share=1"]
+    train(make_config(tmp_path / "run", *hears, "trainer.epochs=6"))
+    curve = read_scalars(tmp_path / "run")["train/phoneme_loss"]
+    assert 0 < curve[max(curve)][0] < 0.95 * curve[min(curve)][0]
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer
 def test_two_views_are_drawn_together_in_their_phonemes_as_in_their_tokens(hearing: CTCModel, tmp_path: Path) -> None:
     def make(weight: float) -> CTCTrainingModule:
         config = make_config(tmp_path, f"augment.consistency_weight={weight}", "optimizer.phoneme_weight=0.25")
