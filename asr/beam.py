@@ -48,10 +48,14 @@ LM_WEIGHT_OF_PIECES = 0.8
 """Found there for models of 256 pieces: a piece is heard or missed as a whole, so beside them the language model must
 say less, else words are lost."""
 
-LM_WEIGHT_OF_PHONEMES, LM_WEIGHT_OF_BOTH, PHONEME_SHARE = 0.75, 0.9, 0.9
+LM_WEIGHT_OF_PHONEMES, LM_WEIGHT_OF_BOTH, PHONEME_SHARE = 1.0, 1.2, 0.9
 """Found there for the packaged model's phonemes: the language model's weight in their search, its weight where both
 searches' texts are scored, and the share of the phonemes in what was heard of these, of which the tokens have the
 rest."""
+
+PRIOR_SHARE_OF_PHONEMES = 0.25
+"""Of the prior's weight: maximum mutual information has already kept from the phonemes most of what a language model
+knows."""
 
 BEAM_SHARE_OF_PHONEMES = 0.5
 """Hypotheses that their search keeps beside those of the tokens' search: it takes four times as long for each."""
@@ -88,11 +92,11 @@ class BeamDecoder:
         pronunciations: `model.pronunciations` of a model that hears phonemes; it then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
-        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes 0.75 in the
-        search and 0.9 behind it, and where it is given in proportion. word_score: added for every word; more than 0
+        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes 1 in the
+        search and 1.2 behind it, and where it is given in proportion. word_score: added for every word; more than 0
         makes words shorter and more.
         prior_weight: of the log-frequency of each token in the language model's words, which is taken off the model's
-        log-probability.
+        log-probability; a quarter of it for phonemes.
         processes: searches side by side, in copies of this process (Linux only).
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
@@ -111,13 +115,14 @@ class BeamDecoder:
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
         written, spellings = self._find_writable(loaded, lexicon)
-        shared: dict[str, Any] = {"word_score": word_score, "prior_weight": prior_weight}
-        search = WordSearch(self._tokens, spellings, loaded, beam_size=beam_size, lm_weight=lm_weight, **shared)
+        settings: dict[str, Any] = {"word_score": word_score, "prior_weight": prior_weight}
+        search = WordSearch(self._tokens, spellings, loaded, beam_size=beam_size, lm_weight=lm_weight, **settings)
         readings = [Reading(search, vocabulary.encode)]
         if pronunciations is not None:
             spoken, share = _pronounce(written, pronunciations, loaded.unigrams), lm_weight / usual_weight
             size, lm_weight = ceil(BEAM_SHARE_OF_PHONEMES * beam_size), LM_WEIGHT_OF_BOTH * share
-            settings = {"beam_size": size, "lm_weight": LM_WEIGHT_OF_PHONEMES * share, **shared}
+            settings |= {"beam_size": size, "lm_weight": LM_WEIGHT_OF_PHONEMES * share}
+            settings["prior_weight"] *= PRIOR_SHARE_OF_PHONEMES
             of_phonemes = WordSearch(pronunciations.phonemes, spoken, loaded, **settings)
             readings = [
                 Reading(search, vocabulary.encode, 1 - PHONEME_SHARE),

@@ -1,22 +1,24 @@
 """What a training step costs, and what it waits for.
 
-    python benchmarks/training_step.py [--recipes default base pieces] [--manifest FILE] [--batch-seconds 150]
+    python benchmarks/training_step.py [--recipes default base pieces mini] [--manifest FILE] [--batch-seconds 150]
         [--repeats 3] [--threads 1] [--precision 32-true]
 
-Per recipe in recipes/base (default: no recipe, asr.config's defaults) and size of batch: the whole step (augmentation,
-frontend, forward, CTC, backward, clipping, optimizer) against three times the operations of the forward pass at the
-rate at which this machine multiplies matrices of the type that the step computes in, and against the same step with two
-nn.GRUs per layer; and the padding in an epoch's plan. Then training steps with the real loader, and how long they wait
-for it. Without a manifest the utterances are as long as LibriSpeech's (default, base) or as their pieces (pieces),
-their audio and words those of samples/. A step in bfloat16 is told beside float32's bound too, without an aim.
+Per recipe (default: none, asr.config's defaults) and size of batch: the whole step (augmentation, frontend, forward,
+loss, backward, clipping, optimizer) against three times the operations of the forward pass at the rate at which this
+machine multiplies matrices of the type that the step computes in, against the same step with two nn.GRUs per layer, and
+where the model hears phonemes against the same step with CTC alone; and the padding in an epoch's plan. Then training
+steps with the real loader, and how long they wait for it. Without a manifest the utterances are as long as
+LibriSpeech's (default, base, mini) or as their pieces (pieces), their audio and words those of samples/. A step in
+bfloat16 is told beside float32's bound too, without an aim.
 
-Aims: at least 0.6 of the bound, at most 10 % padding, at most 5 % of the time spent waiting.
+Aims: at least 0.6 of the bound, at most 1.5 times CTC's step, at most 10 % padding, at most 5 % of the time waiting.
 """
 
 import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -44,6 +46,7 @@ from asr.devices import choose_precision
 from asr.learning import CTCTrainingModule, make_optimizer
 from asr.manifest import read_manifest
 from asr.model import CTCModel
+from asr.modelfile import load_model
 from asr.plan import plan_batches
 from asr.recipe import load_config
 from asr.text import CharacterVocabulary
@@ -70,9 +73,10 @@ def main() -> None:
 def print_recipe(recipe: str, options: Namespace) -> None:
     """All figures of one recipe."""
     overrides = [f"trainer.precision={options.precision}", "trainer.accelerator=cpu"]
-    path = None if recipe == "default" else ROOT / "recipes" / "base" / f"{recipe}.yaml"
+    path = next((ROOT / "recipes").glob(f"*/{recipe}.yaml"), None)
     config = load_config(path, overrides)
-    model = CTCModel(config.model, CharacterVocabulary())
+    pronunciations = load_model().pronunciations if config.model.encoder.phoneme_layer else None
+    model = CTCModel(config.model, CharacterVocabulary(), pronunciations)
     with tempfile.TemporaryDirectory() as folder:
         seconds_to_write = 600 if options.quick else 4500
         manifest = options.manifest or write_corpus(Path(folder), RECIPES[recipe], seconds_to_write)
@@ -82,7 +86,7 @@ def print_recipe(recipe: str, options: Namespace) -> None:
         for batch_seconds in options.batch_seconds or [config.data.batch_seconds, 150.0]:
             name = f"{recipe}, {batch_seconds:g} s"
             batches = choose_batches(corpus, model, batch_seconds, options.batches)
-            print_step(config, model, batches, name, options.repeats)
+            print_step(config, model, batches, name, options.repeats, references_of(corpus))
             report(f"{name}: padding, %", 100 * padding_share(durations, batch_seconds), at_most=10)
         waiting = waiting_share(config, model, corpus, options.waiting_steps)
         report(f"{recipe}, {config.data.batch_seconds:g} s: waiting for data, %", 100 * waiting, at_most=5)
@@ -92,17 +96,21 @@ def durations_of(corpus: CheckedCorpus) -> list[float]:
     return [example.utterance.duration_seconds for example in corpus.examples]
 
 
+def references_of(corpus: CheckedCorpus) -> list[str]:
+    return [example.reference for example in corpus.examples]
+
+
 def choose_batches(corpus: CheckedCorpus, model: CTCModel, batch_seconds: float, count: int) -> list[Batch]:
     """`count` batches of a plan for the corpus, evenly spaced from short to long utterances."""
     plan = plan_batches(durations_of(corpus), batch_seconds, numpy.random.default_rng(0))
-    dataset = SpeechDataset(corpus.examples, model.vocabulary, model.sample_rate)
+    dataset = SpeechDataset(corpus.examples, model.vocabulary, model.sample_rate, pronunciations=model.pronunciations)
     places = (numpy.arange(count) + 0.5) / count * len(plan)
     return [dataset[plan[int(place)]] for place in places]
 
 
-def make_step(config: TrainConfig, model: CTCModel) -> Callable[[Batch], None]:
+def make_step(config: TrainConfig, model: CTCModel, references: list[str]) -> Callable[[Batch], None]:
     """A training step as Lightning runs it, without Lightning and the moving average of the weights."""
-    module, dtype = CTCTrainingModule(model.train(), config), dtype_of(config)
+    module, dtype = CTCTrainingModule(model.train(), config, references), dtype_of(config)
     optimizer = make_optimizer(model, config.optimizer, total_steps=1000, dtype=dtype)["optimizer"]
 
     def step(batch: Batch) -> None:
@@ -123,9 +131,12 @@ def dtype_of(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if choose_precision(config.trainer) == "bf16-mixed" else torch.float32
 
 
-def print_step(config: TrainConfig, model: CTCModel, batches: list[Batch], name: str, repeats: int) -> None:
-    """A step over each of the batches, its bound, and its rival, in turns."""
-    step = make_step(config, model)
+def print_step(
+    config: TrainConfig, model: CTCModel, batches: list[Batch], name: str, repeats: int, references: list[str]
+) -> None:
+    """A step over each of the batches, its bound, and its rivals, in turns."""
+    step = make_step(config, model, references)
+    plain_step = make_step(replace(config, optimizer=replace(config.optimizer, mmi_share=0.0)), model, references)
 
     def steps() -> None:
         for batch in batches:
@@ -135,9 +146,14 @@ def print_step(config: TrainConfig, model: CTCModel, batches: list[Batch], name:
         with patch("asr.encoder.bidirectional_gru", two_grus):
             steps()
 
+    def plain_steps() -> None:
+        for batch in batches:
+            plain_step(batch)
+
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, dtype_of(config))}
     products = {kind: matrix_product(dtype) for kind, dtype in dtypes.items()}
-    seconds = medians({"step": steps, "rival": rival_steps, **products}, repeats)
+    losses = {} if model.pronunciations is None else {"plain": plain_steps}
+    seconds = medians({"step": steps, "rival": rival_steps, **losses, **products}, repeats)
     audio_seconds = sum(int(batch.sample_lengths.sum()) for batch in batches) / model.sample_rate
     per_step = ", ".join(f"{part} {1000 * seconds[part] / len(batches):.0f} ms" for part in ("step", "rival"))
     print(f"{name}: {len(batches)} batches of {audio_seconds / len(batches):.0f} s of audio on average; {per_step}")
@@ -149,6 +165,8 @@ def print_step(config: TrainConfig, model: CTCModel, batches: list[Batch], name:
         if dtypes[kind] == dtype_of(config):
             report(f"{name}: bound / step", bound / seconds["step"], at_least=0.6)
     print(f"{name}: step with two nn.GRUs / step: {seconds['rival'] / seconds['step']:.2f}")
+    if losses:
+        report(f"{name}: step / step with CTC alone", seconds["step"] / seconds["plain"], at_most=1.5)
 
 
 def two_grus(
@@ -173,7 +191,7 @@ def waiting_share(config: TrainConfig, model: CTCModel, corpus: CheckedCorpus, n
     data = SpeechDataModule(corpus, corpus, config.data, model, seed=0)
     data.trainer = SimpleNamespace(current_epoch=1, global_rank=0, world_size=1)  # type: ignore[assignment]
     loader = data.train_dataloader()
-    batches, step, watch = iter(loader), make_step(config, model), Stopwatch()
+    batches, step, watch = iter(loader), make_step(config, model, references_of(corpus)), Stopwatch()
     step(next(batches))
     for _ in range(min(num_steps, len(loader) - 1)):
         batch = watch.timed(next, "waiting")(batches)
@@ -201,6 +219,7 @@ RECIPES: dict[str, Durations] = {
     "default": librispeech_durations,
     "base": librispeech_durations,
     "pieces": piece_durations,
+    "mini": librispeech_durations,
 }
 
 PLANNED_UTTERANCES = 28_539
