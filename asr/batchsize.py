@@ -134,7 +134,6 @@ def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batc
     batch = dataset[list(range(min(count, len(dataset))))]
     steps = WARMUP_STEPS + TIMED_STEPS
     loader: Any = DataLoader([batch], sampler=[0] * steps, batch_size=None)  # type: ignore[arg-type]
-    references = (example.reference for example in dataset.examples)
     watch = _Watch()
     with quiet_lightning(), full_float32():
         trainer = lightning.Trainer(
@@ -150,7 +149,7 @@ def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batc
             enable_model_summary=False,
         )
         try:
-            trainer.fit(CTCTrainingModule(model, config, references), loader)
+            trainer.fit(CTCTrainingModule(model, config, batch.references), loader)
         except AsrError:  # not even one utterance
             watch.fits = False
     audio_seconds = TIMED_STEPS * int(batch.sample_lengths.sum()) / model.sample_rate
