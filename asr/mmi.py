@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from asr.errors import AsrError
 from asr.features import valid_positions
-from asr.text import BLANK_ID
+from asr.vocabulary import BLANK_ID
 
 __all__ = ["learn_trigrams", "log_prior", "log_prob_of_all"]
 
@@ -32,8 +32,11 @@ EDGE = BLANK_ID
 DISCOUNT = 0.75
 """Taken off each count and given to what was not seen (H. Ney, U. Essen, R. Kneser, 1994)."""
 
-MOST_PHONEMES = 256
-"""With the blank; of more, a table of all trigrams would fill the memory."""
+MOST_OUTPUTS = 256
+"""With the blank, and those that begin a word beside the others; of more, a table of trigrams would fill the memory."""
+
+MOST_BYTES = 2**30
+"""Of the tables of what is computed at once; a batch with more is taken in parts."""
 
 
 def learn_trigrams(sequences: Iterable[Sequence[int]], num_phonemes: int) -> Tensor:
@@ -42,8 +45,9 @@ def learn_trigrams(sequences: Iterable[Sequence[int]], num_phonemes: int) -> Ten
     returns: (one before, two before, next), `num_phonemes` in each; EDGE stands for what is before and behind.
     Raises AsrError for too many phonemes.
     """
-    if num_phonemes > MOST_PHONEMES:
-        raise AsrError(f"{num_phonemes} phonemes are more than {MOST_PHONEMES}: set optimizer.mmi_share=0")
+    if num_phonemes > MOST_OUTPUTS:
+        counted = f"{num_phonemes} phonemes, the blank and those that begin a word counted apart"
+        raise AsrError(f"{counted}, are more than {MOST_OUTPUTS}: set optimizer.mmi_share=0")
     counts = Counter[tuple[int, int, int]]()
     for sequence in sequences:
         ids = [EDGE, EDGE, *sequence, EDGE]
@@ -90,60 +94,81 @@ def log_prob_of_all(log_probs: Tensor, lengths: Tensor, trigrams: Tensor) -> Ten
 
 
 class _SumOfPaths(torch.autograd.Function):
-    """The forward-backward algorithm. States are tables (batch, one before, two before): of the paths that end in a
-    phoneme, and of those that have a blank behind it. They are kept near 1 by a factor per step and utterance.
-    """
+    """The forward-backward algorithm, all in the forward pass: only the gradient is kept, not the tables."""
 
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, lengths: Tensor, trigrams: Tensor) -> Tensor:
         """The arguments of `log_prob_of_all` → (batch,)."""
-        batch, steps, size = log_probs.shape
-        moves, repeats, ends = _split(trigrams.to(log_probs))
-        sounding, silent = log_probs.new_zeros(2, steps + 1, batch, size, size)
-        silent[0, :, EDGE, EDGE] = 1
-        before, product = silent[0].clone(), log_probs.new_empty(size, batch, size)
-        scales, logs, totals = log_probs.new_ones(batch), log_probs.new_zeros(batch), log_probs.new_zeros(batch)
-        for step, probs in enumerate(log_probs.exp().unbind(1)):
-            probs = probs / scales[:, None]
-            logs = logs + scales.log()
-            torch.bmm(before.transpose(0, 1), moves, out=product)  # (one before, batch, next)
-            torch.add(sounding[step], product.permute(1, 2, 0), out=sounding[step + 1])
-            sounding[step + 1].diagonal(0, 1, 2).add_((silent[step] * repeats).sum(2))
-            sounding[step + 1].mul_(probs[:, :, None])
-            torch.mul(before, probs[:, BLANK_ID, None, None], out=silent[step + 1])
-            torch.add(sounding[step + 1], silent[step + 1], out=before)
-            scales = before.sum((1, 2))
-            if (is_last := lengths == step + 1).any():
-                totals = torch.where(is_last, logs + (before * ends).sum((1, 2)).log(), totals)
-        ctx.save_for_backward(log_probs, lengths, trigrams, sounding, silent)
+        parts = _split(trigrams.to(log_probs))
+        _, steps, size = log_probs.shape
+        rows = max(1, MOST_BYTES // (2 * log_probs.element_size() * steps * size**2))
+        totals, shares = log_probs.new_empty(len(log_probs)), torch.empty_like(log_probs)
+        for part in torch.arange(len(log_probs), device=lengths.device).split(rows):
+            tables, totals[part] = _sum(log_probs[part], lengths[part], *parts)
+            shares[part] = _find_shares(tables, log_probs[part], lengths[part], *parts)
+        ctx.save_for_backward(shares)
         return totals
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """(batch,) → the share of the paths that pass through each phoneme at each step, times the gradient."""
-        log_probs, lengths, trigrams, sounding, silent = ctx.saved_tensors
-        batch, steps, size = log_probs.shape
-        moves, repeats, ends = _split(trigrams.to(log_probs))
-        moves_back = moves.transpose(1, 2).contiguous()
-        behind_sounding, behind_silent = log_probs.new_ones(2, batch, size, size)
-        ahead, product = torch.empty_like(behind_silent), log_probs.new_empty(size, batch, size)
-        shares, heard = torch.zeros_like(log_probs), log_probs.exp().unbind(1)
-        for step in reversed(range(steps)):
-            if step + 1 < steps:
-                probs = heard[step + 1] / behind_silent.sum((1, 2))[:, None]
-                torch.mul(behind_sounding.transpose(1, 2), probs[:, None], out=ahead)  # (batch, one before, next)
-                torch.bmm(ahead.transpose(0, 1), moves_back, out=product)
-                behind_silent.mul_(probs[:, BLANK_ID, None, None]).add_(product.transpose(0, 1))
-                torch.add(behind_silent, ahead.transpose(1, 2), out=behind_sounding)
-                behind_silent.addcmul_(repeats, ahead.diagonal(0, 1, 2)[:, :, None])
-            is_last = lengths == step + 1
-            behind_sounding[is_last] = behind_silent[is_last] = ends
-            through = torch.mul(sounding[step + 1], behind_sounding, out=ahead).sum(2)
-            through[:, BLANK_ID] += torch.mul(silent[step + 1], behind_silent, out=ahead).sum((1, 2))
-            shares[:, step] = through / through.sum(1, keepdim=True)
-        shares.masked_fill_(~valid_positions(lengths, steps)[:, :, None], 0.0)
+        (shares,) = ctx.saved_tensors
         return shares * gradient[:, None, None], None, None
+
+
+def _sum(
+    log_probs: Tensor, lengths: Tensor, moves: Tensor, repeats: Tensor, ends: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The tables after each step, and `log_prob_of_all`; moves, repeats, ends: of `_split`.
+
+    tables: (steps + 1, batch, one before, two before), of the paths that end in a phoneme, and of those that have a
+    blank behind it. They are kept near 1 by a factor per step and utterance.
+    """
+    batch, steps, size = log_probs.shape
+    sounding, silent = log_probs.new_zeros(2, steps + 1, batch, size, size)
+    silent[0, :, EDGE, EDGE] = 1
+    before, product = silent[0].clone(), log_probs.new_empty(size, batch, size)
+    scales = [log_probs.new_ones(batch)]
+    for step, probs in enumerate(log_probs.exp().unbind(1)):
+        probs = probs / scales[-1][:, None]
+        torch.bmm(before.transpose(0, 1), moves, out=product)  # (one before, batch, next)
+        torch.add(sounding[step], product.permute(1, 2, 0), out=sounding[step + 1])
+        sounding[step + 1].diagonal(0, 1, 2).add_((silent[step] * repeats).sum(2))
+        sounding[step + 1].mul_(probs[:, :, None])
+        torch.mul(before, probs[:, BLANK_ID, None, None], out=silent[step + 1])
+        torch.add(sounding[step + 1], silent[step + 1], out=before)
+        scales.append(before.sum((1, 2)))
+    rows = torch.arange(batch, device=lengths.device)
+    last = (sounding[lengths, rows] + silent[lengths, rows]) * ends
+    return (sounding, silent), torch.stack(scales).log().cumsum(0)[lengths - 1, rows] + last.sum((1, 2)).log()
+
+
+def _find_shares(
+    tables: tuple[Tensor, Tensor], log_probs: Tensor, lengths: Tensor, moves: Tensor, repeats: Tensor, ends: Tensor
+) -> Tensor:
+    """The share of the paths that pass through each phoneme, or the blank, at each step; tables: of `_sum`."""
+    sounding, silent = tables
+    batch, steps, size = log_probs.shape
+    moves_back = moves.transpose(1, 2).contiguous()
+    behind_sounding, behind_silent = log_probs.new_ones(2, batch, size, size)
+    ahead, product = torch.empty_like(behind_silent), log_probs.new_empty(size, batch, size)
+    shares, heard = torch.zeros_like(log_probs), log_probs.exp().unbind(1)
+    for step in reversed(range(steps)):
+        if step + 1 < steps:
+            probs = heard[step + 1] / behind_silent.sum((1, 2))[:, None]
+            torch.mul(behind_sounding.transpose(1, 2), probs[:, None], out=ahead)  # (batch, one before, next)
+            torch.bmm(ahead.transpose(0, 1), moves_back, out=product)
+            behind_silent.mul_(probs[:, BLANK_ID, None, None]).add_(product.transpose(0, 1))
+            torch.add(behind_silent, ahead.transpose(1, 2), out=behind_sounding)
+            behind_silent.addcmul_(repeats, ahead.diagonal(0, 1, 2)[:, :, None])
+        is_last = (lengths == step + 1)[:, None, None]
+        torch.where(is_last, ends, behind_sounding, out=behind_sounding)
+        torch.where(is_last, ends, behind_silent, out=behind_silent)
+        through = torch.mul(sounding[step + 1], behind_sounding, out=ahead).sum(2)
+        through[:, BLANK_ID] += torch.mul(silent[step + 1], behind_silent, out=ahead).sum((1, 2))
+        shares[:, step] = through / through.sum(1, keepdim=True)
+    return shares.masked_fill_(~valid_positions(lengths, steps)[:, :, None], 0.0)
 
 
 def _split(trigrams: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import ctc_loss
 
 from asr.errors import AsrError
-from asr.mmi import EDGE, MOST_PHONEMES, learn_trigrams, log_prior, log_prob_of_all
+from asr.mmi import EDGE, MOST_OUTPUTS, learn_trigrams, log_prior, log_prob_of_all
 
 PHONEMES = 4
 SEQUENCES = [[1, 2, 2, 3], [3, 1, 1], [2], [1, 3, 2], []]
@@ -54,6 +54,21 @@ def test_its_gradient_is_that_of_the_sum() -> None:
     assert torch.autograd.gradcheck(
         lambda each: log_prob_of_all(each, lengths, TRIGRAMS) * weights, log_probs.requires_grad_()
     )
+
+
+def test_a_batch_that_is_taken_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, lengths = outputs([6, 4, 2, 5])
+    in_parts = at_once.clone().requires_grad_()
+    total = log_prob_of_all(at_once.requires_grad_(), lengths, TRIGRAMS)
+    total.sum().backward()
+    tables_of_one = 2 * 8 * 6 * PHONEMES**2
+    for most in (0, tables_of_one, 3 * tables_of_one):
+        monkeypatch.setattr("asr.mmi.MOST_BYTES", most)
+        in_parts.grad = None
+        parts = log_prob_of_all(in_parts, lengths, TRIGRAMS)
+        parts.sum().backward()
+        torch.testing.assert_close(parts, total)
+        torch.testing.assert_close(in_parts.grad, at_once.grad)
 
 
 def test_at_each_step_the_paths_have_shares_of_one() -> None:
@@ -109,4 +124,4 @@ class TestTrigrams:
 
     def test_too_many_phonemes_are_refused(self) -> None:
         with pytest.raises(AsrError, match="more than 256"):
-            learn_trigrams([[1]], MOST_PHONEMES + 1)
+            learn_trigrams([[1]], MOST_OUTPUTS + 1)
