@@ -10,13 +10,14 @@ writes FOLDER/audio/*.mp3 and FOLDER/manifest.jsonl.
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import soundfile
 
-from asr.manifest import read_manifest
+from asr.manifest import Utterance, read_manifest, write_manifest
 
 SAMPLE_RATE = 16000
 QUALITY = {"compression_level": 0.9, "bitrate_mode": "CONSTANT"}
@@ -27,14 +28,15 @@ def main() -> None:
     """Copy what the command line names."""
     manifest, folder = sys.argv[1], Path(sys.argv[2])
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    with open(folder / "manifest.jsonl", "w", encoding="utf-8") as file:
-        for number, utterance in enumerate(read_manifest(manifest)):
-            samples = utterance.read(SAMPLE_RATE)
-            copy = f"audio/{number:06d}.mp3"  # not by its id, which others may have too
-            soundfile.write(folder / copy, samples.numpy(), SAMPLE_RATE, format="MP3", **QUALITY)
-            entry = {"audio": copy, "text": utterance.text, "speaker": utterance.speaker}
-            entry["duration"] = utterance.duration_seconds
-            print(json.dumps(entry), file=file)
+    write_manifest(copies(manifest, folder / "audio"), folder / "manifest.jsonl")
+
+
+def copies(manifest: str, folder: Path) -> Iterator[Utterance]:
+    """The utterances of a manifest, each as a recording of its own, which is written."""
+    for number, utterance in enumerate(read_manifest(manifest)):
+        copy = folder / f"{number:06d}.mp3"  # not by its id, which others may have too
+        soundfile.write(copy, utterance.read(SAMPLE_RATE).numpy(), SAMPLE_RATE, format="MP3", **QUALITY)
+        yield replace(utterance, audio_path=str(copy), start_seconds=0.0)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ give the same sentences.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy
 import soundfile
 from mp3_copies import QUALITY, SAMPLE_RATE
 
-from asr.manifest import read_manifest
+from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.ngrams import drop_shared, read_sentences
 from asr.text import normalize_transcript
 
@@ -45,14 +44,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     (options.folder / "audio").mkdir(parents=True, exist_ok=True)
-    seconds = 3600 * options.hours
-    with Pool() as pool, open(options.folder / "manifest.jsonl", "w", encoding="utf-8") as file:
+    with Pool() as pool:
         tasks = ((number, text, options) for number, text in enumerate(choose_sentences(options)))
-        for entry in pool.imap(speak, tasks, chunksize=8):
-            print(json.dumps(entry), file=file)
-            seconds -= entry["duration"]
-            if seconds <= 0:
-                break  # leaving the pool stops the voices
+        spoken = pool.imap(speak, tasks, chunksize=8)  # leaving the pool stops the voices
+        write_manifest(take(spoken, 3600 * options.hours), options.folder / "manifest.jsonl")
+
+
+def take(utterances: Iterable[Utterance], seconds: float) -> Iterator[Utterance]:
+    """The first ones that are as long together."""
+    for utterance in utterances:
+        yield utterance
+        seconds -= utterance.duration_seconds
+        if seconds <= 0:
+            return
 
 
 def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
@@ -64,8 +68,8 @@ def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
     return drop_shared(sentences, [normalize_transcript(utterance.text) for utterance in held_out])
 
 
-def speak(task: tuple[int, str, argparse.Namespace]) -> dict[str, str | float]:
-    """Writes one sentence; returns its line of the manifest."""
+def speak(task: tuple[int, str, argparse.Namespace]) -> Utterance:
+    """Writes one sentence."""
     number, text, options = task
     voice = VOICES[number % len(VOICES)]
     generator = numpy.random.default_rng((options.seed, number))
@@ -74,10 +78,11 @@ def speak(task: tuple[int, str, argparse.Namespace]) -> dict[str, str | float]:
     samples, rate = synthesize(voice, text.lower() + ".", tempo / size)
     samples = librosa.resample(samples, orig_sr=rate * size, target_sr=SAMPLE_RATE)
     samples *= 0.5 / max(numpy.abs(samples).max(), 0.01)
-    audio = f"audio/{number:06d}-{voice}.mp3"
-    soundfile.write(options.folder / audio, samples, SAMPLE_RATE, format="MP3", **QUALITY)
-    duration = soundfile.info(options.folder / audio).duration
-    return {"audio": audio, "text": text, "speaker": f"synthetic-{voice}", "duration": duration}
+    name = f"{number:06d}-{voice}"
+    path = str(options.folder / "audio" / f"{name}.mp3")
+    soundfile.write(path, samples, SAMPLE_RATE, format="MP3", **QUALITY)
+    seconds = soundfile.info(path).duration
+    return Utterance(name, path, text, 0.0, seconds, f"synthetic-{voice}", str(options.text), number + 1)
 
 
 @cache

@@ -10,9 +10,13 @@ for minutes in 5 15 30 60; do
     asr finetune packaged --train $data/train-$minutes.jsonl --valid $data/choose.jsonl \
         --also-valid $data/compare.jsonl --also-valid $libri output_dir=runs/accent-$minutes
 done
-asr average packaged runs/accent-60/model.safetensors -o runs/accent-60/average.safetensors
-for valid in $data/compare.jsonl $libri; do
-    asr evaluate runs/accent-60/average.safetensors $valid
+new=runs/accent-60/model.safetensors
+asr average packaged $new -o runs/accent-60/average.safetensors
+asr average packaged $new $new -o runs/accent-60/average-twice.safetensors
+for model in average average-twice; do
+    for valid in $data/compare.jsonl $libri; do
+        asr evaluate runs/accent-60/$model.safetensors $valid
+    done
 done
 asr finetune packaged --train $data/train-60.jsonl --mix data/manifests/train-clean-5.jsonl.gz \
     --valid $data/choose.jsonl --also-valid $data/compare.jsonl --also-valid $libri output_dir=runs/accent-60-mix
