@@ -15,7 +15,8 @@ The stages, in the order of the flow; a file imports only from files above it:
     pauses         sound of any length       → stretches between pauses
     live           sound that is coming in   → waveforms
     words          a text                    ↔ its words
-    text           transcripts               ↔ token ids; BLANK_ID
+    text           a text                    → its normal form
+    vocabulary     transcripts               ↔ token ids; BLANK_ID
     analogy        words, their phonemes     → the phonemes of other words
     pronunciation  words                     → phonemes
     features       waveforms                 → features (batch, frames, num_mels)
@@ -36,19 +37,21 @@ The stages, in the order of the flow; a file imports only from files above it:
     check          utterances                → examples to learn from, and what is wrong with the rest
     corpora        the name of a corpus      → folders → manifests
         download, archive, chapters, librispeech
-    shards         utterances                ↔ tar files of some hundred recordings
+    shards         utterances                ↔ tar files of a thousand recordings
     folders        a manifest or a folder    → utterances
     survey         utterances                → a page about them
     plan           durations                 → the batches of an epoch
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers
+    optimizers     weights                   → an optimizer and its schedule
     mmi            log_probs of phonemes     → how probable all sequences of them are together
     splitting      a batch that is too large → its log_probs, in parts
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk
     ranks          the processes that share a training
     guards         what may go wrong in a training without ending it
+    initial        a recipe                  → a model to begin from
     training       a recipe                  → a model file
     longform       a recording of any length → log_probs
     recognition    parts of recordings       → their words
@@ -63,7 +66,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     beam           log_probs, language model → token ids
     hotwords       token ids, likely words   → token ids
     tuning         a valid set               → the weights of a language model
-    formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM
+    formats        transcripts               → text, JSON, SRT, WebVTT, TSV, CTM, TextGrid
     evaluation     model, manifest           → error rates
     batchsize      a recipe                  → how fast batches of each size are, and which fit
     overfitting    a recipe, few utterances  → whether it can learn

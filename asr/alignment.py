@@ -22,8 +22,8 @@ from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.model import CTCModel, steps_needed
 from asr.sources import AudioSource
-from asr.text import Vocabulary
 from asr.transcript import Transcript, Word, end_by, word_at
+from asr.vocabulary import Vocabulary
 from asr.words import join_words, split_words
 
 __all__ = ["align", "align_log_probs", "align_tokens", "find_cuts"]

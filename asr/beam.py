@@ -13,7 +13,7 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from asr.alignment import align_tokens
 from asr.decoder import DecodedTokens, check_vocabulary
 from asr.errors import AsrError, reason_of
 from asr.forks import Forks
+from asr.model import CTCModel
 from asr.modelfile import PACKAGED, PACKAGED_MODEL
 from asr.pronunciation import Pronunciations
 from asr.rescoring import Reading, Rescorer
 from asr.search import SPACE, LanguageModel, WordSearch
 from asr.sentences import GRULanguageModel, load_language_model
-from asr.text import Vocabulary, count_lost
+from asr.text import count_lost
+from asr.vocabulary import Vocabulary
 from asr.words import is_unspaced, join_words
 
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
@@ -40,7 +42,7 @@ PACKAGED_RESCORING_MODEL = PACKAGED_MODEL.with_name("base.gru.safetensors")
 NONE = "none"
 """In place of the path of a language model to rescore with."""
 
-BEAM_SIZE = 300
+BEAM_SIZE, LARGEST_BEAM = 300, 1_000_000
 LM_WEIGHT, WORD_SCORE, PRIOR_WEIGHT = 1.2, 0.0, 0.5
 """Found for the packaged models on dev-clean half."""
 
@@ -48,16 +50,27 @@ LM_WEIGHT_OF_PIECES = 0.8
 """Found there for models of 256 pieces: a piece is heard or missed as a whole, so beside them the language model must
 say less, else words are lost."""
 
-LM_WEIGHT_OF_PHONEMES, LM_WEIGHT_OF_BOTH, PHONEME_SHARE = 1.0, 1.2, 0.9
-"""Found there for the packaged model's phonemes: the language model's weight in their search, its weight where both
-searches' texts are scored, and the share of the phonemes in what was heard of these, of which the tokens have the
-rest."""
+PHONEME_SHARE = 0.9
+"""Found there: the phonemes' share in what was heard of a text, of which the tokens have the rest."""
 
-PRIOR_SHARE_OF_PHONEMES = 0.25
-"""Of the prior's weight: maximum mutual information has already kept from the phonemes most of what a language model
-knows."""
 
-BEAM_SHARE_OF_PHONEMES = 0.5
+@dataclass(frozen=True)
+class PhonemeWeights:
+    """What the language model and the prior weigh beside phonemes."""
+
+    in_search: float
+    """Of the language model, in the phonemes' search."""
+    behind: float
+    """Of the language model, where the texts of both searches are scored."""
+    prior_share: float
+    """Of the prior's weight."""
+
+
+BY_CTC, BY_MMI = PhonemeWeights(0.75, 0.9, 1.0), PhonemeWeights(1.0, 1.2, 0.25)
+"""Found there for phonemes learned by CTC alone, and by maximum mutual information: from these, most of what a language
+model knows has been kept already, so it counts fully."""
+
+BEAM_OF_PHONEMES = 0.5
 """Hypotheses that their search keeps beside those of the tokens' search: it takes four times as long for each."""
 
 LONGEST_WORD = 1000
@@ -77,6 +90,7 @@ class BeamDecoder:
         *,
         rescore: str | Path | None = None,
         pronunciations: Pronunciations | None = None,
+        phonemes_by_mmi: bool = False,
         lexicon: Iterable[str] | None = None,
         beam_size: int = BEAM_SIZE,
         lm_weight: float | None = None,
@@ -89,48 +103,53 @@ class BeamDecoder:
         Its words are written as texts are for the model: in capitals by a model of capitals.
         rescore: the file of a GRU language model (`asr lm train`), which chooses among the best texts; `none` for none;
         by default `packaged` beside the packaged n-grams, and none beside others.
-        pronunciations: `model.pronunciations` of a model that hears phonemes; it then wants `model.all_log_probs`.
+        pronunciations, phonemes_by_mmi: of a model that hears phonemes; the decoder then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
-        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes 1 in the
-        search and 1.2 behind it, and where it is given in proportion. word_score: added for every word; more than 0
-        makes words shorter and more.
+        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes as these
+        were learned, and where it is given in proportion. word_score: added for every word; more than 0 makes words
+        shorter and more.
         prior_weight: of the log-frequency of each token in the language model's words, which is taken off the model's
-        log-probability; a quarter of it for phonemes.
+        log-probability; a quarter of it for phonemes learned by maximum mutual information.
         processes: searches side by side, in copies of this process (Linux only).
         Raises AsrError where flashlight-text is not installed, for a file that is not ARPA, and for settings out of
         range.
         """
         if str(language_model) == PACKAGED:
             language_model = PACKAGED_LANGUAGE_MODEL
-        if isinstance(lexicon, str):
-            raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
         usual_weight = LM_WEIGHT if " " in vocabulary.tokens else LM_WEIGHT_OF_PIECES
         lm_weight = usual_weight if lm_weight is None else lm_weight
+        _check_words(vocabulary, lexicon)
         _check_settings(beam_size, lm_weight=lm_weight, word_score=word_score, prior_weight=prior_weight)
-        if SPACE in vocabulary.tokens:
-            raise AsrError(f"a model that writes {SPACE!r} cannot be used with a language model, where it is the space")
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.reads_phonemes = pronunciations is not None
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
         loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
         written, spellings = self._find_writable(loaded, lexicon)
-        settings: dict[str, Any] = {"word_score": word_score, "prior_weight": prior_weight}
-        search = WordSearch(self._tokens, spellings, loaded, beam_size=beam_size, lm_weight=lm_weight, **settings)
+        settings = {"lm_weight": lm_weight, "word_score": word_score, "prior_weight": prior_weight}
+        search = WordSearch(self._tokens, spellings, loaded, beam_size=beam_size, **settings)
         readings = [Reading(search, vocabulary.encode)]
         if pronunciations is not None:
-            spoken, share = _pronounce(written, pronunciations, loaded.unigrams), lm_weight / usual_weight
-            size, lm_weight = ceil(BEAM_SHARE_OF_PHONEMES * beam_size), LM_WEIGHT_OF_BOTH * share
-            settings |= {"beam_size": size, "lm_weight": LM_WEIGHT_OF_PHONEMES * share}
-            settings["prior_weight"] *= PRIOR_SHARE_OF_PHONEMES
-            of_phonemes = WordSearch(pronunciations.phonemes, spoken, loaded, **settings)
+            weights, share = BY_MMI if phonemes_by_mmi else BY_CTC, lm_weight / usual_weight
+            lm_weight = weights.behind * share
+            settings |= {"lm_weight": weights.in_search * share, "prior_weight": weights.prior_share * prior_weight}
+            spoken, beam_size = _pronounce(written, pronunciations, loaded.unigrams), ceil(BEAM_OF_PHONEMES * beam_size)
+            search = WordSearch(pronunciations.phonemes, spoken, loaded, beam_size=beam_size, **settings)
             readings = [
-                Reading(search, vocabulary.encode, 1 - PHONEME_SHARE),
-                Reading(of_phonemes, pronunciations.encode, PHONEME_SHARE),
+                replace(readings[0], share=1 - PHONEME_SHARE),
+                Reading(search, pronunciations.encode, PHONEME_SHARE),
             ]
         rescoring_model = _load_rescoring_model(rescore, language_model, written.values())
         self.search = Rescorer(readings, written, lm_weight, word_score, rescoring_model)
         self._forks = Forks(self.search, processes)
+
+    @classmethod
+    def for_model(
+        cls, model: CTCModel, language_model: str | Path = PACKAGED_LANGUAGE_MODEL, **settings: Any
+    ) -> BeamDecoder:
+        """The decoder of all that a model hears; settings: the others of BeamDecoder."""
+        settings |= {"pronunciations": model.pronunciations, "phonemes_by_mmi": model.phonemes_by_mmi}
+        return cls(model.vocabulary, language_model, **settings)
 
     def _find_writable(
         self, language_model: LanguageModel, lexicon: Iterable[str] | None
@@ -189,9 +208,16 @@ class BeamDecoder:
         return replace(tokens, lm_log_prob=lm_log_prob)
 
 
+def _check_words(vocabulary: Vocabulary, lexicon: Iterable[str] | None) -> None:
+    if isinstance(lexicon, str):
+        raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
+    if SPACE in vocabulary.tokens:
+        raise AsrError(f"a model that writes {SPACE!r} cannot be used with a language model, where it is the space")
+
+
 def _check_settings(beam_size: int, **weights: float) -> None:
-    if beam_size < 1:
-        raise AsrError(f"beam_size={beam_size} must be at least 1")
+    if not isinstance(beam_size, int) or not 1 <= beam_size <= LARGEST_BEAM:
+        raise AsrError(f"beam_size={beam_size} must be a whole number from 1 to {LARGEST_BEAM:,}")
     for name, weight in weights.items():
         if not isfinite(weight):
             raise AsrError(f"{name}={weight} must be a finite number")

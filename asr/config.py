@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from asr.errors import AsrError
@@ -209,7 +210,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.name in ("adamw", "muon"), "optimizer.name", self.name, "be adamw or muon")
-        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "be above 0")
+        is_rate = 0 < self.learning_rate < inf
+        require(is_rate, "optimizer.learning_rate", self.learning_rate, "be above 0, and finite")
         require(0 <= self.warmup_share <= 1, "optimizer.warmup_share", self.warmup_share, "be in [0, 1]")
         require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "be at least 0")
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "be in [0, 1)")

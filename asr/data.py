@@ -24,7 +24,7 @@ from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.plan import DurationBatchSampler
 from asr.pronunciation import Pronunciations
-from asr.text import Vocabulary
+from asr.vocabulary import Vocabulary
 
 __all__ = ["Batch", "SpeechDataModule", "SpeechDataset", "batches_done"]
 

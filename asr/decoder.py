@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asr.errors import AsrError
 from asr.features import valid_positions
-from asr.text import BLANK_ID, Vocabulary
+from asr.vocabulary import BLANK_ID, Vocabulary
 
 __all__ = [
     "Decode",

@@ -46,6 +46,7 @@ class Evaluation:
     failures: list[Failure]
     """Utterances without a hypothesis; every word of theirs counts as deleted."""
     audio_seconds: float
+    """Of what has a hypothesis."""
     processing_seconds: float
     dropped_characters: Counter[str] = field(default_factory=Counter)
     """Letters and digits of the references that the model cannot write."""
@@ -72,8 +73,9 @@ class Evaluation:
                 f"deletions {total.deletions:,}  insertions {total.insertions:,}  of {total.reference_length:,}"
             )
         lines += [f"{kind}: {counted}" for kind, counted in self.oddities()]
-        rtf = self.processing_seconds / self.audio_seconds
-        lines.append(f"RTF {rtf:.4f}  ({1 / rtf:.0f} times real time)")
+        if self.audio_seconds > 0:
+            rtf = self.processing_seconds / self.audio_seconds
+            lines.append(f"RTF {rtf:.4f}  ({1 / rtf:.0f} times real time)")
         return "\n".join(lines)
 
     def oddities(self) -> list[tuple[str, str]]:
@@ -137,7 +139,7 @@ def evaluate(
     return Evaluation(
         scored,
         [result for result in results if isinstance(result, Failure)],
-        sum(utterance.duration_seconds for utterance in utterances),
+        sum(item.utterance.duration_seconds for item in scored if item.transcript is not None),
         elapsed,
         count_lost(dropped),
         marks,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from asr.config import TrainConfig
+from asr.decoder import Decode
 from asr.devices import choose_accelerator
 from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
 from asr.manifest import Utterance, write_manifest
+from asr.model import CTCModel
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.ranks import is_first_process
 from asr.recipe import load_config
@@ -48,6 +52,9 @@ FEWEST_EPOCHS, MOST_EPOCHS, TOTAL_HOURS = 5, 40, 10.0
 """As many epochs as make ten hours of audio, within these bounds."""
 
 
+MakeDecode: TypeAlias = "Callable[[CTCModel], Decode | None]"
+
+
 @dataclass(frozen=True)
 class Finetuned:
     """The new model file, and each valid set before and after."""
@@ -63,23 +70,29 @@ class Finetuned:
 
 
 def finetune(
-    config: TrainConfig, *, also_valid: Sequence[str] = (), mixed: Sequence[str] = (), resume: bool = False
+    config: TrainConfig,
+    *,
+    also_valid: Sequence[str] = (),
+    mixed: Sequence[str] = (),
+    resume: bool = False,
+    make_decode: MakeDecode | None = None,
 ) -> Finetuned:
     """Train on from `config.initial_model`, and compare on the valid sets, and on others that shall not suffer.
 
     config: as `finetune_config` makes it. also_valid: manifests that only the comparison reads.
     mixed: manifests of what the model learned from before; as many hours as are new are drawn from them, against
     forgetting, and listed in `mixed.jsonl` in the output folder.
+    make_decode: of each of both models, the decoder that the comparison uses; by default `decode_greedy`.
     Of several processes the first one compares.
     """
     check_output_dir(config, resume)
-    manifests = [*config.data.valid, *also_valid]
-    before = _evaluate(config.initial_model, manifests, config)
+    compare = partial(_evaluate, [*config.data.valid, *also_valid], config, make_decode)
+    before = compare(config.initial_model)
     if mixed:
         train_manifests = [*config.data.train, _write_mixed(mixed, config)]
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=train_manifests))
     path = train(config, resume=resume)
-    finetuned = Finetuned(path, before, _evaluate(path, manifests, config))
+    finetuned = Finetuned(path, before, compare(path))
     same_alphabet = not config.vocabulary.characters  # else the references differ too
     for name in config.data.valid:
         if before and same_alphabet and 0 < before[name].words.rate <= finetuned.after[name].words.rate:
@@ -87,7 +100,9 @@ def finetune(
     return finetuned
 
 
-def _evaluate(model_path: str | Path, manifests: Sequence[str], config: TrainConfig) -> dict[str, Evaluation]:
+def _evaluate(
+    manifests: Sequence[str], config: TrainConfig, make_decode: MakeDecode | None, model_path: str | Path
+) -> dict[str, Evaluation]:
     """Of each, in the first of several processes, where the training computes; the others have none.
 
     Raises AsrError that lists recordings that cannot be read, whose rate would say nothing of the model.
@@ -95,7 +110,8 @@ def _evaluate(model_path: str | Path, manifests: Sequence[str], config: TrainCon
     if not is_first_process():
         return {}
     model = load_model(model_path, choose_accelerator(config.trainer))
-    evaluations = {manifest: evaluate(model, read_data(manifest)) for manifest in manifests}
+    decode = make_decode(model) if make_decode else None
+    evaluations = {manifest: evaluate(model, read_data(manifest), decode=decode) for manifest in manifests}
     failures = [failure.message for evaluation in evaluations.values() for failure in evaluation.failures]
     if failures:
         raise AsrError.of_many(failures, "recordings that cannot be read")

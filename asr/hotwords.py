@@ -19,7 +19,8 @@ from torch import Tensor
 from asr.alignment import align_tokens
 from asr.decoder import Decode, DecodedTokens, check_vocabulary, reads_phonemes, text_log_probs
 from asr.errors import AsrError
-from asr.text import Vocabulary, count_lost
+from asr.text import count_lost
+from asr.vocabulary import Vocabulary
 from asr.words import join_words, split_words
 
 __all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
@@ -65,7 +66,7 @@ class HotwordDecoder:
         decoded = self._decode(log_probs, lengths)
         of_tokens = log_probs[:, :, : len(self._vocabulary)] if self.reads_phonemes else log_probs
         check_vocabulary(of_tokens, self._vocabulary)
-        rows = zip(of_tokens, lengths.tolist(), decoded, strict=True)
+        rows = zip(of_tokens.cpu(), lengths.tolist(), decoded, strict=True)
         return [self._improve(row[:length], tokens) for row, length, tokens in rows]
 
     def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:

@@ -6,7 +6,6 @@ would have drawn.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -19,23 +18,23 @@ from torch import Tensor
 from torch.nn.functional import ctc_loss, kl_div
 
 from asr.augment import augment_features, augment_waveforms
-from asr.config import OptimizerConfig, TrainConfig
+from asr.config import TrainConfig
 from asr.data import Batch, SpeechDataModule
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
 from asr.features import valid_positions
-from asr.metrics import ErrorCounts, character_errors, word_errors
+from asr.metrics import ErrorCounts, character_errors, phoneme_errors, word_errors
 from asr.mmi import learn_trigrams, log_prior, log_prob_of_all
 from asr.model import CTCModel
-from asr.muon import Muon
+from asr.optimizers import make_optimizer, take_rates
 from asr.splitting import MemoryLimit
-from asr.text import BLANK_ID
+from asr.vocabulary import BLANK_ID
 
-__all__ = ["CTCTrainingModule", "disagreement", "make_optimizer", "with_schedule"]
+__all__ = ["CTCTrainingModule", "disagreement"]
 
 
 class CTCTrainingModule(lightning.LightningModule):
-    """CTC loss of augmented batches, and error rates of the valid set."""
+    """The loss of augmented batches, by CTC and for phonemes by MMI too, and error rates of the valid set."""
 
     def __init__(self, model: CTCModel, config: TrainConfig, references: Iterable[str] = ()) -> None:
         """references: of the training set, whose phonemes' trigrams `optimizer.mmi_share` needs.
@@ -45,16 +44,21 @@ class CTCTrainingModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.trigrams: Tensor | None = None
-        if model.pronunciations is not None and config.optimizer.mmi_share > 0:
-            sequences = map(model.pronunciations.encode, references)
-            self.trigrams = learn_trigrams(sequences, len(model.pronunciations))
+        model.phonemes_by_mmi = model.pronunciations is not None and config.optimizer.mmi_share > 0
+        self.trigrams: Tensor | None
+        self.register_buffer("trigrams", self._learn_trigrams(references), persistent=False)
         self.memory = MemoryLimit()
-        self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
+        self.valid_words = self.valid_characters = self.valid_phonemes = ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
         """Some references and hypotheses of the last validation."""
         self.is_updating = False
         """From a step's first change of a weight until all that follows from it is done, as `Checkpoints` tells."""
+
+    def _learn_trigrams(self, references: Iterable[str]) -> Tensor | None:
+        pronunciations = self.model.pronunciations
+        if pronunciations is None or not self.model.phonemes_by_mmi:
+            return None
+        return learn_trigrams(map(pronunciations.encode, references), len(pronunciations))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabulary"] = self.model.vocabulary.to_dict()
@@ -71,7 +75,7 @@ class CTCTrainingModule(lightning.LightningModule):
             )
         if checkpoint.get("phonemes", self.model.phonemes) != self.model.phonemes:
             raise AsrError("the pronouncing dictionary has other phonemes now; start with another output_dir=")
-        _take_rates(checkpoint, self.config.optimizer)
+        take_rates(checkpoint, self.config.optimizer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(self._step_seed())  # dropout's draws
@@ -81,13 +85,15 @@ class CTCTrainingModule(lightning.LightningModule):
         return int(draws.generate_state(1)[0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """CTC loss per target token of an augmented batch, and its views' disagreement where that has a weight."""
+        """Of an augmented batch: CTC loss per token, its views' disagreement where that has a weight, and both for the
+        phonemes, per phoneme, with `optimizer.phoneme_weight`.
+        """
         size, weight = len(batch.ids), self.config.augment.consistency_weight
         if weight > 0:
             batch = _twice(batch)
         log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
         log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
-        tokens = self._tokens(batch)
+        tokens = self._loss_denominator(batch.target_lengths)
         loss, impossible = self._loss(log_probs, lengths, batch, tokens)
         impossible = impossible * size / len(lengths)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
@@ -136,20 +142,18 @@ class CTCTrainingModule(lightning.LightningModule):
         phonemes, phoneme_lengths = batch.phonemes, batch.phoneme_lengths
         assert phonemes is not None
         assert phoneme_lengths is not None
-        count = self._mean_over_ranks(phoneme_lengths)
+        count = self._loss_denominator(phoneme_lengths)
         losses = ctc_loss(log_probs.transpose(0, 1), phonemes, lengths, phoneme_lengths, BLANK_ID, "none", True)
         if self.trigrams is not None:
-            trigrams = self.trigrams.to(log_probs.device)
-            rivals = log_prob_of_all(log_probs, lengths, trigrams) - log_prior(phonemes, phoneme_lengths, trigrams)
+            rivals = log_prob_of_all(log_probs, lengths, self.trigrams)
+            rivals = rivals - log_prior(phonemes, phoneme_lengths, self.trigrams)
             losses = losses + self.config.optimizer.mmi_share * rivals.where(losses > 0, 0.0)
         return losses.sum() / count, count
 
-    def _tokens(self, batch: Batch) -> Tensor:
-        """Target tokens."""
-        return self._mean_over_ranks(batch.target_lengths)
-
-    def _mean_over_ranks(self, lengths: Tensor) -> Tensor:
-        """All together; in training their mean over the ranks: it makes the mean gradient that of the pooled loss."""
+    def _loss_denominator(self, lengths: Tensor) -> Tensor:
+        """All tokens together; in training their mean over the ranks: it makes the mean gradient that of the pooled
+        loss.
+        """
         tokens = lengths.sum().clamp(min=1)
         if not self.training or self._trainer is None or self.trainer.world_size == 1:
             return tokens
@@ -157,12 +161,17 @@ class CTCTrainingModule(lightning.LightningModule):
         return mean
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        log_probs, lengths = self.model(batch.waveforms, batch.sample_lengths)
-        loss, _ = self._loss(log_probs, lengths, batch, self._tokens(batch))
+        log_probs, lengths = self.model.all_log_probs(batch.waveforms, batch.sample_lengths)
+        log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
+        loss, _ = self._loss(log_probs, lengths, batch, self._loss_denominator(batch.target_lengths))
         hypotheses = [self.model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(log_probs, lengths)]
         for reference, hypothesis in zip(batch.references, hypotheses):
             self.valid_words += word_errors(reference, hypothesis)
             self.valid_characters += character_errors(reference, hypothesis)
+        if (pronunciations := self.model.pronunciations) is not None:
+            for reference, heard in zip(batch.references, decode_greedy(of_phonemes, lengths)):
+                spoken = pronunciations.encode(reference)
+                self.valid_phonemes += phoneme_errors(*map(pronunciations.decode, (spoken, heard.token_ids)))
         self.valid_pairs.append((batch.references[0], hypotheses[0]))
         valid = valid_positions(lengths, log_probs.shape[1])
         blanks = (log_probs.argmax(2) == BLANK_ID)[valid].float().mean()
@@ -173,12 +182,15 @@ class CTCTrainingModule(lightning.LightningModule):
         self.log("valid/empty_hypothesis_share", empty, batch_size=len(batch.ids), sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        self.valid_words, self.valid_characters = ErrorCounts(), ErrorCounts()
+        self.valid_words = self.valid_characters = self.valid_phonemes = ErrorCounts()
         self.valid_pairs = []
 
     def on_validation_epoch_end(self) -> None:
-        """Log WER and CER from the counts of all ranks."""
-        for name, counts in (("valid/wer", self.valid_words), ("valid/cer", self.valid_characters)):
+        """Log WER, CER and the phonemes' error rate from the counts of all ranks."""
+        rates = {"valid/wer": self.valid_words, "valid/cer": self.valid_characters}
+        if self.model.pronunciations is not None:
+            rates["valid/per"] = self.valid_phonemes
+        for name, counts in rates.items():
             self.log(name, self.pooled_rate(counts), prog_bar=True, rank_zero_only=True)
 
     def pooled_rate(self, counts: ErrorCounts) -> float:
@@ -231,57 +243,3 @@ def disagreement(log_probs: Tensor, lengths: Tensor) -> Tensor:
     other = torch.cat([second, first]).detach()
     divergences = kl_div(log_probs, other, reduction="none", log_target=True).sum(2)
     return divergences[valid_positions(lengths, log_probs.shape[1])].sum()
-
-
-def make_optimizer(
-    model: CTCModel, config: OptimizerConfig, total_steps: int, dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
-    """AdamW, or Muon for the recurrent layers and AdamW for the rest, and the schedule, as Lightning wants them.
-
-    dtype: of the products inside Muon.
-    """
-    cells: list[Tensor] = []
-    matrices: list[Tensor] = []
-    vectors: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (vectors if parameter.dim() <= 1 else cells if "_cell." in name else matrices).append(parameter)
-    betas, rate, decay = (0.9, config.beta2), config.learning_rate, config.weight_decay
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer: torch.optim.Optimizer
-    if config.name == "muon" and cells:  # none where every layer is frozen
-        gates = cells[0].shape[0] // model.config.encoder.hidden_size
-        groups = [{"params": cells, "blocks": gates}, *groups]
-        optimizer = Muon(groups, lr=rate, betas=betas, weight_decay=decay, dtype=dtype)
-    else:
-        groups[0]["params"] += cells
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay)
-    return with_schedule(optimizer, config.warmup_share, total_steps)
-
-
-def with_schedule(optimizer: torch.optim.Optimizer, warmup_share: float, total_steps: int) -> dict[str, Any]:
-    """As Lightning wants it: the rate rises evenly for that share of the steps, then falls to 0 along a cosine."""
-    warmup_steps = max(1, round(warmup_share * total_steps))
-
-    def share_of_peak(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def _take_rates(checkpoint: dict[str, Any], config: OptimizerConfig) -> None:
-    """Have the rates of a recipe stand in a checkpoint, for `make_optimizer`'s, in place of those that the run had."""
-    for state in checkpoint.get("optimizer_states", []):
-        *matrices, vectors = state["param_groups"]
-        for group in (*matrices, vectors):
-            group["lr"] *= config.learning_rate / group["initial_lr"]
-            group["initial_lr"] = config.learning_rate
-            group["betas"] = (group["betas"][0], config.beta2)
-        for group in matrices:
-            group["weight_decay"] = config.weight_decay
-    for state in checkpoint.get("lr_schedulers", []):
-        state["base_lrs"] = [config.learning_rate] * len(state["base_lrs"])

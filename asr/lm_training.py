@@ -20,15 +20,16 @@ from asr.checkpoints import is_whole, write_checkpoint
 from asr.config import TrainerConfig, require
 from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
-from asr.learning import with_schedule
 from asr.monitor import ProgressBar, make_progress
 from asr.muon import Muon
+from asr.optimizers import with_schedule
 from asr.plan import fill_batches
 from asr.ranks import is_started_again, process_arguments
 from asr.sentences import GRULanguageModel, load_language_model, save_language_model
-from asr.text import ALPHABET, SentencePieceVocabulary
+from asr.text import ALPHABET
 from asr.text_batches import ShuffledBatches, TextBatches, TokenBatch
 from asr.training import quiet_lightning
+from asr.vocabulary import SentencePieceVocabulary
 from asr.words import split_words
 
 __all__ = ["LanguageModelSettings", "perplexity", "train_language_model"]
@@ -133,8 +134,8 @@ def _check_output(path: Path, resume: bool) -> Path | None:
         raise AsrError(f"{checkpoint} not found: there is nothing to resume; start without --resume")
     if path.exists():
         raise AsrError(f"{path}: is there already and would be replaced; name another file")
-    folder = path.parent
-    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise AsrError(f"{path}: cannot be written; choose another folder")
     return None
 
@@ -199,7 +200,9 @@ class _Training(lightning.LightningModule):
         if changed := [
             f"{name}={before.get(name)}" for name, value in self._plan().items() if before.get(name) != value
         ]:
-            raise AsrError(f"the training to resume had {', '.join(changed)}; resume it as it was")
+            has_other_text = changed == [f"text={before.get('text')}"]
+            what = "another text, --model, --held-out or --initial-model" if has_other_text else ", ".join(changed)
+            raise AsrError(f"the training to resume had {what}; resume it as it was")
         self._epochs_done = checkpoint["epochs_done"]
 
     def _plan(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Word and character error rates, pooled over a corpus (never an average of percentages), with their uncertainty."""
+"""Error rates of words, characters and phonemes, pooled over a corpus (never a mean of percentages), and how sure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import numpy
 
 from asr.words import split_words
 
-__all__ = ["ErrorCounts", "bootstrap_interval", "character_errors", "pool", "resampled_rates", "word_errors"]
+__all__ = [
+    "ErrorCounts",
+    "bootstrap_interval",
+    "character_errors",
+    "phoneme_errors",
+    "pool",
+    "resampled_rates",
+    "word_errors",
+]
 
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """How a hypothesis differs from its reference, in words or characters; counts add up over utterances."""
+    """How a hypothesis differs from its reference, in words, characters or phonemes; counts add up over utterances."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -28,7 +36,7 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors per reference word or character; of an empty reference 0 without errors, infinite with any."""
+        """Errors per word or other unit of the reference; of an empty one 0 without errors, infinite with any."""
         if self.reference_length == 0:
             return float("inf") if self.errors else 0.0
         return self.errors / self.reference_length
@@ -54,6 +62,13 @@ def character_errors(reference: str, hypothesis: str) -> ErrorCounts:
     import jiwer
 
     return _counts(jiwer.process_characters(" ".join(reference.split()), " ".join(hypothesis.split())))
+
+
+def phoneme_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
+    """Errors between two sequences of phonemes."""
+    import jiwer
+
+    return _counts(jiwer.process_words(" ".join(reference), " ".join(hypothesis)))
 
 
 def _counts(found: Any) -> ErrorCounts:

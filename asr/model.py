@@ -17,7 +17,7 @@ from asr.encoder import BiGRUEncoder
 from asr.errors import AsrError
 from asr.features import Lengths, LogMelFrontend
 from asr.pronunciation import START, Pronunciations
-from asr.text import Vocabulary
+from asr.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy
@@ -59,6 +59,8 @@ class CTCModel(nn.Module):
         size = self.encoder.output_size
         self.head = nn.Linear(size, len(vocabulary))
         self.pronunciations = pronunciations
+        self.phonemes_by_mmi = False
+        """Whether it learned the phonemes by maximum mutual information, which a search weighs otherwise."""
         self.phoneme_head = (
             None if pronunciations is None else nn.Sequential(nn.LayerNorm(size), nn.Linear(size, len(pronunciations)))
         )
@@ -146,23 +148,26 @@ def with_dropout(model: CTCModel, dropout: float) -> CTCModel:
     config = replace(model.config, encoder=replace(model.config.encoder, dropout=dropout))
     changed = CTCModel(config, model.vocabulary, model.pronunciations)
     changed.load_state_dict(model.state_dict())
+    changed.phonemes_by_mmi = model.phonemes_by_mmi
     return changed.train(model.training)
 
 
-def with_phonemes(model: CTCModel, layer: int, pronunciations: Pronunciations) -> CTCModel:
-    """A copy, in the same mode, that hears phonemes behind that layer; those that it hears already it keeps.
+def with_phonemes(
+    model: CTCModel, layer: int, pronunciations: Pronunciations, *, teacher: CTCModel | None = None
+) -> CTCModel:
+    """A copy, in the same mode, that hears phonemes behind that layer; those of the teacher it keeps.
 
     One that is new at the start of a word begins as it sounds elsewhere.
+    teacher: the model before its vocabulary was changed; by default the model itself.
     """
+    teacher = teacher or model
     config = replace(model.config, encoder=replace(model.config.encoder, phoneme_layer=layer))
     changed = CTCModel(config, model.vocabulary, pronunciations)
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("phoneme_head.1.")}
-    changed.load_state_dict(weights, strict=False)
-    if model.phonemes:
-        old_ids = {phoneme: number for number, phoneme in enumerate(model.phonemes)}
-        found = (old_ids.get(one, old_ids.get(one.removeprefix(START))) for one in pronunciations.phonemes)
-        kept = {number: old_id for number, old_id in enumerate(found) if old_id is not None}
-        _copy_rows(model, changed, "phoneme_head.1", kept)
+    of_norm = {name: tensor for name, tensor in teacher.state_dict().items() if name.startswith("phoneme_head.0.")}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("phoneme_head.")}
+    changed.load_state_dict(weights | of_norm, strict=False)
+    _copy_rows(teacher, changed, "phoneme_head.1", find_kept_phonemes(teacher, pronunciations))
+    changed.phonemes_by_mmi = teacher.phonemes_by_mmi
     return changed.train(model.training)
 
 
@@ -183,9 +188,20 @@ def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
 
 def _copy_rows(model: CTCModel, changed: CTCModel, layer: str, kept: Mapping[int, int]) -> None:
     """kept: outputs of that layer in the changed model, to those in the model whose weights they take."""
+    if not kept:
+        return
     old, new = model.state_dict(), changed.state_dict()
     for name in (f"{layer}.weight", f"{layer}.bias"):
         new[name][list(kept)] = old[name][list(kept.values())]
+
+
+def find_kept_phonemes(model: CTCModel, pronunciations: Pronunciations) -> dict[int, int]:
+    """Ids of the phonemes of a dictionary that the model hears already, to their ids there, in whichever case."""
+    old_ids = {phoneme: number for number, phoneme in enumerate(model.phonemes)}
+    names = [(one, one.removeprefix(START)) for one in pronunciations.phonemes]
+    forms = ([form for name in pair for form in (name, name.lower(), name.upper())] for pair in names)
+    found = (next(filter(old_ids.__contains__, cases), None) for cases in forms)
+    return {number: old_ids[name] for number, name in enumerate(found) if name is not None}
 
 
 def find_kept(old: Vocabulary, new: Vocabulary) -> dict[int, int]:

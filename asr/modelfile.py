@@ -20,8 +20,8 @@ from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.newfiles import new_file
 from asr.pronunciation import pronunciations_from_dict
-from asr.text import vocabulary_from_dict
 from asr.threads import compute_alone_in_forks
+from asr.vocabulary import vocabulary_from_dict
 
 __all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "read_weights", "save_model", "write_weights"]
 
@@ -48,12 +48,16 @@ def save_model(model: CTCModel, path: str | Path, *, dtype: torch.dtype = torch.
     }
     if model.pronunciations is not None:
         metadata["pronunciations"] = json.dumps(model.pronunciations.to_dict())
+        metadata["phonemes_by_mmi"] = json.dumps(model.phonemes_by_mmi)
     write_weights(model, metadata, path, dtype)
 
 
 def write_weights(module: nn.Module, metadata: dict[str, str], path: str | Path, dtype: torch.dtype) -> None:
-    """A .safetensors file; where that fails, `path` is as it was, and AsrError is raised."""
+    """A .safetensors file; where that fails, `path` is as it was, and AsrError is raised, as for infinite weights."""
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in module.state_dict().items()}
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        reason = "the weights are not finite numbers; where a training diverged, lower its learning_rate"
+        raise AsrError(f"{path}: not written: {reason}")
     content = save(weights, metadata)
     with new_file(Path(path)) as file:
         file.write(content)  # safetensors' own save_file hides the file from other users
@@ -110,7 +114,9 @@ def _build(path: Path, metadata: dict[str, str], num_weights: int) -> CTCModel:
             raise AsrError("the weights do not fit it: there are too few")
         words = json.loads(metadata.get("pronunciations", "null"))
         pronunciations = None if words is None else pronunciations_from_dict(words)
-        return CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])), pronunciations)
+        model = CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])), pronunciations)
+        model.phonemes_by_mmi = json.loads(metadata.get("phonemes_by_mmi", "false")) is True
+        return model
     except (AsrError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise AsrError(f"{path}: the model file's configuration is damaged: {error}") from error
 

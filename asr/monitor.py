@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from asr.data import Batch, batches_done
-from asr.text import BLANK_ID
+from asr.vocabulary import BLANK_ID
 
 __all__ = ["Pictures", "ProgressBar", "SampleTranscripts", "TrainingMonitor", "make_progress"]
 
@@ -112,8 +112,10 @@ class ProgressLines(lightning.Callback):
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:  # which alone has the error rates of all
             return
-        wer, cer = (100 * float(trainer.callback_metrics[f"valid/{name}"]) for name in ("wer", "cer"))
-        log.info("%s: valid WER %.1f %%, CER %.1f %%", _epoch(trainer), wer, cer)
+        metrics = trainer.callback_metrics
+        rates = ((name, metrics.get(f"valid/{name.lower()}")) for name in ("WER", "CER", "PER"))
+        shown = (f"{name} {100 * float(rate):.1f} %" for name, rate in rates if rate is not None)
+        log.info("%s: valid %s", _epoch(trainer), ", ".join(shown))
 
 
 def _epoch(trainer: lightning.Trainer) -> str:

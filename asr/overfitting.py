@@ -14,9 +14,10 @@ from asr.check import check_corpus
 from asr.config import AugmentConfig, TrainConfig, VocabularyConfig
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_many
+from asr.initial import make_model
 from asr.manifest import read_manifest, write_manifest
 from asr.modelfile import load_model, save_model
-from asr.training import MODEL_NAME, make_model, train
+from asr.training import MODEL_NAME, train
 
 __all__ = ["LEARNED_WER", "overfit", "overfit_config"]
 

@@ -12,15 +12,15 @@ from asr.errors import AsrError, reason_of
 __all__ = ["plot_runs", "read_curves"]
 
 PANELS = {
-    "loss per token": ("train/loss", "valid/loss"),
-    "valid error rate": ("valid/wer", "valid/cer"),
+    "loss per token": ("train/loss", "valid/loss", "train/phoneme_loss"),
+    "valid error rate": ("valid/wer", "valid/cer", "valid/per"),
     "learning rate": ("lr",),
     "share of time waiting for data": ("speed/data_wait_share",),
 }
 """Title of each panel, and the curves in it."""
 
-SMOOTHED_STEPS = 50
-"""The training loss is shown as a mean over so many logged values at most, a tenth of them where there are fewer."""
+SMOOTHED, SMOOTHED_STEPS = ("train/loss", "train/phoneme_loss"), 50
+"""The training losses are shown as a mean over so many logged values at most, a tenth of them where there are fewer."""
 
 Curve = tuple[numpy.ndarray, numpy.ndarray]
 """Steps and values."""
@@ -58,9 +58,9 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
         curves, name = read_curves(run_dir), run_dir.name.replace("$", r"\$")  # two of them would begin a formula
         for axes, (title, tags) in zip(panels, PANELS.items(), strict=True):
             axes.set(title=title, xlabel="step")
-            for tag, style in zip(tags, ("-", "--")):
+            for tag, style in zip(tags, ("-", "--", ":")):
                 if tag in curves:
-                    steps, values = _smooth(*curves[tag]) if tag == "train/loss" else curves[tag]
+                    steps, values = _smooth(*curves[tag]) if tag in SMOOTHED else curves[tag]
                     axes.plot(steps, values, f".{style}", color=f"C{number}", ms=3, label=f"{tag} {name}")
     for axes in panels:
         axes.grid(alpha=0.3)

@@ -15,7 +15,7 @@ from typing import Any
 
 from asr.analogy import Analogy
 from asr.errors import AsrError, reason_of
-from asr.text import BLANK_ID
+from asr.vocabulary import BLANK_ID
 from asr.words import split_words
 
 __all__ = ["START", "Pronunciations", "pronunciations_from_dict", "read_pronunciations"]
@@ -88,6 +88,10 @@ class Pronunciations:
                 self._encoded[word] = [self._ids[phoneme] for phoneme in self.pronounce(word)]
             phoneme_ids += self._encoded[word]
         return phoneme_ids
+
+    def decode(self, phoneme_ids: Iterable[int]) -> list[str]:
+        """Phonemes, whether or not they begin a word."""
+        return [self.phonemes[phoneme_id].removeprefix(START) for phoneme_id in phoneme_ids]
 
     def written_by(self, normalize: Normalize) -> Pronunciations:
         """Those of the words that a vocabulary writes as one word, as it writes them; raises AsrError for none."""

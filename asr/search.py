@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 
 from asr.errors import AsrError
-from asr.text import BLANK_ID
+from asr.vocabulary import BLANK_ID
 
 __all__ = ["SPACE", "Hypothesis", "LanguageModel", "WordSearch"]
 

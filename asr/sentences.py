@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from asr.errors import AsrError
 from asr.modelfile import read_weights, write_weights
-from asr.text import BLANK_ID, Vocabulary, vocabulary_from_dict
+from asr.vocabulary import BLANK_ID, Vocabulary, vocabulary_from_dict
 
 __all__ = ["GRULanguageModel", "load_language_model", "save_language_model"]
 

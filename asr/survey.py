@@ -19,7 +19,8 @@ from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel
-from asr.text import ALPHABET, Vocabulary
+from asr.text import ALPHABET
+from asr.vocabulary import Vocabulary
 from asr.words import is_unspaced
 
 __all__ = ["Survey", "find_marks", "letters_per_second", "survey", "write_fixed"]

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 from asr.plan import fill_batches
-from asr.text import Vocabulary
+from asr.vocabulary import Vocabulary
 
 __all__ = ["ShuffledBatches", "TextBatches", "TokenBatch"]
 

@@ -7,41 +7,39 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import pytorch_lightning as lightning
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
 from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints, find_checkpoint
-from asr.config import TrainConfig
+from asr.config import TrainConfig, TrainerConfig
 from asr.data import SpeechDataModule
 from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
 from asr.folders import read_many
 from asr.guards import Guards
+from asr.initial import make_model
 from asr.learning import CTCTrainingModule
-from asr.model import CTCModel, find_kept, with_dropout, with_phonemes, with_vocabulary
-from asr.modelfile import PACKAGED, load_model
+from asr.model import CTCModel
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
-from asr.pronunciation import Pronunciations, read_pronunciations
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
-from asr.text import ALPHABET, CharacterVocabulary, SentencePieceVocabulary, Vocabulary
+from asr.words import split_words
 
 __all__ = [
     "MODEL_NAME",
     "check_output_dir",
-    "make_model",
     "prepare_training",
     "quiet_lightning",
     "train",
@@ -99,66 +97,12 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %.1f million parameters, %d tokens", parameters / 1e6, len(model.vocabulary))
     log.info("train: %s\nvalid: %s", train_corpus.report(), valid_corpus.report())
+    if model.pronunciations is not None:
+        words = {word for example in train_corpus.examples for word in split_words(example.reference)}
+        known = sum(word in model.pronunciations for word in words)
+        told = f"{known:,} of {len(words):,} words to learn are in it, the others are pronounced by analogy"
+        log.log(logging.INFO if 2 * known > len(words) else logging.WARNING, "pronouncing dictionary: %s", told)
     return model, train_corpus, valid_corpus
-
-
-def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
-    """A model with random weights, or with those of `config.initial_model`; texts: what it shall learn to write."""
-    if config.initial_model:
-        model = with_dropout(load_model(config.initial_model), config.model.encoder.dropout)
-        is_same_kind = model.vocabulary.to_dict()["kind"] == config.vocabulary.kind
-        if config.vocabulary.characters and is_same_kind:
-            model = change_vocabulary(model, make_vocabulary(config, texts))
-        if pronunciations := make_pronunciations(config, model.vocabulary):
-            model = with_phonemes(model, config.model.encoder.phoneme_layer, pronunciations)
-        if model.config != config.model or not is_same_kind:
-            raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
-    else:
-        vocabulary = make_vocabulary(config, texts)
-        model = CTCModel(config.model, vocabulary, make_pronunciations(config, vocabulary))
-    freeze(model, config.optimizer.frozen_layers)
-    return model.train()
-
-
-def change_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
-    """`with_vocabulary`; what is kept, new and gone is logged."""
-    changed = with_vocabulary(model, vocabulary)
-    old, new, kept = model.vocabulary.tokens, changed.vocabulary.tokens, find_kept(model.vocabulary, vocabulary)
-    kinds = {
-        "kept": [new[token_id] for token_id in kept],
-        "new": [token for token_id, token in enumerate(new) if token_id not in kept],
-        "gone": [token for token_id, token in enumerate(old) if token_id not in kept.values()],
-    }
-    lists = {kind: shorten(" ".join(map(repr, tokens)), 1000, placeholder=" ...") for kind, tokens in kinds.items()}
-    shown = [f"{kind} {len(kinds[kind])}: {tokens}" for kind, tokens in lists.items() if tokens]
-    log.info("tokens: %s", "; ".join(shown))
-    return changed
-
-
-def freeze(model: CTCModel, num_layers: int) -> None:
-    """Keep the weights of the lowest recurrent layers and of the convolutions before them; 0 keeps none."""
-    if num_layers > len(model.encoder.layers):
-        raise AsrError(f"optimizer.frozen_layers={num_layers} must be at most {len(model.encoder.layers)}, the layers")
-    if num_layers > 0:
-        for part in (model.encoder.subsampling, *model.encoder.layers[:num_layers]):
-            part.requires_grad_(False)
-
-
-def make_vocabulary(config: TrainConfig, texts: Iterable[str]) -> Vocabulary:
-    """Characters, or pieces learned from the texts of the training set."""
-    characters = config.vocabulary.characters or ALPHABET
-    vocabulary = CharacterVocabulary(characters)
-    if config.vocabulary.kind == "characters":
-        return vocabulary
-    return SentencePieceVocabulary.train(map(vocabulary.normalize, texts), config.vocabulary.size, characters)
-
-
-def make_pronunciations(config: TrainConfig, vocabulary: Vocabulary) -> Pronunciations | None:
-    """Those of the recipe's dictionary, for words as the vocabulary writes them, with their starts marked."""
-    path = config.vocabulary.pronunciations
-    if path == PACKAGED and (packaged := load_model().pronunciations):
-        return packaged.written_by(vocabulary.normalize).with_starts()
-    return read_pronunciations(path, vocabulary.normalize).with_starts() if path else None
 
 
 @contextmanager
@@ -192,7 +136,6 @@ def make_trainer(
     progress = make_progress()
     callbacks: list[lightning.Callback] = [
         progress,
-        TrainingMonitor(sample_rate, settings.log_every_steps),
         SampleTranscripts(),
         Pictures(),
         best_model,  # before the averaging puts the raw weights back
@@ -202,8 +145,8 @@ def make_trainer(
     if settings.patience > 0:
         callbacks.append(_Patience(settings.patience, best_model))
     if settings.average_decay > 0:
-        # The frontend's filters are in no checkpoint; an average of them would drift by rounding until a resume.
-        callbacks.append(EMAWeightAveraging(decay=settings.average_decay, use_buffers=False))
+        callbacks.append(_make_averaging(settings))
+    callbacks.append(TrainingMonitor(sample_rate, settings.log_every_steps))  # the averaging is no waiting for data
     callbacks.append(Checkpoints(output_dir, best_model, settings.checkpoint_minutes))  # when a step is done for all
     return lightning.Trainer(
         accelerator=choose_accelerator(settings),
@@ -222,6 +165,15 @@ def make_trainer(
         enable_progress_bar=isinstance(progress, ProgressBar),  # else Lightning adds its own
         enable_model_summary=False,
     )
+
+
+def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
+    """The moving average, where the training computes: when Lightning makes it, the weights are not yet there.
+
+    The frontend's filters are in no checkpoint; an average of them would drift by rounding until a resume.
+    """
+    mean = get_ema_multi_avg_fn(settings.average_decay)
+    return WeightAveraging(choose_accelerator(settings), use_buffers=False, multi_avg_fn=mean)
 
 
 def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:

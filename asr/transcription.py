@@ -20,7 +20,7 @@ from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses, is_silent
 from asr.recognition import Failure, Part, Recogniser
-from asr.sources import AudioSource, name_of, samples_as_file
+from asr.sources import AudioSource, check_rate, name_of, samples_as_file
 from asr.transcript import Transcript, end_by
 
 __all__ = ["Failure", "Recording", "transcribe", "transcribe_files", "transcribe_live", "transcribe_recordings"]
@@ -96,7 +96,7 @@ def transcribe_files(
 
 
 def transcribe_live(
-    blocks: Iterable[Tensor],
+    blocks: Iterable[Tensor | numpy.ndarray],
     *,
     sample_rate: int,
     model: CTCModel | str | Path | None = None,
@@ -105,12 +105,14 @@ def transcribe_live(
     """Each utterance of sound that is still coming in, as soon as the pause behind it is long enough.
 
     blocks: consecutive (samples,) mono floating-point samples in [-1, 1] at `sample_rate` Hz, some tenths of a second
-    each. The times of the words count from the first block on. What holds no word gives no transcript.
+    each, as tensors or NumPy arrays. The times of the words count from the first block on. What holds no word gives no
+    transcript.
     model, decode: as for `transcribe`. Raises AsrError as it does.
     """
     loaded = _model_of(model)
+    check_rate("live sound", sample_rate)
     frame_samples = round(loaded.step_samples * sample_rate / loaded.sample_rate)
-    for stretch in cut_at_pauses(blocks, sample_rate, frame_samples):
+    for stretch in cut_at_pauses(map(_check_block, blocks), sample_rate, frame_samples):
         if not stretch.may_hold_speech or len(stretch.samples) < SHORTEST_SECONDS * sample_rate:
             continue
         transcript = transcribe(stretch.samples, sample_rate=sample_rate, model=loaded, decode=decode)
@@ -121,6 +123,19 @@ def transcribe_live(
         )
         if words:
             yield replace(transcript, words=words)
+
+
+def _check_block(samples: Tensor | numpy.ndarray) -> Tensor:
+    """A block of live sound; raises AsrError for what is none."""
+    if isinstance(samples, numpy.ndarray):
+        samples = torch.from_numpy(samples)
+    if not isinstance(samples, Tensor) or samples.dim() != 1 or not samples.is_floating_point():
+        shape = f" of shape {tuple(samples.shape)} and {samples.dtype}" if isinstance(samples, Tensor) else ""
+        kind = "must be (samples,) mono, floating point in [-1, 1], in a NumPy array or a torch tensor"
+        raise AsrError(f"live sound: a block {kind}, not {type(samples).__name__}{shape}")
+    if not samples.isfinite().all():
+        raise AsrError("live sound: a block holds samples that are not finite numbers")
+    return samples.float()
 
 
 def transcribe_recordings(

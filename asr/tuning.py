@@ -61,7 +61,7 @@ def tune(
     processes: searches that run side by side. settings: of the BeamDecoder.
     Raises AsrError for utterances without audio that can be read.
     """
-    make = partial(BeamDecoder, model.vocabulary, language_model, pronunciations=model.pronunciations, **settings)
+    make = partial(BeamDecoder.for_model, model, language_model, **settings)
     make()  # what is wrong with the settings is told before the model computes
     examples = compute_log_probs(model, utterances, with_phonemes=True)
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from asr.beam import BeamDecoder
 from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.manifest import read_manifest
 from asr.modelfile import PACKAGED_MODEL, load_model
 
-__all__ = ["PUBLISHED_TEXTS", "SAMPLES", "Verification", "sample_texts", "verify"]
+__all__ = ["BY_LANGUAGE_MODEL", "GREEDY", "PUBLISHED_TEXTS", "SAMPLES", "Verification", "sample_texts", "verify"]
 
 PUBLISHED_TEXTS = PACKAGED_MODEL.with_suffix(".texts.json")
-"""Utterance id to text; recipes/base/publish.py writes it."""
+"""GREEDY and BY_LANGUAGE_MODEL to utterance ids to texts; recipes/base/publish.py writes it."""
+
+GREEDY, BY_LANGUAGE_MODEL = "greedy", "packaged language model"
 
 _INSTALLED = Path(str(files("asr") / "samples"))
 SAMPLES = (_INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parent.parent / "samples") / "manifest.jsonl"
@@ -51,14 +54,19 @@ def sample_texts(evaluation: Evaluation) -> dict[str, str]:
     return {item.utterance.id: item.hypothesis for item in evaluation.scored}
 
 
-def verify(device: str = "cpu") -> Verification:
-    """Transcribe the samples with the packaged model; raises AsrError where the package is not whole."""
+def verify(device: str = "cpu", *, with_language_model: bool = False) -> Verification:
+    """Transcribe the samples with the packaged model, greedily or with the packaged language model.
+
+    Raises AsrError where the package is not whole, and where flashlight-text is missing for the language model.
+    """
     try:
         published = json.loads(PUBLISHED_TEXTS.read_text(encoding="utf-8"))
         utterances = read_manifest(SAMPLES)
     except (OSError, ValueError, AsrError) as error:
         raise AsrError(f"the package is not whole, install it again: {error}") from error
-    evaluation = evaluate(load_model(device=device), utterances)
+    model = load_model(device=device)
+    decode = BeamDecoder.for_model(model) if with_language_model else None
+    evaluation = evaluate(model, utterances, decode=decode)
     if evaluation.failures:
         raise AsrError(f"the package is not whole, install it again: {evaluation.failures[0].message}")
-    return Verification(evaluation, published)
+    return Verification(evaluation, published[BY_LANGUAGE_MODEL if with_language_model else GREEDY])

@@ -24,7 +24,7 @@ from asr.config import AugmentConfig, DataConfig, ModelConfig
 from asr.plan import DurationBatchSampler
 from asr.manifest import read_manifest
 from asr.model import CTCModel
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 def memory():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1)) * 1024

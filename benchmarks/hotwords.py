@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from measure import find_model, make_parser, report, start
 
-from asr.beam import PACKAGED_LANGUAGE_MODEL, BeamDecoder
+from asr.beam import BeamDecoder
 from asr.decoder import Decode, decode_greedy
 from asr.folders import read_data
 from asr.hotwords import BOOST, BOOST_BEHIND_LM, HotwordDecoder
 from asr.metrics import pool, word_errors
 from asr.ngrams import read_sentences
-from asr.text import Vocabulary
 from asr.tuning import Example, compute_log_probs
+from asr.vocabulary import Vocabulary
 
 SHORTEST_NAME = 6
 
@@ -38,13 +38,13 @@ def main() -> None:
     options = start(parser)
     with tempfile.TemporaryDirectory() as folder:
         model = find_model(options.model, Path(folder))
-    examples = compute_log_probs(model, read_data(options.manifest)[: 20 if options.quick else None])
+    utterances = read_data(options.manifest)[: 20 if options.quick else None]
+    examples = compute_log_probs(model, utterances, with_phonemes=bool(options.lm))
     known = {word for sentence in read_sentences([options.known_text]) for word in sentence.split()}
     names = {word for reference, _ in examples for word in reference.split() if len(word) >= SHORTEST_NAME} - known
     plain: Decode = decode_greedy
     if options.lm:
-        language_model = PACKAGED_LANGUAGE_MODEL if options.lm == "packaged" else options.lm
-        plain = BeamDecoder(model.vocabulary, language_model, beam_size=50)
+        plain = BeamDecoder.for_model(model, options.lm, beam_size=50)
     boost = options.boost if options.boost is not None else BOOST_BEHIND_LM if options.lm else BOOST
     decoders: dict[str, Decode] = {
         "without": plain,

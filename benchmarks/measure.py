@@ -27,7 +27,7 @@ from asr.config import EncoderConfig, ModelConfig
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.modelfile import PACKAGED_MODEL, load_model, save_model
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples" / "manifest.jsonl"

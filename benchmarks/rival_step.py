@@ -31,7 +31,7 @@ from asr.data import Batch
 from asr.features import valid_positions
 from asr.manifest import read_manifest
 from asr.model import CTCModel
-from asr.text import BLANK_ID, CharacterVocabulary
+from asr.vocabulary import BLANK_ID, CharacterVocabulary
 
 WINDOW, HOP = 320, 160
 """Samples of 16 kHz: 161 bins every 10 ms."""

@@ -43,13 +43,14 @@ from asr.check import CheckedCorpus, check_corpus
 from asr.config import TrainConfig
 from asr.data import Batch, SpeechDataModule, SpeechDataset
 from asr.devices import choose_precision
-from asr.learning import CTCTrainingModule, make_optimizer
+from asr.learning import CTCTrainingModule
 from asr.manifest import read_manifest
 from asr.model import CTCModel
 from asr.modelfile import load_model
+from asr.optimizers import make_optimizer
 from asr.plan import plan_batches
 from asr.recipe import load_config
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 Durations = Callable[[int], list[float]]
 

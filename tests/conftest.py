@@ -20,7 +20,7 @@ from asr.cli import main
 from asr.config import EncoderConfig, ModelConfig
 from asr.model import CTCModel
 from asr.modelfile import load_model, save_model
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 

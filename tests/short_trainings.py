@@ -20,8 +20,8 @@ from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.recipe import load_config
-from asr.text import CharacterVocabulary
 from asr.training import train
+from asr.vocabulary import CharacterVocabulary
 
 MANIFEST = Path(__file__).parents[1] / "samples" / "manifest.jsonl"
 

@@ -20,8 +20,8 @@ from asr.cli import main
 from asr.errors import AsrError
 from asr.manifest import read_manifest
 from asr.model import CTCModel
-from asr.text import BLANK_ID, CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import Word
+from asr.vocabulary import BLANK_ID, CharacterVocabulary, SentencePieceVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 

@@ -16,7 +16,7 @@ from asr.cli import main
 from asr.errors import AsrError
 from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import save_model
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 
 @pytest.fixture

@@ -36,10 +36,10 @@ from asr.metrics import word_errors
 from asr.model import CTCModel
 from asr.ngrams import NgramModel, build_ngrams, write_arpa
 from asr.search import _without_stderr
-from asr.text import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 from asr.transcript import find_words
 from asr.transcription import Recording, transcribe_recordings
 from asr.tuning import Example, compute_log_probs, find_best, tune
+from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 VOCABULARY = CharacterVocabulary()
@@ -274,7 +274,12 @@ def test_tuning_goes_on_past_the_edge_of_its_grid_as_long_as_it_gets_better(
     examples = [heard(weight) for weight in (1.9, 2.1, 2.4, 2.6, 2.9)]
     monkeypatch.setattr("asr.tuning.compute_log_probs", lambda *_, **__: examples)
     points = list(
-        tune(SimpleNamespace(vocabulary=VOCABULARY, pronunciations=None), [], tmp_path / "lm.arpa", processes=1)
+        tune(
+            SimpleNamespace(vocabulary=VOCABULARY, pronunciations=None, phonemes_by_mmi=False),
+            [],
+            tmp_path / "lm.arpa",
+            processes=1,
+        )
     )  # type: ignore[arg-type]
     best = find_best(points)
     assert (best.lm_weight, best.words.errors) == (3.0, 0)
@@ -317,7 +322,7 @@ def test_a_hotword_must_be_surer_to_replace_a_word_that_the_language_model_chose
     heard = log_probs_of("THE CAT SAT ON THE MAT", {4: {"C": 0.97, "R": 0.03}})  # two steps of 3.5 nats
 
     def said(*arguments: str) -> str:
-        model = SimpleNamespace(vocabulary=VOCABULARY, pronunciations=None)
+        model = SimpleNamespace(vocabulary=VOCABULARY, pronunciations=None, phonemes_by_mmi=False)
         return text_of(make_decode(parser.parse_args(arguments), model), heard)  # type: ignore[arg-type]
 
     assert said("--hotword", "Rat") == "THE RAT SAT ON THE MAT"
@@ -375,7 +380,9 @@ def test_a_language_model_that_was_cut_short_is_told(arpa: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"beam_size": 0}, "beam_size=0 must be at least 1"),
+        ({"beam_size": 0}, "beam_size=0 must be a whole number from 1 to 1,000,000"),
+        ({"beam_size": 2**31}, "beam_size=2147483648 must be a whole number from 1"),
+        ({"beam_size": 10.5}, "beam_size=10.5 must be a whole number"),
         ({"lm_weight": float("nan")}, "lm_weight=nan must be a finite number"),
         ({"word_score": float("inf")}, "word_score=inf must be a finite number"),
         ({"prior_weight": float("nan")}, "prior_weight=nan must be a finite number"),

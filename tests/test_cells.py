@@ -16,7 +16,7 @@ import torch
 from asr.cli import main
 from asr.config import EncoderConfig, ModelConfig
 from asr.model import CTCModel
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "recipes" / "cells"

@@ -11,7 +11,8 @@ import torch
 from short_trainings import Interrupt, make_config, make_module, sample_lines, train_with, write_lines
 
 from asr.errors import AsrError
-from asr.learning import CTCTrainingModule, make_optimizer
+from asr.learning import CTCTrainingModule
+from asr.optimizers import make_optimizer
 from asr.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

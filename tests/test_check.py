@@ -18,7 +18,8 @@ from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel
-from asr.text import BLANK_ID, CharacterVocabulary, normalize_transcript
+from asr.text import normalize_transcript
+from asr.vocabulary import BLANK_ID, CharacterVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 RECORDING = str(SAMPLES / "84-121123-0001.flac")

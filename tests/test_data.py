@@ -27,7 +27,8 @@ from asr.errors import AsrError
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel
 from asr.plan import DurationBatchSampler, plan_batches
-from asr.text import CharacterVocabulary, normalize_transcript
+from asr.text import normalize_transcript
+from asr.vocabulary import CharacterVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 BATCH_SECONDS = 30.0

@@ -13,7 +13,7 @@ from torch.nn.functional import ctc_loss
 
 from asr.decoder import DecodedTokens, collapse_paths, decode_greedy, text_log_probs
 from asr.model import steps_needed
-from asr.text import BLANK_ID
+from asr.vocabulary import BLANK_ID
 
 
 def reference_collapse(path: list[int], scores: list[float]) -> DecodedTokens:

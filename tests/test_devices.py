@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.alignment import align
 from asr.augment import add_noise
 from asr.data import Batch
-from asr.learning import make_optimizer
 from asr.model import CTCModel
+from asr.optimizers import make_optimizer
 from asr.recognition import Part, Recogniser
 from asr.transcript import Transcript
 from asr.transcription import transcribe

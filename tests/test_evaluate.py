@@ -93,7 +93,7 @@ def test_evaluate_names_audio_that_fails_by_its_line_and_counts_its_words_as_del
 ) -> None:
     good = {"audio": str(SAMPLES / "84-121123-0001.flac"), "text": "BUT IN LESS", "duration": 3.99}
     bad = [
-        {"audio": "missing.wav", "text": "ONE TWO THREE", "duration": 2.0},
+        {"audio": "missing.wav", "text": "ONE TWO THREE", "duration": 3600.0},
         {"audio": "short.wav", "text": "FOUR", "duration": 0.01},
     ]
     write_silence(tmp_path / "short.wav")
@@ -109,6 +109,7 @@ def test_evaluate_names_audio_that_fails_by_its_line_and_counts_its_words_as_del
     assert [line["hypothesis"] == "" for line in written] == [True, False, True]
     assert [line["deletions"] for line in written[::2]] == [3, 1]
     assert printed_rates(done.output)["WER"][3].reference_length == 7
+    assert done.output.startswith("utterances 3  hours 0.00"), "an hour that was not there is not counted"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from asr import load_model
+from asr.beam import BeamDecoder
 from asr.cli import main
 from asr.errors import AsrError
+from asr.evaluation import evaluate
 from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
 from asr.manifest import read_manifest, write_manifest
 from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import PACKAGED_MODEL, save_model
-from asr.text import CharacterVocabulary, SentencePieceVocabulary
+from asr.ngrams import build_ngrams, write_arpa
+from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 PLAIN = ["augment.speeds=[1.0]", "augment.noise_probability=0", "augment.num_time_masks=0", "data.num_workers=0"]
@@ -58,6 +61,23 @@ def test_the_packaged_model_learns_a_speakers_words(
     assert float(after.rstrip("%")) < float(before.rstrip("%")) - 20
     assert other.endswith(manifests["other"])
     assert path == f"{tmp_path}/run/model.safetensors"
+
+
+def test_with_a_language_model_both_error_rates_are_those_of_the_search(
+    manifests: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text is not installed")
+    utterances = read_manifest(manifests["own"])
+    arpa = tmp_path / "lm.arpa"
+    write_arpa(build_ngrams([utterance.text for utterance in utterances], 2), arpa)
+    arguments = ["--train", manifests["own"], "--valid", manifests["own"], "--lm", str(arpa), "trainer.epochs=1"]
+    assert main(["finetune", "packaged", *arguments, *PLAIN, f"output_dir={tmp_path}/run"]) == 0
+    _, own, path = capsys.readouterr().out.splitlines()
+    for told, model_path in zip(own.split("\t"), ("packaged", path)):
+        model = load_model(model_path)
+        searched = evaluate(model, utterances, decode=BeamDecoder.for_model(model, arpa))
+        assert told == f"{searched.words.rate:.2%}"
+        assert searched.words.rate != evaluate(model, utterances).words.rate
 
 
 @pytest.mark.parametrize("layers", [1, 2])

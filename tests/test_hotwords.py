@@ -14,7 +14,7 @@ from asr.cli import main
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
 from asr.hotwords import BOOST, HotwordDecoder, parse_hotword
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 VOCABULARY = CharacterVocabulary()
 

@@ -282,3 +282,25 @@ def test_what_cannot_be_a_stream_is_told_in_a_sentence(
         found = stop.code
     assert found == code
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (torch.full((1600,), float("nan")), "a block holds samples that are not finite numbers"),
+        (torch.zeros(1600, 1), r"must be \(samples,\) mono, .* not Tensor of shape \(1600, 1\) and torch.float32"),
+        (torch.zeros(1600, dtype=torch.int16), r"floating point in .* not Tensor of shape \(1600,\) and torch.int16"),
+        ([0.0] * 1600, "in a NumPy array or a torch tensor, not list"),
+    ],
+)
+def test_blocks_that_are_no_sound_are_told(block: Any, reason: str) -> None:
+    with pytest.raises(AsrError, match=reason):
+        list(asr.transcribe_live([block] * 40, sample_rate=RATE))
+
+
+def test_a_rate_that_cannot_be_is_told_and_blocks_may_be_of_numpy(talk: Tensor) -> None:
+    with pytest.raises(AsrError, match="live sound: a sample rate of 0 Hz is out of range"):
+        list(asr.transcribe_live([], sample_rate=0))
+    tensors = talk[: 8 * RATE].split(RATE // 10)
+    of_numpy = asr.transcribe_live((block.double().numpy() for block in tensors), sample_rate=RATE)
+    assert list(of_numpy) == list(asr.transcribe_live(tensors, sample_rate=RATE))

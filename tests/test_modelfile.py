@@ -20,7 +20,7 @@ from asr.config import EncoderConfig, FrontendConfig, ModelConfig
 from asr.errors import AsrError
 from asr.model import CTCModel, with_vocabulary
 from asr.modelfile import FORMAT_NUMBER, load_model, save_model
-from asr.text import CharacterVocabulary, SentencePieceVocabulary
+from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 
 
 def log_probs(model: CTCModel, waveform: Tensor) -> Tensor:
@@ -198,6 +198,17 @@ def test_a_configuration_larger_than_its_weights_takes_no_memory(path: Path, siz
     weights, metadata = read_parts(path)
     save_file(weights, path, {**metadata, "config": encoder_config(**sizes)})
     assert "too few" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_weights_that_are_no_numbers_in_half_precision_are_not_written(
+    make_model: Callable[..., CTCModel], tmp_path: Path, value: float
+) -> None:
+    model = make_model()
+    torch.nn.init.constant_(model.head.bias, value)
+    with pytest.raises(AsrError, match=r"not written: the weights are not finite numbers; where .* lower its learning"):
+        save_model(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

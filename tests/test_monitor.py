@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,3 +123,10 @@ def test_speeds_are_per_second_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> 
         "speed/audio_seconds_per_second": 0.75,
         "speed/data_wait_share": 0.25,
     }
+
+
+def test_averaging_the_weights_is_no_waiting_for_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asr.training.get_ema_multi_avg_fn", lambda decay: lambda *_: time.sleep(1.0))
+    train(make_config(tmp_path, "trainer.epochs=1", "trainer.average_decay=0.9"))
+    shares = [value for values in read_scalars(tmp_path)["speed/data_wait_share"].values() for value in values]
+    assert max(shares[1:]) < 0.5

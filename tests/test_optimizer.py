@@ -12,9 +12,9 @@ import torch
 from short_trainings import make_config, read_checkpoint, read_scalars, train_with
 
 from asr.config import EncoderConfig, ModelConfig, OptimizerConfig
-from asr.learning import make_optimizer
 from asr.model import CTCModel
-from asr.text import CharacterVocabulary
+from asr.optimizers import make_optimizer
+from asr.vocabulary import CharacterVocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

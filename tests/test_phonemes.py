@@ -11,10 +11,12 @@ import numpy
 import pytest
 import torch
 from command_line import Run
+from rapidfuzz.distance import Levenshtein
 from short_trainings import (
     MANIFEST,
     Interrupt,
     assert_same_run,
+    last_value,
     make_config,
     read_scalars,
     stop_and_resume,
@@ -29,14 +31,16 @@ from asr.config import DataConfig
 from asr.data import SpeechDataset
 from asr.decoder import decode_greedy
 from asr.errors import AsrError
+from asr.finetuning import finetune_config
+from asr.initial import make_model as make_initial_model
 from asr.learning import CTCTrainingModule, disagreement
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel, with_dropout, with_phonemes, with_vocabulary
 from asr.modelfile import load_model, save_model
 from asr.ngrams import build_ngrams, write_arpa
 from asr.pronunciation import Pronunciations
-from asr.text import CharacterVocabulary
 from asr.training import train
+from asr.vocabulary import CharacterVocabulary
 
 VOCABULARY = CharacterVocabulary()
 WORDS = {"THE": "DH AX", "CAT": "K AE T", "KIT": "K IH T", "SAT": "S AE T", "SEE": "S IY", "SEA": "S IY"}
@@ -50,6 +54,11 @@ def hearing(make_model: Callable[..., CTCModel]) -> CTCModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return with_phonemes(make_model(), 1, PRONUNCIATIONS).requires_grad_(False)
+
+
+def head_of(model: CTCModel) -> Tensor:
+    """The weights of each phoneme."""
+    return model.state_dict()["phoneme_head.1.weight"]
 
 
 @pytest.fixture
@@ -132,6 +141,28 @@ def test_what_is_heard_already_is_kept_with_another_dictionary(hearing: CTCModel
     assert fewer.phoneme_head[1].out_features == 4
 
 
+def test_phonemes_written_in_the_other_case_are_kept(hearing: CTCModel) -> None:
+    small = Pronunciations({word: phonemes.lower().split() for word, phonemes in WORDS.items()}).with_starts()
+    changed = with_phonemes(hearing, 1, small)
+    for phoneme in ("ae", "▁ae"):
+        new, old = small.phonemes.index(phoneme), PRONUNCIATIONS.phonemes.index("AE")
+        assert torch.equal(head_of(changed)[new], head_of(hearing)[old])
+
+
+def test_other_letters_leave_the_phonemes_where_a_dictionary_is_given(
+    hearing: CTCModel, dictionary: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(hearing, tmp_path / "m.safetensors", dtype=torch.float32)
+    manifest, letters = str(MANIFEST), " abcdefghijklmnopqrstuvwxyz'"
+    override = f"vocabulary.pronunciations={dictionary}"
+    config = finetune_config(tmp_path / "m.safetensors", [manifest], [manifest], [override], characters=letters)
+    with caplog.at_level("INFO"):
+        changed = make_initial_model(config, [])
+    kept = changed.phonemes.index("K"), hearing.phonemes.index("K")
+    assert torch.equal(head_of(changed)[kept[0]], head_of(hearing)[kept[1]])
+    assert any(message.startswith("phonemes: kept ") for message in caplog.messages)
+
+
 def test_a_phoneme_at_the_start_of_a_word_begins_as_it_sounds_elsewhere(hearing: CTCModel) -> None:
     marked = with_phonemes(hearing, 1, PRONUNCIATIONS.with_starts())
     for name in ("phoneme_head.1.weight", "phoneme_head.1.bias"):
@@ -192,6 +223,36 @@ def test_maximum_mutual_information_is_learned(dictionary: Path, tmp_path: Path)
     train(make_config(tmp_path / "run", *hears, "trainer.epochs=6"))
     curve = read_scalars(tmp_path / "run")["train/phoneme_loss"]
     assert 0 < curve[max(curve)][0] < 0.95 * curve[min(curve)][0]
+
+
+def test_the_model_file_tells_how_the_phonemes_were_learned(dictionary: Path, tmp_path: Path) -> None:
+    hears = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}", "trainer.epochs=1"]
+    path = tmp_path / "0.9" / "model.safetensors"
+    for share in (0.9, 0.0):
+        start = [f"initial_model={path}", "vocabulary.pronunciations="] if path.exists() else []
+        train(make_config(tmp_path / str(share), *hears, f"optimizer.mmi_share={share}", *start))
+        assert load_model(tmp_path / str(share) / "model.safetensors").phonemes_by_mmi == (share > 0)
+    assert with_dropout(load_model(path), 0.5).phonemes_by_mmi
+    assert average([path, path]).phonemes_by_mmi
+
+
+def test_the_logged_phoneme_error_rate_is_that_of_the_saved_model(dictionary: Path, tmp_path: Path) -> None:
+    hears = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}", "optimizer.learning_rate=1e-2"]
+    path = train(make_config(tmp_path, *hears, "trainer.epochs=1", "trainer.average_decay=0"))
+    model, errors, length = load_model(path), 0, 0
+    assert model.pronunciations is not None
+    for utterance in read_manifest(MANIFEST):
+        samples = utterance.read(model.sample_rate)
+        with torch.no_grad():
+            log_probs, lengths = model.all_log_probs(samples[None], torch.tensor([len(samples)]))
+        (heard,) = decode_greedy(log_probs[:, :, len(model.vocabulary) :], lengths)
+        spoken = [
+            each.removeprefix("▁") for word in utterance.text.split() for each in model.pronunciations.pronounce(word)
+        ]
+        found = [model.phonemes[each].removeprefix("▁") for each in heard.token_ids]
+        errors += Levenshtein.distance(spoken, found)
+        length += len(spoken)
+    assert last_value(tmp_path, "valid/per") == pytest.approx(errors / length, abs=2 / length)
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no trainer
@@ -272,6 +333,24 @@ class TestSearch:
         for vowel, text in (("AE", "THE CAT SAT"), ("IH", "THE KIT SAT")):
             phonemes = [{phoneme: 1.0} for phoneme in ["DH", "AX", "K", vowel, "T", "S", "AE", "T"]]
             assert self.text_of(decoder, self.heard(letters, phonemes)) == text
+
+    def test_the_language_model_counts_more_beside_phonemes_that_know_their_rivals(
+        self, hearing: CTCModel, arpa: Path
+    ) -> None:
+        from asr.beam import BeamDecoder
+
+        by_ctc, by_mmi = with_dropout(hearing, 0.0), with_dropout(hearing, 0.0)
+        by_mmi.phonemes_by_mmi = True
+        letters = [{letter: 1.0} for letter in "THE "] + [{"C": 0.5, "K": 0.5}, {"A": 0.5, "I": 0.5}, {"T": 1.0}]
+        write_arpa(build_ngrams(["THE CAT"] * 8 + ["THE KIT"], 2), arpa.with_name("cat.arpa"))
+        decoders = [BeamDecoder.for_model(model, arpa.with_name("cat.arpa")) for model in (by_ctc, by_mmi)]
+        cats = [0, 0]
+        for share in numpy.linspace(0.05, 0.5, 10):
+            vowel = {"AE": share, "IH": 1 - share}
+            phonemes = [*({phoneme: 1.0} for phoneme in ["DH", "AX", "K"]), vowel, {"T": 1.0}]
+            for number, decoder in enumerate(decoders):
+                cats[number] += self.text_of(decoder, self.heard(letters, phonemes)) == "THE CAT"
+        assert 0 < cats[0] < cats[1] < 10
 
     def test_letters_tell_words_apart_that_sound_alike(self, arpa: Path) -> None:
         from asr.beam import BeamDecoder

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from asr.errors import AsrError
 from asr.pronunciation import Pronunciations, pronunciations_from_dict, read_pronunciations
-from asr.text import BLANK_ID, CharacterVocabulary, normalize_transcript
+from asr.text import normalize_transcript
+from asr.vocabulary import BLANK_ID, CharacterVocabulary
 
 CMUDICT = """\
 ;;; the form of CMUdict

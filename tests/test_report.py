@@ -31,8 +31,8 @@ from asr.report.media import Heard
 from asr.report.model_errors import _tables, report_errors
 from asr.report.page import Column, Page, Row, check_report, write_page
 from asr.report.picture import draw, find_fonts
-from asr.text import CharacterVocabulary
 from asr.transcript import Word
+from asr.vocabulary import CharacterVocabulary
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples" / "manifest.jsonl"

@@ -20,7 +20,7 @@ from asr.lm_training import LanguageModelSettings, train_language_model
 from asr.ngrams import build_ngrams, write_arpa
 from asr.pronunciation import Pronunciations
 from asr.rescoring import GRU_SHARE
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 from tests.command_line import Run
 
 SAMPLES = Path(__file__).parents[1] / "samples"

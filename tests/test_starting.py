@@ -11,8 +11,9 @@ from short_trainings import make_config, sample_lines, write_lines
 from asr.config import TrainerConfig
 from asr.devices import choose_accelerator, choose_precision
 from asr.errors import AsrError
+from asr.initial import make_model
 from asr.modelfile import load_model
-from asr.training import check_output_dir, make_model, prepare_training, train
+from asr.training import check_output_dir, prepare_training, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

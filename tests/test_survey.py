@@ -23,7 +23,7 @@ from asr.folders import read_data
 from asr.manifest import read_manifest
 from asr.model import with_vocabulary
 from asr.survey import _histogram, survey, write_fixed
-from asr.text import CharacterVocabulary
+from asr.vocabulary import CharacterVocabulary
 
 
 @pytest.fixture

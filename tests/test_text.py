@@ -13,16 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.errors import AsrError
-from asr.text import (
-    ALPHABET,
-    BLANK_ID,
-    CharacterVocabulary,
-    SentencePieceVocabulary,
-    Vocabulary,
-    count_lost,
-    normalize_transcript,
-    vocabulary_from_dict,
-)
+from asr.text import ALPHABET, count_lost, normalize_transcript
+from asr.vocabulary import BLANK_ID, CharacterVocabulary, SentencePieceVocabulary, Vocabulary, vocabulary_from_dict
 
 normal_transcripts = st.text(ALPHABET).map(lambda text: " ".join(text.split()))
 

@@ -10,8 +10,8 @@ from short_trainings import LEARNED, assert_same_run, make_config, read_checkpoi
 
 from asr.modelfile import load_model
 from asr.recipe import load_config
-from asr.text import SentencePieceVocabulary
 from asr.training import train
+from asr.vocabulary import SentencePieceVocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

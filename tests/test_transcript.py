@@ -12,9 +12,9 @@ from torch import Tensor
 
 from asr.decoder import DecodedTokens
 from asr.model import CTCModel
-from asr.text import CharacterVocabulary, SentencePieceVocabulary
 from asr.transcript import PAUSE_SECONDS, Transcript, Word, end_by, find_words
 from asr.transcription import transcribe
+from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 
 STEP = 0.04
 CHARACTERS = CharacterVocabulary()

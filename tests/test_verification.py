@@ -10,13 +10,18 @@ import pytest
 import asr.verification
 from asr.cli import main
 from asr.errors import AsrError
-from asr.verification import PUBLISHED_TEXTS, verify
+from asr.verification import BY_LANGUAGE_MODEL, GREEDY, PUBLISHED_TEXTS, verify
 
 
-def test_this_installation_reproduces_the_published_texts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", "--device", "cpu"]) == 0
+@pytest.mark.parametrize(("name", "options"), [(GREEDY, []), (BY_LANGUAGE_MODEL, ["--lm", "packaged"])])
+def test_this_installation_reproduces_the_published_texts(
+    name: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if options:
+        pytest.importorskip("flashlight.lib.text")
+    assert main(["verify", "--device", "cpu", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    published = json.loads(PUBLISHED_TEXTS.read_text(encoding="utf-8"))
+    published = json.loads(PUBLISHED_TEXTS.read_text(encoding="utf-8"))[name]
     assert len(published) == 6
     assert lines[:-1] == [f"{name}\tas published\t{text}" for name, text in published.items()]
     assert lines[-1].startswith("6 of 6 texts as published; WER ")
@@ -25,10 +30,10 @@ def test_this_installation_reproduces_the_published_texts(capsys: pytest.Capture
 def test_another_text_is_shown_beside_the_published_one_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    published = json.loads(PUBLISHED_TEXTS.read_text(encoding="utf-8"))
+    published = json.loads(PUBLISHED_TEXTS.read_text(encoding="utf-8"))[GREEDY]
     name = list(published)[2]
     altered = tmp_path / "texts.json"
-    altered.write_text(json.dumps(published | {name: "ANOTHER TEXT"}), encoding="utf-8")
+    altered.write_text(json.dumps({GREEDY: published | {name: "ANOTHER TEXT"}}), encoding="utf-8")
     monkeypatch.setattr(asr.verification, "PUBLISHED_TEXTS", altered)
     assert main(["verify", "--device", "cpu"]) == 1
     lines = capsys.readouterr().out.splitlines()

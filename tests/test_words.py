@@ -17,8 +17,9 @@ from asr.hotwords import HotwordDecoder
 from asr.metrics import ErrorCounts, character_errors, word_errors
 from asr.model import CTCModel
 from asr.ngrams import build_ngrams, write_arpa
-from asr.text import CharacterVocabulary, SentencePieceVocabulary, normalize_transcript
+from asr.text import normalize_transcript
 from asr.transcript import Transcript, Word
+from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 from asr.words import join_words, split_words
 
 MIXED = "我们用hello world吧"

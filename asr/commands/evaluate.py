@@ -160,6 +160,7 @@ def _evaluate(path: str, utterances: list[Utterance], options: argparse.Namespac
 def add_verify(commands: Commands) -> None:
     parser = commands.add_parser("verify", help="check this installation", description=_run_verify.__doc__)
     parser.add_argument("--device", default="auto", help=f"{DEVICES}; default: auto")
+    parser.add_argument("--lm", choices=["packaged"], help="with the packaged language model")
     parser.set_defaults(run=_run_verify)
 
 
@@ -167,6 +168,6 @@ def _run_verify(options: argparse.Namespace) -> int:
     """Tell whether the packaged model writes here, to the letter, what it wrote when it was published."""
     from asr.verification import verify
 
-    verification = verify(choose_device(options.device))
+    verification = verify(choose_device(options.device), with_language_model=options.lm is not None)
     print(verification.summary())
     return 1 if verification.differing else 0

@@ -114,9 +114,7 @@ def _make_beam_decoder(options: argparse.Namespace, model: CTCModel) -> Decode:
         lines = read_sentences([options.lexicon], _of_one_word(options.lexicon, model.vocabulary.normalize))
         words = [word for line in lines for word in line.split()]
     processes = torch.get_num_threads()
-    return BeamDecoder(
-        model.vocabulary, options.lm, pronunciations=model.pronunciations, lexicon=words, processes=processes, **given
-    )
+    return BeamDecoder.for_model(model, options.lm, lexicon=words, processes=processes, **given)
 
 
 def _of_one_word(lexicon: Path, normalize: Normalize) -> Normalize:

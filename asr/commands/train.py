@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asr.commands.options import Commands
+from asr.commands.options import Commands, add_language_model_options, find_lm_conflict, make_decode
 
 __all__ = ["add_average", "add_finetune", "add_plot", "add_train"]
 
@@ -97,11 +98,12 @@ def add_finetune(commands: Commands) -> None:
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings over the defaults"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in output_dir where it stopped")
-    parser.set_defaults(run=_run_finetune)
+    add_language_model_options(parser)
+    parser.set_defaults(run=_run_finetune, find_conflict=find_lm_conflict)
 
 
 def _run_finetune(options: argparse.Namespace) -> int:
-    """Train a model on with more recordings, and print the WER of each valid set before and after."""
+    """Train a model on with more recordings, and print the WER of each valid set before and after, with --lm by it."""
     from asr.finetuning import finetune, finetune_config
     from asr.ranks import is_first_process
 
@@ -113,7 +115,13 @@ def _run_finetune(options: argparse.Namespace) -> int:
         frozen_layers=options.freeze_encoder_layers,
         characters=options.new_vocabulary,
     )
-    finetuned = finetune(config, also_valid=options.also_valid, mixed=options.mix, resume=options.resume)
+    finetuned = finetune(
+        config,
+        also_valid=options.also_valid,
+        mixed=options.mix,
+        resume=options.resume,
+        make_decode=partial(make_decode, options),
+    )
     if is_first_process():
         print(finetuned.summary())
         print(finetuned.path)

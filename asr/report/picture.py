@@ -15,8 +15,8 @@ from matplotlib.ft2font import FT2Font
 from torch import Tensor
 
 from asr.model import CTCModel
-from asr.text import BLANK_ID
 from asr.transcript import Word
+from asr.vocabulary import BLANK_ID
 
 __all__ = ["draw"]
 

@@ -9,16 +9,18 @@ import json
 import shutil
 import sys
 
-from asr import load_model
+from asr import BeamDecoder, load_model
 from asr.evaluation import evaluate
 from asr.manifest import read_manifest
 from asr.modelfile import PACKAGED_MODEL
-from asr.verification import PUBLISHED_TEXTS, SAMPLES, sample_texts
+from asr.verification import BY_LANGUAGE_MODEL, GREEDY, PUBLISHED_TEXTS, SAMPLES, sample_texts
 
 
 def main() -> None:
     """Publish what the command line names."""
-    texts = sample_texts(evaluate(load_model(sys.argv[1]), read_manifest(SAMPLES)))
+    model, samples = load_model(sys.argv[1]), read_manifest(SAMPLES)
+    decoders = {GREEDY: None, BY_LANGUAGE_MODEL: BeamDecoder.for_model(model)}
+    texts = {name: sample_texts(evaluate(model, samples, decode=decode)) for name, decode in decoders.items()}
     if not PACKAGED_MODEL.exists() or not PACKAGED_MODEL.samefile(sys.argv[1]):
         shutil.copyfile(sys.argv[1], PACKAGED_MODEL)
     PUBLISHED_TEXTS.write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,69 @@
+"""How weights change from step to step: AdamW or Muon, and the schedule of their rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asr.config import OptimizerConfig
+from asr.model import CTCModel
+from asr.muon import Muon
+
+__all__ = ["make_optimizer", "take_rates", "with_schedule"]
+
+
+def make_optimizer(
+    model: CTCModel, config: OptimizerConfig, total_steps: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """AdamW, or Muon for the recurrent layers and AdamW for the rest, and the schedule, as Lightning wants them.
+
+    dtype: of the products inside Muon.
+    """
+    cells: list[Tensor] = []
+    matrices: list[Tensor] = []
+    vectors: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (vectors if parameter.dim() <= 1 else cells if "_cell." in name else matrices).append(parameter)
+    betas, rate, decay = (0.9, config.beta2), config.learning_rate, config.weight_decay
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer
+    if config.name == "muon" and cells:  # none where every layer is frozen
+        gates = cells[0].shape[0] // model.config.encoder.hidden_size
+        groups = [{"params": cells, "blocks": gates}, *groups]
+        optimizer = Muon(groups, lr=rate, betas=betas, weight_decay=decay, dtype=dtype)
+    else:
+        groups[0]["params"] += cells
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay)
+    return with_schedule(optimizer, config.warmup_share, total_steps)
+
+
+def with_schedule(optimizer: torch.optim.Optimizer, warmup_share: float, total_steps: int) -> dict[str, Any]:
+    """As Lightning wants it: the rate rises evenly for that share of the steps, then falls to 0 along a cosine."""
+    warmup_steps = max(1, round(warmup_share * total_steps))
+
+    def share_of_peak(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def take_rates(checkpoint: dict[str, Any], config: OptimizerConfig) -> None:
+    """Have the rates of a recipe stand in a checkpoint, for `make_optimizer`'s, in place of those that the run had."""
+    for state in checkpoint.get("optimizer_states", []):
+        *matrices, vectors = state["param_groups"]
+        for group in (*matrices, vectors):
+            group["lr"] *= config.learning_rate / group["initial_lr"]
+            group["initial_lr"] = config.learning_rate
+            group["betas"] = (group["betas"][0], config.beta2)
+        for group in matrices:
+            group["weight_decay"] = config.weight_decay
+    for state in checkpoint.get("lr_schedulers", []):
+        state["base_lrs"] = [config.learning_rate] * len(state["base_lrs"])
