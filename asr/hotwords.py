@@ -2,8 +2,8 @@
 
 A word that was decoded, or two in a row, gives way to a hotword of like spelling where what was heard from the word
 before it to the word behind it is then no less probable, by CTC's own sum over all alignments, than before less the
-hotword's boost. In Chinese, where each character is a word, as many in a row as the longest hotword has are tried.
-Works behind any decoder.
+hotword's boost; behind a search that reads phonemes, by these and by the tokens, as they count there. In Chinese, where
+each character is a word, as many in a row as the longest hotword has are tried. Works behind any decoder.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from asr.text import count_lost
 from asr.vocabulary import Vocabulary
 from asr.words import join_words, split_words
 
-__all__ = ["BOOST", "BOOST_BEHIND_LM", "HotwordDecoder", "parse_hotword"]
+__all__ = ["HotwordDecoder", "parse_hotword", "usual_boost"]
 
-BOOST, BOOST_BEHIND_LM = 11.0, 5.0
+BOOST, BOOST_BEHIND_LM, BOOST_BEHIND_PHONEMES = 11.0, 5.0, 1.0
 """Nats: by so much may a hotword make what was heard less probable, and by less where a language model chose the words,
-which are right more often. With more, more names are found and more other words lost."""
+which are right more often, and by phonemes too more often still. With more, more names are found and more other words
+lost."""
 
 LEAST_SIMILARITY = 0.25
 """Share of letters that what gives way has in common with the hotword; less is not tried (0.2 found no more)."""
@@ -59,15 +60,21 @@ class HotwordDecoder:
                 raise AsrError(f"hotword {word!r}: its boost of {boost} must be a number of at least 0")
         self._decode, self._vocabulary = decode, vocabulary
         self.reads_phonemes = reads_phonemes(decode)
+        self.heard = decode.heard if self.reads_phonemes else self._heard_as_tokens  # type: ignore[attr-defined]
         self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
         decoded = self._decode(log_probs, lengths)
-        of_tokens = log_probs[:, :, : len(self._vocabulary)] if self.reads_phonemes else log_probs
-        check_vocabulary(of_tokens, self._vocabulary)
-        rows = zip(of_tokens.cpu(), lengths.tolist(), decoded, strict=True)
+        check_vocabulary(self._of_tokens(log_probs), self._vocabulary)
+        rows = zip(log_probs.cpu(), lengths.tolist(), decoded, strict=True)
         return [self._improve(row[:length], tokens) for row, length, tokens in rows]
+
+    def _of_tokens(self, log_probs: Tensor) -> Tensor:
+        return log_probs[..., : len(self._vocabulary)] if self.reads_phonemes else log_probs
+
+    def _heard_as_tokens(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
+        return text_log_probs(log_probs, [self._vocabulary.encode(text) for text in texts])
 
     def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:
         """The tokens with the changes that gain most; of two that overlap, the better one."""
@@ -79,7 +86,7 @@ class HotwordDecoder:
         improved = list(filter(None, texts))
         if improved == words:
             return tokens
-        return align_tokens(log_probs, self._vocabulary.encode(join_words(improved)))
+        return align_tokens(self._of_tokens(log_probs), self._vocabulary.encode(join_words(improved)))
 
     def _changes(self, log_probs: Tensor, tokens: DecodedTokens, words: Sequence[str]) -> Iterator[_Change]:
         """All changes of one or two words, or as many as a hotword has, by which nothing is lost."""
@@ -102,8 +109,7 @@ class HotwordDecoder:
             first, last = max(0, start - 1), min(len(words), end + 1)
             middles = [words[start:end], *([hotword] for hotword in tried)]
             texts = [[*words[first:start], *middle, *words[end:last]] for middle in middles]
-            targets = [self._vocabulary.encode(join_words(text)) for text in texts]
-            before, *after = text_log_probs(log_probs[edges[first][0] : edges[last - 1][1]], targets)
+            before, *after = self.heard(log_probs[edges[first][0] : edges[last - 1][1]], [*map(join_words, texts)])
             for hotword, score in zip(tried, after, strict=True):
                 gain = score + self._hotwords[hotword] - before
                 if gain > 0:
@@ -123,6 +129,13 @@ def _stretches(words: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:
     """First and behind-last place of up to so many words in a row."""
     for start in range(len(words)):
         yield from ((start, end) for end in range(start + 1, min(start + longest, len(words)) + 1))
+
+
+def usual_boost(*, with_language_model: bool, with_phonemes: bool) -> float:
+    """Nats, where none are given; with_phonemes: whether the search with a language model reads them."""
+    if not with_language_model:
+        return BOOST
+    return BOOST_BEHIND_PHONEMES if with_phonemes else BOOST_BEHIND_LM
 
 
 def parse_hotword(text: str, vocabulary: Vocabulary, default_boost: float = BOOST) -> tuple[str, float]:

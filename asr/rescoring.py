@@ -56,19 +56,26 @@ class Rescorer:
 
     def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
         """log_probs: (steps, tokens of all readings); returns words and the n-grams' log-probability."""
-        sizes = [len(reading.search.prior) for reading in self.readings]
-        rows = numpy.split(log_probs, [*accumulate(sizes)][:-1], axis=1)
-        searches = [self._found(reading.search, part) for reading, part in zip(self.readings, rows, strict=True)]
+        searches = [self._found(reading.search, part) for reading, part in self._parts(log_probs)]
         if len(searches) == 1 and self.language_model is None:
             return next(searches[0], ([], 0.0))
         found = self._by_text(hypothesis for search in searches for hypothesis in islice(search, MOST_SCORED))
         if not found:
             return [], 0.0
-        heard = numpy.zeros(len(found))
-        for reading, part in zip(self.readings, rows, strict=True):
-            texts = [reading.encode(text) for text in found]
-            heard += reading.share * numpy.array(text_log_probs(torch.from_numpy(part - reading.search.prior), texts))
-        return [*found.values()][self._totals(heard, found).argmax()]
+        return [*found.values()][self._totals(self.heard(log_probs, [*found]), found).argmax()]
+
+    def heard(self, log_probs: numpy.ndarray, texts: Sequence[str]) -> numpy.ndarray:
+        """How probable each text is by all outputs, less their priors: (texts,), nats; log_probs as for a search."""
+        total = numpy.zeros(len(texts))
+        for reading, part in self._parts(log_probs):
+            targets = [reading.encode(text) for text in texts]
+            total += reading.share * numpy.array(text_log_probs(torch.from_numpy(part - reading.search.prior), targets))
+        return total
+
+    def _parts(self, log_probs: numpy.ndarray) -> Iterator[tuple[Reading, numpy.ndarray]]:
+        """Each reading and its columns."""
+        sizes = [len(reading.search.prior) for reading in self.readings]
+        return zip(self.readings, numpy.split(log_probs, [*accumulate(sizes)][:-1], axis=1), strict=True)
 
     def _by_text(self, hypotheses: Iterable[Hypothesis]) -> dict[str, Hypothesis]:
         """Of words that are written alike, those that the n-grams find likeliest."""

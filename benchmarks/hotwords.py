@@ -20,7 +20,7 @@ from measure import find_model, make_parser, report, start
 from asr.beam import BeamDecoder
 from asr.decoder import Decode, decode_greedy
 from asr.folders import read_data
-from asr.hotwords import BOOST, BOOST_BEHIND_LM, HotwordDecoder
+from asr.hotwords import HotwordDecoder, usual_boost
 from asr.metrics import pool, word_errors
 from asr.ngrams import read_sentences
 from asr.tuning import Example, compute_log_probs
@@ -45,7 +45,9 @@ def main() -> None:
     plain: Decode = decode_greedy
     if options.lm:
         plain = BeamDecoder.for_model(model, options.lm, beam_size=50)
-    boost = options.boost if options.boost is not None else BOOST_BEHIND_LM if options.lm else BOOST
+    hears = model.pronunciations is not None
+    usual = usual_boost(with_language_model=bool(options.lm), with_phonemes=hears)
+    boost = usual if options.boost is None else options.boost
     decoders: dict[str, Decode] = {
         "without": plain,
         "with": HotwordDecoder(plain, model.vocabulary, dict.fromkeys(names, boost)),

@@ -51,7 +51,8 @@ def test_what_help_says_without_importing_torch_is_what_the_modules_have(run: Ru
     for default in defaults:
         assert f"(default: {default:g})" in said
     assert f"(default: {asr.beam.LM_WEIGHT:g}; of pieces {asr.beam.LM_WEIGHT_OF_PIECES:g})" in said
-    assert f"(default: {asr.hotwords.BOOST:g}; with --lm {asr.hotwords.BOOST_BEHIND_LM:g})" in said
+    boosts = asr.hotwords.BOOST, asr.hotwords.BOOST_BEHIND_LM, asr.hotwords.BOOST_BEHIND_PHONEMES
+    assert "(default: {:g}; with --lm {:g}, by phonemes too {:g})".format(*boosts) in said
     assert f"(default: {asr.shards.SHARD_SIZE})" in " ".join(run("shard", "--help").output.split())
 
 

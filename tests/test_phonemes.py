@@ -409,10 +409,21 @@ class TestSearch:
             BeamDecoder(VOCABULARY, arpa, pronunciations=PRONUNCIATIONS), VOCABULARY, {"CATT": 20.0}
         )
         letters = [{letter: 1.0} for letter in "THE CAT SAT"]
-        phonemes = [{phoneme: 1.0} for phoneme in ["DH", "AX", "K", "AE", "T", "S", "AE", "T"]]
-        assert self.text_of(decoder, self.heard(letters, phonemes)) == "THE CATT SAT"
+        silence = "<blank>"  # so that both outputs say a word at the same time
+        spoken = ["DH", "AX", silence, silence, "K", "AE", "T", silence, "S", "AE", "T"]
+        assert self.text_of(decoder, self.heard(letters, [{each: 1.0} for each in spoken])) == "THE CATT SAT"
         assert decoder.reads_phonemes
         assert not HotwordDecoder(decode_greedy, VOCABULARY, {"CATT": 20.0}).reads_phonemes
+
+    def test_what_the_phonemes_say_keeps_hotwords_from_other_words(self, arpa: Path) -> None:
+        from asr.beam import BeamDecoder
+        from asr.hotwords import HotwordDecoder
+
+        letters = [{"C": 0.5, "K": 0.5}, {"A": 0.4, "I": 0.6}, {"T": 1.0}]
+        decoder = HotwordDecoder(BeamDecoder(VOCABULARY, arpa, pronunciations=PRONUNCIATIONS), VOCABULARY, {"KIT": 2.0})
+        for vowel, text in (("AE", "CAT"), ("IH", "KIT")):
+            phonemes = [{"K": 1.0}, {"AE": 0.01, "IH": 0.01, vowel: 0.98}, {"T": 1.0}]
+            assert self.text_of(decoder, self.heard(letters, phonemes)) == text
 
     def test_commands_search_with_phonemes(self, hearing: CTCModel, arpa: Path, tmp_path: Path, run: Run) -> None:
         save_model(hearing, tmp_path / "m.safetensors")

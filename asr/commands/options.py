@@ -62,7 +62,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         "--hotword",
         action="append",
         metavar="WORD[:BOOST]",
-        help="a likely word, and by how many nats (default: 11; with --lm 5)",
+        help="a likely word, and by how many nats (default: 11; with --lm 5, by phonemes too 1)",
     )
     group = parser.add_argument_group(
         "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
@@ -93,9 +93,10 @@ def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
     decode = _make_beam_decoder(options, model) if options.lm else None
     if options.hotword:
         from asr.decoder import decode_greedy
-        from asr.hotwords import BOOST, BOOST_BEHIND_LM, HotwordDecoder, parse_hotword
+        from asr.hotwords import HotwordDecoder, parse_hotword, usual_boost
 
-        boost = BOOST_BEHIND_LM if options.lm else BOOST
+        hears = model.pronunciations is not None
+        boost = usual_boost(with_language_model=options.lm is not None, with_phonemes=hears)
         hotwords = dict(parse_hotword(text, model.vocabulary, boost) for text in options.hotword)
         return HotwordDecoder(decode or decode_greedy, model.vocabulary, hotwords)
     return decode
