@@ -37,7 +37,6 @@ from asr.words import is_unspaced, join_words
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
 
 PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
-PACKAGED_RESCORING_MODEL = PACKAGED_MODEL.with_name("base.gru.safetensors")
 
 NONE = "none"
 """In place of the path of a language model to rescore with."""
@@ -239,7 +238,7 @@ def _load_rescoring_model(
         path = PACKAGED if Path(language_model) == PACKAGED_LANGUAGE_MODEL else NONE
     if str(path) == NONE:
         return None
-    model = load_language_model(PACKAGED_RESCORING_MODEL if str(path) == PACKAGED else path)
+    model = load_language_model(path)
     lost: Counter[str] = Counter()
     model.vocabulary.normalize(" ".join({*"".join(written)}), lost)
     if unknown := "".join(sorted(count_lost(lost))):

@@ -24,7 +24,15 @@ from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.modelfile import save_model
 
-__all__ = ["LAST_CHECKPOINT", "BestModelFile", "Checkpoints", "find_checkpoint", "is_whole", "write_checkpoint"]
+__all__ = [
+    "LAST_CHECKPOINT",
+    "BestModelFile",
+    "Checkpoints",
+    "between_two_steps",
+    "find_checkpoint",
+    "is_whole",
+    "write_checkpoint",
+]
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from asr.checkpoints import is_whole, write_checkpoint
+from asr.checkpoints import between_two_steps, is_whole, write_checkpoint
 from asr.config import TrainerConfig, require
+from asr.data import batches_done
 from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
 from asr.monitor import ProgressBar, make_progress
@@ -25,7 +26,7 @@ from asr.muon import Muon
 from asr.optimizers import with_schedule
 from asr.plan import fill_batches
 from asr.ranks import is_started_again, process_arguments
-from asr.sentences import GRULanguageModel, load_language_model, save_language_model
+from asr.sentences import GRULanguageModel, load_language_model, save_language_model, widen
 from asr.text import ALPHABET
 from asr.text_batches import ShuffledBatches, TextBatches, TokenBatch
 from asr.training import quiet_lightning
@@ -42,6 +43,12 @@ VOCABULARY_SENTENCES = 250_000
 SCORED_CHARACTERS = 10_000
 """Of held-out texts at once."""
 
+HIDDEN_SIZE = 640
+"""Of a new model."""
+
+CHECKPOINT_STEPS = 200
+"""From one to the next, so that all processes save at once: minutes on a CPU."""
+
 WARMUP_SHARE, CLIP_NORM = 0.02, 1.0
 
 
@@ -52,7 +59,8 @@ class LanguageModelSettings:
     pieces: int = 2048
     """Tokens of its vocabulary: pieces of words."""
     embedding_size: int = 256
-    hidden_size: int = 640
+    hidden_size: int | None = None
+    """Of the GRU; None: the initial model's, or 640 for a new one."""
     epochs: int = 2
     """Passes over the text."""
     batch_tokens: int = 4096
@@ -63,7 +71,8 @@ class LanguageModelSettings:
 
     def __post_init__(self) -> None:
         for name in ("pieces", "embedding_size", "hidden_size", "epochs", "batch_tokens"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
+            number = getattr(self, name)
+            require(number is None or number >= 1, name, number, "be at least 1")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "be above 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "be at least 0 and below 2^63")
 
@@ -81,10 +90,10 @@ def train_language_model(
     """Train on normal transcripts, which are written in `alphabet`, and after each epoch write the model to `path`.
 
     held_out: others, whose perplexity is logged after each epoch.
-    initial_model: the file of a GRU language model, whose pieces, sizes and weights it begins with.
-    resume: go on from the end of the last epoch of a training that was stopped, by the checkpoint beside `path`, which
-    is there until all epochs are done; under torchrun and SLURM, whose restarts repeat the first command, begin where
-    there is none.
+    initial_model: the file of a GRU language model, or `packaged`, whose pieces, embeddings and weights it begins with,
+    widened where hidden_size is above its own.
+    resume: go on with a training that was stopped, from the checkpoint beside `path`, which is there until all epochs
+    are done; under torchrun and SLURM, whose restarts repeat the first command, begin where there is none.
     Raises AsrError for text without a word, where a file would be replaced, and for a training that diverges.
     """
     path, settings = Path(path), settings or LanguageModelSettings()
@@ -92,11 +101,11 @@ def train_language_model(
     torch.manual_seed(settings.seed)
     text = list(sentences)
     if initial_model:
-        model = load_language_model(initial_model).train().requires_grad_(True)
+        model = _begin_with(initial_model, settings.hidden_size)
     else:
         every = max(1, math.ceil(len(text) / VOCABULARY_SENTENCES))
         vocabulary = SentencePieceVocabulary.train(islice(text, 0, None, every), settings.pieces, alphabet)
-        model = GRULanguageModel(vocabulary, settings.embedding_size, settings.hidden_size)
+        model = GRULanguageModel(vocabulary, settings.embedding_size, settings.hidden_size or HIDDEN_SIZE)
     batches = TextBatches(text, model.vocabulary, settings.batch_tokens, settings.seed)
     del text
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -115,6 +124,16 @@ def perplexity(model: GRULanguageModel, texts: Sequence[str]) -> float:
     log_prob = sum(sum(model.text_log_probs([by_length[index] for index in batch])) for batch in batches)
     loss = -log_prob / sum(len(split_words(text)) + 1 for text in texts)
     return math.exp(loss) if loss < math.log(1e300) else math.inf
+
+
+def _begin_with(path: str | Path, hidden_size: int | None) -> GRULanguageModel:
+    model = load_language_model(path).train().requires_grad_(True)
+    before = model.cell.hidden_size
+    if hidden_size is None or hidden_size == before:
+        return model
+    if hidden_size < before:
+        raise AsrError(f"{path}: has {before} units, which can become more, not {hidden_size}")
+    return widen(model, hidden_size)
 
 
 def _checkpoint_of(path: Path) -> Path:
@@ -164,14 +183,16 @@ class _Training(lightning.LightningModule):
     def __init__(self, model: GRULanguageModel, batches: TextBatches, settings: LanguageModelSettings) -> None:
         super().__init__()
         self.model, self.batches, self.settings = model, batches, settings
-        self._epochs_done = 0
-        """Before a resume."""
+        self._done = (0, 0)
+        """Epochs, and batches of the one behind them, before a resume."""
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Lightning asks for it before each epoch, and before it knows the epoch of a resumed run."""
-        epoch = max(self.trainer.current_epoch, self._epochs_done)
+        epochs_done, done = self._done
+        epoch = max(self.trainer.current_epoch, epochs_done)
         ranks = self.trainer.world_size, self.trainer.global_rank
-        sampler = ShuffledBatches(len(self.batches), self.settings.seed, epoch, *ranks)
+        skipped = done if epoch == epochs_done else 0
+        sampler = ShuffledBatches(len(self.batches), self.settings.seed, epoch, *ranks, batches_done=skipped)
         return DataLoader(self.batches, batch_size=None, sampler=sampler)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
@@ -191,7 +212,8 @@ class _Training(lightning.LightningModule):
         return with_schedule(optimizer, WARMUP_SHARE, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["epochs_done"] = self.trainer.current_epoch + 1
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        checkpoint["done"] = epochs.processed, batches_done(self.trainer)
         checkpoint["plan"] = self._plan()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -203,17 +225,26 @@ class _Training(lightning.LightningModule):
             has_other_text = changed == [f"text={before.get('text')}"]
             what = "another text, --model, --held-out or --initial-model" if has_other_text else ", ".join(changed)
             raise AsrError(f"the training to resume had {what}; resume it as it was")
-        self._epochs_done = checkpoint["epochs_done"]
+        self._done = checkpoint["done"]
 
     def _plan(self) -> dict[str, Any]:
         return {**asdict(self.settings), "processes": self.trainer.world_size, "text": self.batches.checksum}
 
 
 class _Saver(lightning.Callback):
-    """Writes what each epoch leaves."""
+    """Writes what each epoch leaves, and inside an epoch checkpoints."""
 
     def __init__(self, path: Path, held_out: Sequence[str]) -> None:
         self.path, self.held_out = path, held_out
+        self._saved_step = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        if trainer.global_step % CHECKPOINT_STEPS == 0 and batches_done(trainer) > 0:
+            with between_two_steps(trainer):
+                self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, _Training)
@@ -222,10 +253,14 @@ class _Saver(lightning.Callback):
             if self.held_out:
                 told = perplexity(module.model, self.held_out)
                 log.info("epoch %d: perplexity %.1f on what is held out", trainer.current_epoch + 1, told)
-        write_checkpoint(trainer, _checkpoint_of(self.path))
+        self._save(trainer)
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
     ) -> None:
         if trainer.is_global_zero and _checkpoint_of(self.path).exists():
-            log.info("stopped; --resume goes on from the end of the last whole epoch")
+            log.info("stopped; --resume goes on from step %d", self._saved_step)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        write_checkpoint(trainer, _checkpoint_of(self.path))
+        self._saved_step = trainer.global_step

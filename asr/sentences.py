@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.errors import AsrError
-from asr.modelfile import read_weights, write_weights
+from asr.modelfile import PACKAGED, PACKAGED_MODEL, read_weights, write_weights
 from asr.vocabulary import BLANK_ID, Vocabulary, vocabulary_from_dict
 
-__all__ = ["GRULanguageModel", "load_language_model", "save_language_model"]
+__all__ = ["GRULanguageModel", "load_language_model", "save_language_model", "widen"]
+
+PACKAGED_GRU = PACKAGED_MODEL.with_name("base.gru.safetensors")
+"""The GRU language model that comes with the package."""
 
 FORMAT = "gru language model 1"
 
@@ -74,6 +77,28 @@ class GRULanguageModel(nn.Module):
         return scores
 
 
+def widen(model: GRULanguageModel, hidden_size: int) -> GRULanguageModel:
+    """A copy with more units, whose probabilities are the same: what is there does not read the new ones until trained.
+
+    hidden_size: at least the model's. The new units draw their weights as those of a new model.
+    """
+    before = model.cell.hidden_size
+    wide = GRULanguageModel(model.vocabulary, model.embedding.embedding_dim, hidden_size)
+    weights, kept = wide.state_dict(), model.state_dict()
+    with torch.no_grad():
+        for name in ("embedding.weight", "bias", "narrowing.bias"):
+            weights[name].copy_(kept[name])
+        weights["narrowing.weight"].zero_()[:, :before] = kept["narrowing.weight"]
+        for name, parameter in wide.cell.named_parameters():
+            gates, known = parameter.unflatten(0, (3, hidden_size)), kept[f"cell.{name}"].unflatten(0, (3, before))
+            if name == "weight_hh_l0":
+                gates[:, :before] = 0
+                gates[:, :before, :before] = known
+            else:
+                gates[:, :before] = known
+    return wide.train(model.training)
+
+
 def save_language_model(model: GRULanguageModel, path: str | Path) -> None:
     """Write a file of half-precision weights; where that fails, `path` is as it was, and AsrError is raised."""
     metadata = {
@@ -87,9 +112,10 @@ def save_language_model(model: GRULanguageModel, path: str | Path) -> None:
 def load_language_model(path: str | Path) -> GRULanguageModel:
     """The model of such a file in evaluation mode, in float32.
 
+    path: `packaged` is the one in the package.
     Raises AsrError for a file that is missing, damaged or something else.
     """
-    path = Path(path)
+    path = PACKAGED_GRU if str(path) == PACKAGED else Path(path)
     metadata, weights = read_weights(path, "GRU language model")
     if metadata.get("format") != FORMAT:
         raise AsrError(f"{path}: no GRU language model that this release can read; `asr lm train` makes one")

@@ -74,13 +74,17 @@ def _encode(sentences: Iterable[str], vocabulary: Vocabulary) -> Iterator[list[i
 class ShuffledBatches(Sampler[int]):
     """One rank's share of the batches, in an order that is a function of (seed, epoch) alone."""
 
-    def __init__(self, num_batches: int, seed: int, epoch: int, world_size: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self, num_batches: int, seed: int, epoch: int, world_size: int = 1, rank: int = 0, batches_done: int = 0
+    ) -> None:
+        """batches_done: of the rank's share, before a resume; they are left out, but counted in the length."""
         order = numpy.random.default_rng([seed, epoch]).permutation(num_batches)
         shared = numpy.resize(order, math.ceil(num_batches / world_size) * world_size)  # as many for each: some twice
         self._order: list[int] = shared[rank::world_size].tolist()
+        self._batches_done = batches_done
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._order)
+        return iter(self._order[self._batches_done :])

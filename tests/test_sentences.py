@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr import lm_training
 from asr.errors import AsrError
 from asr.lm_training import LanguageModelSettings, perplexity, train_language_model
-from asr.sentences import SENTENCE_END, GRULanguageModel, load_language_model, save_language_model
+from asr.sentences import SENTENCE_END, GRULanguageModel, load_language_model, save_language_model, widen
 from asr.text_batches import ShuffledBatches, TextBatches
 from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 from tests.command_line import Run, process
@@ -194,6 +194,35 @@ def test_a_training_is_the_same_every_time_and_resumed(
         train_language_model(AGREEING * 200, path, SMALL)
 
 
+def test_a_training_goes_on_inside_an_epoch_to_the_same_weights(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stopped_at = tmp_path / "lm.safetensors", 100
+    step = lm_training._Training.training_step
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def stop_in_the_second_epoch(module: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        if module.trainer.global_step == stopped_at:
+            raise OSError("as if the power had gone")
+        seen.append((module.trainer.global_step, batch[0]))
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(lm_training, "CHECKPOINT_STEPS", 7)
+    monkeypatch.setattr(lm_training._Training, "training_step", stop_in_the_second_epoch)
+    with pytest.raises(OSError, match="the power"):
+        train_language_model(AGREEING * 200, path, SMALL)
+    first_run, stopped_at = seen.copy(), -1
+    seen.clear()
+    train_language_model(AGREEING * 200, path, SMALL, resume=True)
+    assert seen[0][0] == 98
+    for (step_before, before), (step_after, after) in zip(first_run[98:], seen):
+        assert step_before == step_after
+        assert torch.equal(before, after)
+    weights, expected = load_file(path), load_file(trained)
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert [file.name for file in tmp_path.iterdir()] == ["lm.safetensors"]
+
+
 def test_a_launchers_first_command_with_resume_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_training, "is_started_again", lambda: True)
     train_language_model(AGREEING, tmp_path / "lm.safetensors", SMALL, resume=True)
@@ -208,6 +237,29 @@ def test_a_training_begins_with_the_model_that_it_is_given(trained: Path, tmp_pa
     )
     with pytest.raises(AsrError, match="are not in the vocabulary"):
         train_language_model(["ÄÄ"], tmp_path / "other.safetensors", SMALL, initial_model=trained)
+
+
+def test_a_wider_model_is_as_sure_of_everything_and_learns(model: GRULanguageModel) -> None:
+    wide = widen(model, 24)
+    assert wide.cell.hidden_size == 24
+    assert wide.text_log_probs(TEXTS) == pytest.approx(model.text_log_probs(TEXTS), abs=1e-4)
+    assert (widen(model, 16).narrowing.weight == model.narrowing.weight).all()
+    wide.sentence_log_probs(ids(wide, "THE CAT")[None], torch.tensor([7])).sum().backward()
+    gradient = wide.narrowing.weight.grad
+    assert gradient is not None
+    assert (gradient[:, 16:] != 0).all(), "what the new units say is learned"
+
+
+def test_a_training_widens_the_model_that_it_begins_with(trained: Path, tmp_path: Path) -> None:
+    path, settings = tmp_path / "lm.safetensors", replace(SMALL, epochs=1, learning_rate=1e-9)
+    train_language_model(TEXTS[:2], path, replace(settings, hidden_size=64), initial_model=trained)
+    wide = load_language_model(path)
+    assert wide.cell.hidden_size == 64
+    assert wide.text_log_probs(AGREEING) == pytest.approx(
+        load_language_model(trained).text_log_probs(AGREEING), abs=0.02
+    )
+    with pytest.raises(AsrError, match="has 64 units, which can become more, not 48"):
+        train_language_model(TEXTS[:2], tmp_path / "less.safetensors", settings, initial_model=path)
 
 
 def test_every_sentence_is_learned_from_once_an_epoch_by_all_processes_together() -> None:
@@ -304,7 +356,7 @@ def test_an_interrupted_training_says_that_it_can_be_resumed(tmp_path: Path) -> 
     _, errors = interrupted.communicate(timeout=120)
     assert interrupted.returncode != 0
     assert "Traceback" not in errors
-    assert "--resume goes on from the end of the last whole epoch" in errors
+    assert "--resume goes on from step" in errors
     assert load_language_model(tmp_path / "lm.safetensors")
 
 

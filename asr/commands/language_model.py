@@ -50,10 +50,15 @@ def _add_lm_train(actions: Commands) -> None:
         ("epochs", 2, "passes over the text"),
         ("hidden-size", 640, "of the GRU"),
         ("pieces", 2048, "tokens: pieces of words, learned from the text"),
+        ("batch-tokens", 4096, "in a step of each process, at most"),
         ("seed", 1, "of the first weights and the order"),
     ):
         train.add_argument(f"--{name}", type=int, metavar="N", help=f"{help_text} (default: {default})")
-    train.add_argument("--initial-model", metavar="FILE", help="a model of `asr lm train` to begin with")
+    train.add_argument(
+        "--initial-model",
+        metavar="FILE",
+        help="a model of `asr lm train`, or `packaged`, to begin with; a larger --hidden-size widens it",
+    )
     train.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     train.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the .safetensors file")
     train.set_defaults(run=_run_lm_train, find_conflict=_find_lm_train_conflict)
@@ -84,8 +89,8 @@ def _find_lm_train_conflict(options: argparse.Namespace) -> str | None:
     output: Path = options.output
     if output.suffix != ".safetensors":
         return f"--output {output}: must end in .safetensors"
-    if options.initial_model and (options.hidden_size is not None or options.pieces is not None):
-        return "--hidden-size and --pieces are those of --initial-model"
+    if options.initial_model and options.pieces is not None:
+        return "--pieces are those of --initial-model"
     return None
 
 
@@ -110,7 +115,7 @@ def _run_lm_train(options: argparse.Namespace) -> int:
 
     if not is_first_process():
         logging.getLogger("asr").setLevel(logging.ERROR)
-    sizes = {name: getattr(options, name) for name in ("epochs", "hidden_size", "pieces", "seed")}
+    sizes = {name: getattr(options, name) for name in ("epochs", "hidden_size", "pieces", "batch_tokens", "seed")}
     sizes = {name: size for name, size in sizes.items() if size is not None}
     text, held_out, alphabet = _read_text(options)
     settings = {"held_out": held_out, "alphabet": alphabet, "initial_model": options.initial_model}
