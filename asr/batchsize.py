@@ -61,6 +61,8 @@ class Sizes:
     """All trials, from the smallest batch to the largest."""
 
     trials: list[Trial]
+    max_seconds: float
+    """Of an utterance by the recipe, which a batch must hold."""
 
     @property
     def largest(self) -> Trial:
@@ -77,11 +79,15 @@ class Sizes:
     def summary(self) -> str:
         lines = [TITLE, *(trial.line() for trial in self.trials)]
         if self.largest is not self.trials[-1]:
-            lines.append(
-                f"largest that fits, less a reserve: data.batch_seconds={RESERVE * self.largest.batch_seconds:.0f}"
-            )
-        lines.append(f"smallest that is as fast as any: data.batch_seconds={self.best.batch_seconds:.0f}")
+            lines.append(f"largest that fits, less a reserve: {self._settings(RESERVE * self.largest.batch_seconds)}")
+        lines.append(f"smallest that is as fast as any: {self._settings(self.best.batch_seconds)}")
         return "\n".join(lines)
+
+    def _settings(self, batch_seconds: float) -> str:
+        """Overrides that a training takes: where the batch is smaller, utterances must be shorter."""
+        rounded = f"{batch_seconds:.0f}"
+        shorter = f" data.max_seconds={rounded}" if float(rounded) < self.max_seconds else ""
+        return f"data.batch_seconds={rounded}{shorter}"
 
 
 def find_batch(config: TrainConfig) -> Sizes:
@@ -116,7 +122,7 @@ def find_batch(config: TrainConfig) -> Sizes:
     for _ in range(0 if trials[-1].fits else BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return Sizes(sorted(trials, key=lambda trial: trial.batch_seconds))
+    return Sizes(sorted(trials, key=lambda trial: trial.batch_seconds), config.data.max_seconds)
 
 
 def _is_enough(trials: Sequence[Trial]) -> bool:

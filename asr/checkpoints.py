@@ -26,15 +26,17 @@ from asr.modelfile import save_model
 
 __all__ = [
     "LAST_CHECKPOINT",
+    "NONE_YET",
     "BestModelFile",
     "Checkpoints",
-    "between_two_steps",
+    "RunCheckpoints",
     "find_checkpoint",
     "is_whole",
-    "write_checkpoint",
 ]
 
 log = logging.getLogger(__name__)
+
+NONE_YET = (inf, inf, inf)
 
 LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -70,12 +72,18 @@ class BestModelFile(lightning.Callback):
     it has the lowest CER, and then the lowest loss, to two digits.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.best = (inf, inf, inf)
+    def __init__(self, path: Path, valid_checksum: int = 0) -> None:
+        """valid_checksum: another one for another valid set, whose rates say nothing of this one's."""
+        self.path, self.valid_checksum = path, valid_checksum
+        self.best = NONE_YET
         """WER, CER and loss."""
         self.improved = False
         """Whether the last validation was the best so far."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.best != NONE_YET and not trainer.strategy.broadcast(self.path.exists()):
+            log.warning("%s is gone; the next validation writes it anew", self.path)
+            self.best = NONE_YET
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, CTCTrainingModule)
@@ -88,24 +96,26 @@ class BestModelFile(lightning.Callback):
                 save_model(module.model, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(zip(("best_wer", "best_cer", "best_loss"), self.best))
+        return {**dict(zip(("best_wer", "best_cer", "best_loss"), self.best)), "valid": self.valid_checksum}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("valid", self.valid_checksum) != self.valid_checksum:
+            log.warning("the valid set is another one now; the next validation counts as the best so far")
+            return
         self.best = state_dict["best_wer"], state_dict.get("best_cer", inf), state_dict.get("best_loss", inf)
 
 
 class Checkpoints(lightning.Callback):
-    """Keeps last.ckpt resumable, the one before it as previous.ckpt, and best.ckpt beside them.
+    """Keeps a checkpoint from which a training goes on exactly.
 
-    last.ckpt is written every so many minutes, before each validation, at each epoch's end and when training stops by
-    Ctrl-C, a request to end, its terminal's end or an error. Signals take effect between two steps, so that no step is
-    half done; what stops a run inside an update of the weights leaves the checkpoint before it.
+    It is written every so many minutes, before each validation, at each epoch's end and when training stops by Ctrl-C,
+    a request to end, its terminal's end or an error. Signals take effect between two steps, so that no step is half
+    done; what stops a run inside an update of the weights leaves the checkpoint before it.
     """
 
-    def __init__(self, output_dir: Path, best_model: BestModelFile, minutes: float) -> None:
-        """minutes: between two checkpoints inside an epoch."""
-        self.last, self.best = output_dir / LAST_CHECKPOINT, output_dir / BEST_CHECKPOINT
-        self.best_model = best_model
+    def __init__(self, last: Path, minutes: float, previous: Path | None = None) -> None:
+        """last: the checkpoint. minutes: between two inside an epoch. previous: gets the one before."""
+        self.last, self.previous = last, previous
         self.minutes = minutes
         self._saved_at = time.monotonic()
         self._stop_asked = self._end_asked = False
@@ -113,6 +123,8 @@ class Checkpoints(lightning.Callback):
         """Whether all of a checkpoint has been restored; before that there is nothing to save."""
         self._all_stop = False
         """Whether every process has stopped between the same two steps, where all can save together."""
+        self._is_updating = False
+        """From a step's first change of a weight until all that follows from it is done."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._has_begun = True
@@ -162,11 +174,13 @@ class Checkpoints(lightning.Callback):
             raise KeyboardInterrupt
         if must_save:
             with between_two_steps(trainer):
-                self._save(trainer, self.last)
+                self._save(trainer)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        assert isinstance(module, CTCTrainingModule)
-        module.is_updating = False
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._is_updating = True
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._is_updating = False
 
     def on_validation_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.world_size > 1:
@@ -178,13 +192,10 @@ class Checkpoints(lightning.Callback):
 
     def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         round_down_progress(trainer)
-        self._save(trainer, self.last)
+        self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.best_model.improved:
-            self.best_model.improved = False
-            self._save(trainer, self.best)  # first: a kill before the next line has the validation, and this, repeated
-        self._save(trainer, self.last)
+        self._save(trainer)
 
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
@@ -192,19 +203,31 @@ class Checkpoints(lightning.Callback):
         """Save where nothing has been since the last step. A rank that stops alone must not wait for the others."""
         if not self._has_begun or trainer.global_step == 0 or (trainer.world_size > 1 and not self._all_stop):
             return
-        assert isinstance(module, CTCTrainingModule)
-        if module.is_updating:
+        if self._is_updating:
             log.warning("stopped inside an update of the weights; --resume continues from the checkpoint before it")
             return
         if not trainer.validating:
             round_down_progress(trainer)
-            self._save(trainer, self.last)
+            self._save(trainer)
         log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.last)
 
-    def _save(self, trainer: lightning.Trainer, path: Path) -> None:
-        """Keep the one before the last too."""
-        write_checkpoint(trainer, path, path.with_name(PREVIOUS_CHECKPOINT) if path == self.last else None)
+    def _save(self, trainer: lightning.Trainer) -> None:
+        write_checkpoint(trainer, self.last, self.previous)
         self._saved_at = time.monotonic()
+
+
+class RunCheckpoints(Checkpoints):
+    """In a run's output folder: last.ckpt, the one before it as previous.ckpt, and the best model's as best.ckpt."""
+
+    def __init__(self, output_dir: Path, best_model: BestModelFile, minutes: float) -> None:
+        super().__init__(output_dir / LAST_CHECKPOINT, minutes, output_dir / PREVIOUS_CHECKPOINT)
+        self.best, self.best_model = output_dir / BEST_CHECKPOINT, best_model
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.best_model.improved:
+            self.best_model.improved = False
+            write_checkpoint(trainer, self.best)  # a kill before the next line has the validation repeated
+        super().on_train_epoch_end(trainer, module)
 
 
 def write_checkpoint(trainer: lightning.Trainer, path: Path, previous: Path | None = None) -> None:

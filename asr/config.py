@@ -181,7 +181,7 @@ class DataConfig:
         shortest, longest = self.min_seconds, self.max_seconds
         require(0 <= shortest <= longest, "data.min_seconds", shortest, f"be in [0, data.max_seconds={longest}]")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "be at least 0")
-        require(self.cache_hours >= 0, "data.cache_hours", self.cache_hours, "be at least 0")
+        require(0 <= self.cache_hours < inf, "data.cache_hours", self.cache_hours, "be at least 0")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
 from asr.errors import AsrError
 from asr.model import CTCModel
-from asr.plan import DurationBatchSampler
+from asr.plan import DurationBatchSampler, fill_batches
 from asr.pronunciation import Pronunciations
 from asr.vocabulary import Vocabulary
 
@@ -169,9 +169,11 @@ class SpeechDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         if "valid" not in self._loaders:
-            longest = max(example.utterance.duration_seconds for example in self.valid_corpus.examples)
-            sampler = self._sampler(self.valid_corpus, max(self.config.batch_seconds, longest), shortest_first=True)
-            batches = list(sampler)  # the same every time
+            assert self.trainer is not None
+            durations = [example.utterance.duration_seconds for example in self.valid_corpus.examples]
+            by_length = sorted(range(len(durations)), key=durations.__getitem__)
+            share = by_length[self.trainer.global_rank :: self.trainer.world_size]  # each utterance in one process
+            batches = fill_batches(durations, share, self.config.batch_seconds) or [[]]
             # Its workers must end: each is a copy of a process with a training in it, and would keep what that had.
             self._loaders["valid"] = self._loader(self.valid_corpus, batches, stays=False)
         return self._loaders["valid"]
@@ -187,16 +189,12 @@ class SpeechDataModule(lightning.LightningDataModule):
         return self._steps_done + sampler.count_batches(range(epoch, epochs)) - batches_done
 
     def _train_sampler(self) -> DurationBatchSampler:
-        return self._sampler(self.train_corpus, self.config.batch_seconds, self.config.shortest_first)
-
-    def _sampler(self, corpus: CheckedCorpus, batch_seconds: float, shortest_first: bool) -> DurationBatchSampler:
         assert self.trainer is not None
-        durations = [example.utterance.duration_seconds for example in corpus.examples]
         return DurationBatchSampler(
-            durations,
-            batch_seconds,
+            [example.utterance.duration_seconds for example in self.train_corpus.examples],
+            self.config.batch_seconds,
             seed=self.seed,
-            shortest_first=shortest_first,
+            shortest_first=self.config.shortest_first,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )

@@ -23,6 +23,7 @@ from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.ranks import is_first_process
 from asr.recipe import load_config
 from asr.training import check_output_dir, train
+from asr.vocabulary import CharacterVocabulary
 
 __all__ = ["Finetuned", "finetune", "finetune_config"]
 
@@ -86,11 +87,11 @@ def finetune(
     Of several processes the first one compares.
     """
     check_output_dir(config, resume)
-    compare = partial(_evaluate, [*config.data.valid, *also_valid], config, make_decode)
-    before = compare(config.initial_model)
     if mixed:
         train_manifests = [*config.data.train, _write_mixed(mixed, config)]
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=train_manifests))
+    compare = partial(_evaluate, [*config.data.valid, *also_valid], config, make_decode)
+    before = compare(config.initial_model)
     path = train(config, resume=resume)
     finetuned = Finetuned(path, before, compare(path))
     same_alphabet = not config.vocabulary.characters  # else the references differ too
@@ -150,6 +151,11 @@ def finetune_config(
     frozen = [] if frozen_layers is None else [f"optimizer.frozen_layers={frozen_layers}"]
     config = load_config(None, [*defaults, *overrides, *frozen])
     characters = characters or config.vocabulary.characters
+    if characters and CharacterVocabulary(characters).to_dict() == model.vocabulary.to_dict():
+        characters = ""  # nothing changes, the phonemes included
+    if config.vocabulary.pronunciations and model.pronunciations is None:
+        how = "train by a recipe that hears them, with initial_model="
+        raise AsrError(f"vocabulary.pronunciations: {model_path} hears no phonemes; {how}{model_path}")
     hears_phonemes = not characters or config.vocabulary.pronunciations  # `with_vocabulary` drops those of old letters
     encoder = dataclasses.replace(
         model.config.encoder,
@@ -175,6 +181,9 @@ def _write_mixed(manifests: Sequence[str], config: TrainConfig) -> str:
     wanted = sum(utterance.duration_seconds for utterance in read_many(config.data.train))
     shortest, longest = config.data.min_seconds, config.data.max_seconds
     utterances = [one for one in read_many(manifests) if shortest <= one.duration_seconds <= longest]
+    if not utterances:
+        lasts = f"lasts from {shortest:g} to {longest:g} s (data.min_seconds, data.max_seconds)"
+        raise AsrError(f"of {', '.join(manifests)} no utterance {lasts}: there is nothing to mix in")
     random.Random(config.trainer.seed).shuffle(utterances)
     drawn: list[Utterance] = []
     seconds = 0.0

@@ -25,7 +25,9 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
         model = before = with_dropout(load_model(config.initial_model), config.model.encoder.dropout)
         is_same_kind = model.vocabulary.to_dict()["kind"] == config.vocabulary.kind
         if config.vocabulary.characters and is_same_kind:
-            model = change_vocabulary(model, make_vocabulary(config, texts))
+            vocabulary = make_vocabulary(config, texts)
+            if vocabulary.to_dict() != model.vocabulary.to_dict():
+                model = change_vocabulary(model, vocabulary)
         if pronunciations := make_pronunciations(config, model.vocabulary):
             model = with_phonemes(model, config.model.encoder.phoneme_layer, pronunciations, teacher=before)
             kept = find_kept_phonemes(before, pronunciations)

@@ -6,6 +6,7 @@ would have drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -51,8 +52,6 @@ class CTCTrainingModule(lightning.LightningModule):
         self.valid_words = self.valid_characters = self.valid_phonemes = ErrorCounts()
         self.valid_pairs: list[tuple[str, str]] = []
         """Some references and hypotheses of the last validation."""
-        self.is_updating = False
-        """From a step's first change of a weight until all that follows from it is done, as `Checkpoints` tells."""
 
     def _learn_trigrams(self, references: Iterable[str]) -> Tensor | None:
         pronunciations = self.model.pronunciations
@@ -63,6 +62,7 @@ class CTCTrainingModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabulary"] = self.model.vocabulary.to_dict()
         checkpoint["phonemes"] = self.model.phonemes
+        checkpoint["most_frames"] = self.memory.most_frames
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Has the recipe's rates replace those that the run had. Raises AsrError where the weights are of other tokens
@@ -76,9 +76,7 @@ class CTCTrainingModule(lightning.LightningModule):
         if checkpoint.get("phonemes", self.model.phonemes) != self.model.phonemes:
             raise AsrError("the pronouncing dictionary has other phonemes now; start with another output_dir=")
         take_rates(checkpoint, self.config.optimizer)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(self._step_seed())  # dropout's draws
+        self.memory.most_frames = checkpoint.get("most_frames", math.inf)  # its parts have dropout draws of their own
 
     def _step_seed(self) -> int:
         draws = numpy.random.SeedSequence([self.config.trainer.seed, self.global_step, self.global_rank])
@@ -210,11 +208,13 @@ class CTCTrainingModule(lightning.LightningModule):
         assert optimizer_closure is not None
         alone = self.trainer.world_size == 1
         frame_seconds = self.model.config.frontend.hop_ms / 1000
-        compute = partial(self.memory.fit, optimizer_closure, frame_seconds, may_split=alone)
-        super().optimizer_step(epoch, batch_idx, optimizer, compute)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.is_updating = True
+        def draw_and_compute() -> Any:
+            torch.manual_seed(self._step_seed())  # dropout's draws, the same ones where it is computed again
+            return optimizer_closure()
+
+        compute = partial(self.memory.fit, draw_and_compute, frame_seconds, may_split=alone)
+        super().optimizer_step(epoch, batch_idx, optimizer, compute)
 
     def configure_optimizers(self) -> Any:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from asr.checkpoints import between_two_steps, is_whole, write_checkpoint
+from asr.checkpoints import Checkpoints, is_whole
 from asr.config import TrainerConfig, require
 from asr.data import batches_done
 from asr.devices import choose_accelerator, choose_precision, full_float32
@@ -46,8 +46,8 @@ SCORED_CHARACTERS = 10_000
 HIDDEN_SIZE = 640
 """Of a new model."""
 
-CHECKPOINT_STEPS = 200
-"""From one to the next, so that all processes save at once: minutes on a CPU."""
+CHECKPOINT_MINUTES = 10.0
+"""Between two inside an epoch."""
 
 WARMUP_SHARE, CLIP_NORM = 0.02, 1.0
 
@@ -108,6 +108,8 @@ def train_language_model(
         model = GRULanguageModel(vocabulary, settings.embedding_size, settings.hidden_size or HIDDEN_SIZE)
     batches = TextBatches(text, model.vocabulary, settings.batch_tokens, settings.seed)
     del text
+    if len(batches) == 0:
+        raise AsrError("the text holds no word to learn from")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("text: %s pieces of words; model: %.1f million parameters", f"{batches.num_tokens:,}", parameters / 1e6)
     with quiet_lightning(), full_float32():
@@ -228,23 +230,16 @@ class _Training(lightning.LightningModule):
         self._done = checkpoint["done"]
 
     def _plan(self) -> dict[str, Any]:
-        return {**asdict(self.settings), "processes": self.trainer.world_size, "text": self.batches.checksum}
+        settings = asdict(self.settings) | {"hidden_size": self.model.cell.hidden_size}
+        return {**settings, "processes": self.trainer.world_size, "text": self.batches.checksum}
 
 
-class _Saver(lightning.Callback):
-    """Writes what each epoch leaves, and inside an epoch checkpoints."""
+class _Saver(Checkpoints):
+    """Keeps a checkpoint, and writes the model that each epoch leaves."""
 
     def __init__(self, path: Path, held_out: Sequence[str]) -> None:
+        super().__init__(_checkpoint_of(path), CHECKPOINT_MINUTES)
         self.path, self.held_out = path, held_out
-        self._saved_step = 0
-
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._saved_step = trainer.global_step
-
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        if trainer.global_step % CHECKPOINT_STEPS == 0 and batches_done(trainer) > 0:
-            with between_two_steps(trainer):
-                self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, _Training)
@@ -253,14 +248,4 @@ class _Saver(lightning.Callback):
             if self.held_out:
                 told = perplexity(module.model, self.held_out)
                 log.info("epoch %d: perplexity %.1f on what is held out", trainer.current_epoch + 1, told)
-        self._save(trainer)
-
-    def on_exception(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        if trainer.is_global_zero and _checkpoint_of(self.path).exists():
-            log.info("stopped; --resume goes on from step %d", self._saved_step)
-
-    def _save(self, trainer: lightning.Trainer) -> None:
-        write_checkpoint(trainer, _checkpoint_of(self.path))
-        self._saved_step = trainer.global_step
+        super().on_train_epoch_end(trainer, module)

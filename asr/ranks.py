@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Set to 1, it gives each restart a place of its own to exchange addresses (torch 2.11)."""
 
-PATIENCE = timedelta(minutes=10)
+PATIENCE = timedelta(minutes=30)
 """A process ends that has waited so long for the others; torchrun then starts all of them again."""
 
 
@@ -59,6 +59,9 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
     gpus = torch.cuda.device_count() if settings.accelerator != "cpu" else 1
     if settings.accelerator != "cpu" and devices != "auto" and 0 < gpus < int(devices):
         here = f"{gpus} GPU{'s' if gpus > 1 else ''} here"
+        if plugins:
+            ask = "ask SLURM for --gpus-per-node in place of --gpus-per-task and --gpu-bind"
+            raise AsrError(f"each of {devices} tasks must see the GPUs of all, but there is {here}; {ask}")
         raise AsrError(f"trainer.devices={devices}: {here}; set as many, or trainer.accelerator=cpu")
     is_alone = nodes == 1 and (gpus if devices == "auto" else int(devices)) <= 1
     strategy = "auto" if is_alone else DDPStrategy(timeout=PATIENCE)
@@ -74,7 +77,9 @@ def _agreed(devices: str | int, on_this_machine: int, launcher: str) -> int:
 
 def _slurm_tasks() -> int:
     """Processes on all machines."""
-    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    tasks, nodes = int(os.environ.get("SLURM_NTASKS", 1)), int(os.environ.get("SLURM_NNODES", 1))
+    if tasks < nodes:
+        raise AsrError(f"SLURM was told --nodes={nodes} and --ntasks={tasks}; tell it --ntasks-per-node")
     if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
         raise AsrError(f"this job of SLURM has {tasks} tasks, and one is running; start them with srun asr train ...")
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytorch_lightning as lightning
 import torch
@@ -21,7 +23,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
-from asr.checkpoints import LAST_CHECKPOINT, BestModelFile, Checkpoints, find_checkpoint
+from asr.checkpoints import LAST_CHECKPOINT, NONE_YET, BestModelFile, RunCheckpoints, find_checkpoint
 from asr.config import TrainConfig, TrainerConfig
 from asr.data import SpeechDataModule
 from asr.devices import choose_accelerator, choose_precision, full_float32
@@ -83,7 +85,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     with quiet_lightning(), full_float32(), closing(data):
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    return output_dir / MODEL_NAME
+    model_file = output_dir / MODEL_NAME
+    if is_first_process() and not model_file.exists():
+        raise AsrError(f"{model_file} is gone, and no validation is left to write it; resume with more trainer.epochs=")
+    return model_file
 
 
 def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, CheckedCorpus]:
@@ -132,7 +137,8 @@ def make_trainer(
 ) -> lightning.Trainer:
     """Lightning's Trainer with this recipe's callbacks, writing to its output folder."""
     settings, output_dir = config.trainer, Path(config.output_dir)
-    best_model = BestModelFile(output_dir / MODEL_NAME)
+    valid = [(example.reference, example.utterance.duration_seconds) for example in valid_corpus.examples]
+    best_model = BestModelFile(output_dir / MODEL_NAME, crc32(repr(valid).encode()))
     progress = make_progress()
     callbacks: list[lightning.Callback] = [
         progress,
@@ -147,7 +153,7 @@ def make_trainer(
     if settings.average_decay > 0:
         callbacks.append(_make_averaging(settings))
     callbacks.append(TrainingMonitor(sample_rate, settings.log_every_steps))  # the averaging is no waiting for data
-    callbacks.append(Checkpoints(output_dir, best_model, settings.checkpoint_minutes))  # when a step is done for all
+    callbacks.append(RunCheckpoints(output_dir, best_model, settings.checkpoint_minutes))  # when a step is done for all
     return lightning.Trainer(
         accelerator=choose_accelerator(settings),
         **process_arguments(settings),
@@ -220,6 +226,9 @@ class _Patience(EarlyStopping):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """A run that had ended early is not continued by a resume, unless its patience is greater now."""
+        if self.best_model.best == NONE_YET:  # of this valid set
+            self.wait_count, self.best_score = 0, torch.tensor(math.inf)
+            self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         has_learned_all = self.stopping_reason == EarlyStoppingReason.STOPPING_THRESHOLD
         trainer.should_stop = has_learned_all or self.wait_count >= self.patience
 

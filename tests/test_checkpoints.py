@@ -66,16 +66,16 @@ def test_a_killed_run_with_checkpoints_inside_epochs_loses_one_step_and_equals_a
 def test_a_kill_between_the_two_checkpoints_of_an_epoch_does_not_cost_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = asr.checkpoints.Checkpoints._save, iter(range(1, 100))
+    write, calls = asr.checkpoints.write_checkpoint, iter(range(1, 100))
 
-    def killed(self: asr.checkpoints.Checkpoints, *arguments: Any) -> None:
+    def killed(*arguments: Any) -> None:
         if next(calls) == 3:  # before the validation, behind it, and here
             raise KeyboardInterrupt
-        save(self, *arguments)
+        write(*arguments)
 
     config = make_config(tmp_path, "trainer.epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr(asr.checkpoints.Checkpoints, "_save", killed)
+        patch.setattr(asr.checkpoints, "write_checkpoint", killed)
         patch.setattr(asr.checkpoints.Checkpoints, "on_exception", lambda *_: None)  # as kill -9 leaves it
         with pytest.raises(SystemExit):
             train(config)
@@ -100,8 +100,41 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     assert_same_run(finished_run, tmp_path)
 
 
+def test_a_model_file_that_is_gone_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path, "trainer.epochs=2")
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 6), config)
+    (tmp_path / "model.safetensors").unlink()
+    load = asr.checkpoints.BestModelFile.load_state_dict
+    monkeypatch.setattr(
+        asr.checkpoints.BestModelFile,
+        "load_state_dict",
+        lambda self, state: load(self, {**state, "best_wer": 0.0}),  # nothing is better
+    )
+    assert train(config, resume=True).exists()
+    assert "model.safetensors is gone; the next validation writes it anew" in caplog.text
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(AsrError, match="is gone, and no validation is left to write it"):
+        train(config, resume=True)
+
+
+def test_the_best_of_another_valid_set_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    state = asr.checkpoints.BestModelFile(path, 1).state_dict() | {"best_wer": 0.1, "best_cer": 0.1, "best_loss": 1.0}
+    for checksum, best in ((1, (0.1, 0.1, 1.0)), (2, asr.checkpoints.NONE_YET)):
+        resumed = asr.checkpoints.BestModelFile(path, checksum)
+        resumed.load_state_dict(state)
+        assert resumed.best == best
+    assert caplog.text.count("the valid set is another one now") == 1
+
+
 def make_checkpoints(folder: Path) -> asr.checkpoints.Checkpoints:
-    return asr.checkpoints.Checkpoints(folder, asr.checkpoints.BestModelFile(folder / "model.safetensors"), 10.0)
+    return asr.checkpoints.RunCheckpoints(folder, asr.checkpoints.BestModelFile(folder / "model.safetensors"), 10.0)
 
 
 def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -113,7 +146,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path
     )
     checkpoints = make_checkpoints(tmp_path)
     checkpoints.on_train_start(trainer, lightning.LightningModule())
-    checkpoints._save(trainer, last)
+    checkpoints._save(trainer)
     assert (last.read_bytes(), previous.read_bytes()) == (b"the new one", b"the one before")
 
 

@@ -152,6 +152,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
         ("data.min_seconds=30", "data.min_seconds=30.0 must be in [0, data.max_seconds=20.0]"),
         ("data.num_workers=-1", "data.num_workers=-1 must be at least 0"),
         ("data.cache_hours=-1", "data.cache_hours=-1.0 must be at least 0"),
+        ("data.cache_hours=.inf", "data.cache_hours=inf must be at least 0"),
         ("optimizer.learning_rate=0", "optimizer.learning_rate=0.0 must be above 0"),
         ("optimizer.warmup_share=10", "optimizer.warmup_share=10.0 must be in [0, 1]"),
         ("optimizer.beta2=1", "optimizer.beta2=1.0 must be in [0, 1)"),

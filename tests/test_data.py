@@ -324,6 +324,19 @@ def test_only_the_training_keeps_its_workers(model: CTCModel) -> None:
     assert set(multiprocessing.active_children()) - before == {worker}
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4, 9])
+def test_an_utterance_is_validated_by_one_process(model: CTCModel, processes: int) -> None:
+    corpus = CheckedCorpus(examples=sample_examples())
+    shares = []
+    for rank in range(processes):
+        data = SpeechDataModule(corpus, corpus, DataConfig(batch_seconds=20.0, num_workers=0), model, seed=1)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)  # type: ignore[assignment]
+        shares.append([utterance for batch in data.val_dataloader() for utterance in batch.ids])
+    assert all(shares), "each has something to wait for the others with"
+    heard = [utterance for share in shares for utterance in share if utterance != "silence"]
+    assert sorted(heard) == sorted(example.utterance.id for example in corpus.examples)
+
+
 def test_another_number_of_processes_is_refused_in_the_middle_of_an_epoch(model: CTCModel) -> None:
     corpus = CheckedCorpus(examples=sample_examples())
     data = SpeechDataModule(corpus, corpus, DataConfig(), model, seed=1)

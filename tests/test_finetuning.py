@@ -210,6 +210,28 @@ def test_as_much_of_the_old_is_mixed_in_as_is_new_and_the_same_every_time(
     assert {Path(one.audio_path).resolve() for one in drawn[0]} <= {Path(one.audio_path) for one in samples[2:]}
 
 
+def test_what_is_too_long_to_be_mixed_in_is_told(small_path: Path, tmp_path: Path) -> None:
+    samples = read_manifest(SAMPLES / "manifest.jsonl")
+    write_manifest([replace(samples[0], duration_seconds=30.0)], tmp_path / "old.jsonl")
+    new, old = str(SAMPLES / "manifest.jsonl"), str(tmp_path / "old.jsonl")
+    config = finetune_config(small_path, [new], [new], [f"output_dir={tmp_path}/run"])
+    with pytest.raises(AsrError, match=r"no utterance lasts from 0\.3 to 20 s .* nothing to mix in"):
+        finetune(config, mixed=[old])
+
+
+def test_phonemes_for_a_model_that_hears_none_are_told(
+    manifests: dict[str, str], small_path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(AsrError, match="hears no phonemes; train by a recipe that hears them, with initial_model="):
+        finetune_config(small_path, [manifests["own"]], [manifests["own"]], ["vocabulary.pronunciations=packaged"])
+
+
+def test_an_alphabet_that_is_the_same_changes_nothing(manifests: dict[str, str]) -> None:
+    own = [manifests["own"]]
+    named = finetune_config("packaged", own, own, characters=load_model().vocabulary.alphabet)
+    assert named == finetune_config("packaged", own, own)
+
+
 def test_a_run_that_is_there_is_not_touched_by_another(
     manifests: dict[str, str], small_path: Path, tmp_path: Path
 ) -> None:

@@ -112,6 +112,19 @@ def test_more_processes_than_there_are_gpus_are_refused(monkeypatch: pytest.Monk
     assert process_arguments(TrainerConfig(devices="2", accelerator="cpu"))["devices"] == 2
 
 
+def test_tasks_of_slurm_that_see_a_gpu_each_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**SLURM, "SLURM_NTASKS_PER_NODE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(AsrError, match=r"each of 4 tasks must see the GPUs of all, but there is 1 GPU here; ask SLURM"):
+        process_arguments(TrainerConfig())
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    with pytest.raises(AsrError, match=r"told --nodes=2 and --ntasks=1; tell it --ntasks-per-node"):
+        process_arguments(TrainerConfig())
+
+
 def test_another_number_of_devices_than_torchrun_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")

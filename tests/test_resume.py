@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STOPS = {
     "before the second step": ("on_train_batch_start", 2),
-    "in the middle of a step": ("on_before_optimizer_step", 3),
+    "in the middle of a step": ("on_after_backward", 3),
     "after a step": ("on_train_batch_end", 3),
     "after the last step of an epoch": ("on_train_batch_end", 4),
     "before the validation": ("on_validation_start", 1),
@@ -122,7 +122,7 @@ def test_an_error_inside_a_step_is_told_and_keeps_the_place(
     tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RuntimeError, match="stopped by the test"):
-        train_with(monkeypatch, Interrupt("on_before_optimizer_step", 6, RuntimeError), make_config(tmp_path))
+        train_with(monkeypatch, Interrupt("on_after_backward", 6, RuntimeError), make_config(tmp_path))
     train(make_config(tmp_path), resume=True)
     assert_same_run(finished_run, tmp_path)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from short_trainings import make_config, make_module, read_checkpoint
 from torch import Tensor
 
 from asr.batchsize import Sizes, Trial, _is_enough
 from asr.cli import main
 from asr.errors import AsrError
+from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.recipe import load_config
@@ -107,6 +109,29 @@ def test_an_utterance_that_does_not_fit_alone_is_told(small_memory: list[int], t
         run(tmp_path / "run")
 
 
+def test_what_is_computed_again_draws_as_the_first_time_and_the_limit_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws: list[Tensor] = []
+    step = CTCTrainingModule.training_step
+
+    def too_much_at_first(module: CTCTrainingModule, batch: Any, batch_idx: int) -> Tensor:
+        draws.append(torch.rand(1))
+        loss = step(module, batch, batch_idx)
+        if len(draws) == 1:
+            raise RuntimeError(OUT_OF_MEMORY)
+        return loss
+
+    monkeypatch.setattr(CTCTrainingModule, "training_step", too_much_at_first)
+    train(make_config(tmp_path, "trainer.epochs=1"))
+    assert draws[0] == draws[1]
+    assert len({float(draw) for draw in draws}) == len(draws) - 1
+    kept = read_checkpoint(tmp_path / "last.ckpt")
+    module = make_module(make_config(tmp_path))
+    module.on_load_checkpoint(kept)
+    assert 0 < module.memory.most_frames == kept["most_frames"] < math.inf
+
+
 def test_other_errors_are_left_alone() -> None:
     def fail() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -175,9 +200,11 @@ def test_find_batch_tells_where_nothing_fits(
 def test_the_smallest_of_the_fast_sizes_is_the_best() -> None:
     rates = {10: 90, 20: 99, 40: 100, 80: 0}
     trials = [Trial(seconds, rate, 1, on_gpu=True, fits=rate > 0) for seconds, rate in rates.items()]
-    sizes = Sizes(trials)
+    sizes = Sizes(trials, max_seconds=20.0)
     assert (sizes.best.batch_seconds, sizes.largest.batch_seconds) == (20, 40)
     assert "data.batch_seconds=36\n" in sizes.summary(), "a tenth of what fits is kept free"
+    assert sizes.summary().endswith("data.batch_seconds=20")
+    assert Sizes(trials, max_seconds=30.0).summary().endswith("data.batch_seconds=20 data.max_seconds=20")
 
 
 @pytest.mark.parametrize(

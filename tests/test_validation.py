@@ -15,6 +15,7 @@ from asr.audio import read_audio
 from asr.evaluation import evaluate
 from asr.learning import CTCTrainingModule
 from asr.manifest import read_manifest
+from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.training import train
 
@@ -93,7 +94,12 @@ def test_only_a_better_model_replaces_the_model_file(tmp_path: Path, monkeypatch
     monkeypatch.setattr(CTCTrainingModule, "on_validation_epoch_start", start)
     monkeypatch.setattr(CTCTrainingModule, "pooled_rate", lambda module, counts: rate["now"])
     saved_at = []
-    monkeypatch.setattr(asr.checkpoints, "save_model", lambda model, path: saved_at.append(rate["now"]))
+
+    def save(model: CTCModel, path: Path) -> None:
+        path.touch()
+        saved_at.append(rate["now"])
+
+    monkeypatch.setattr(asr.checkpoints, "save_model", save)
     train(make_config(tmp_path, "trainer.epochs=2"))
     train(make_config(tmp_path, "trainer.epochs=4"), resume=True)
     assert saved_at == [0.5, 0.4]

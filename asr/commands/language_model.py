@@ -47,13 +47,14 @@ def _add_lm_train(actions: Commands) -> None:
     train = actions.add_parser("train", help="a GRU that reads sentences", description=_run_lm_train.__doc__)
     _add_text_options(train)
     for name, default, help_text in (
-        ("epochs", 2, "passes over the text"),
-        ("hidden-size", 640, "of the GRU"),
-        ("pieces", 2048, "tokens: pieces of words, learned from the text"),
-        ("batch-tokens", 4096, "in a step of each process, at most"),
-        ("seed", 1, "of the first weights and the order"),
+        ("epochs", "2", "passes over the text"),
+        ("hidden-size", "640, or the initial model's", "of the GRU"),
+        ("pieces", "2048", "tokens: pieces of words, learned from the text"),
+        ("batch-tokens", "4096", "in a step of each process, at most"),
+        ("seed", "1", "of the first weights and the order"),
     ):
         train.add_argument(f"--{name}", type=int, metavar="N", help=f"{help_text} (default: {default})")
+    train.add_argument("--learning-rate", type=float, metavar="RATE", help="at its highest (default: 0.004)")
     train.add_argument(
         "--initial-model",
         metavar="FILE",
@@ -115,11 +116,11 @@ def _run_lm_train(options: argparse.Namespace) -> int:
 
     if not is_first_process():
         logging.getLogger("asr").setLevel(logging.ERROR)
-    sizes = {name: getattr(options, name) for name in ("epochs", "hidden_size", "pieces", "batch_tokens", "seed")}
-    sizes = {name: size for name, size in sizes.items() if size is not None}
+    names = "epochs", "hidden_size", "pieces", "batch_tokens", "learning_rate", "seed"
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
     text, held_out, alphabet = _read_text(options)
     settings = {"held_out": held_out, "alphabet": alphabet, "initial_model": options.initial_model}
-    train_language_model(text, options.output, LanguageModelSettings(**sizes), resume=options.resume, **settings)
+    train_language_model(text, options.output, LanguageModelSettings(**given), resume=options.resume, **settings)
     if is_first_process():
         print(f"{options.output}\t{options.output.stat().st_size / 1e6:.1f} MB")
     return 0
