@@ -7,6 +7,8 @@ stands in the text too, both are cut, and the pieces between two such anchors ar
 from __future__ import annotations
 
 import logging
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice, pairwise
@@ -22,6 +24,7 @@ from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.model import CTCModel, steps_needed
 from asr.sources import AudioSource
+from asr.text import count_lost, without_quotes
 from asr.transcript import Transcript, Word, end_by, word_at
 from asr.vocabulary import Vocabulary
 from asr.words import join_words, split_words
@@ -61,8 +64,14 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
 
 def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
     """As `align`, from what the model computed of a recording: (steps, vocabulary); raises AsrError as it does."""
-    words = [(word, model.vocabulary.normalize(word)) for word in split_words(text)]
-    words = [(word, normal) for word, normal in words if normal]
+    dropped: Counter[str] = Counter()
+    plain = without_quotes(text, model.vocabulary.alphabet)  # a word alone does not tell them from apostrophes
+    written = split_words(unicodedata.normalize("NFC", text))
+    both = zip(written, split_words(plain), strict=True)
+    words = [(word, normal) for word, bare in both if (normal := model.vocabulary.normalize(bare, dropped))]
+    if lost := count_lost(dropped):
+        told = ", ".join(f"{character!r} × {count}" for character, count in lost.most_common(8))
+        log.warning("left out of the text, for the model cannot write them: %s", told)
     if not words:
         raise AsrError("the text to align holds no letter of the model's alphabet")
     token_ids = model.vocabulary.encode(join_words(normal for _, normal in words))

@@ -18,7 +18,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from asr.containers import count_ogg_recordings, with_whole_length
+from asr.containers import count_joined_recordings, with_whole_length
 from asr.errors import AsrError
 from asr.sources import KINDS, AudioSource, check_rate, name_of, open_source
 
@@ -172,8 +172,8 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
     name = name_of(source)
     with open_source(source) as original:
         stream = with_whole_length(original)
-        if (num_recordings := count_ogg_recordings(stream)) > 1:
-            only = f"only the first of {num_recordings} recordings that are joined in this Ogg file could be read"
+        if (num_recordings := count_joined_recordings(stream)) > 1:
+            only = f"only the first of {num_recordings} recordings that are joined in this file could be read"
             raise AsrError(f"{name}: {only}; save it anew as one, with `ffmpeg -i FILE NEW.flac` for example")
         try:
             file = _SequentialFile(_descriptor_or_stream(stream), closefd=False)

@@ -1,8 +1,9 @@
-"""What libsndfile would read only in part: an MP3 that does not tell its length, and files joined end to end.
+"""What libsndfile would read only in part: an MP3 or WAV that does not tell its length, and files joined end to end.
 
 Of an MP3 libsndfile reads as much as the Xing header in its first frame tells; without one, as much as the file's size
 and the first frame's size suggest, which is wrong where frames differ. Here the frames are counted, and where there are
-others than that, a Xing header that tells their number is put in front. Of a chained Ogg file it reads the first part.
+others than that, a Xing header that tells their number is put in front. The header of a WAV file that was never
+finished tells no samples, or too few. Of chained Ogg files and joined FLAC files libsndfile reads the first part.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cache
 from io import BufferedReader, BytesIO, FileIO
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["count_ogg_recordings", "with_whole_length"]
+__all__ = ["count_joined_recordings", "with_whole_length"]
 
 LAYER_3 = 1
 """As a frame's header counts layers."""
@@ -47,6 +48,13 @@ OGG_HEADER_BYTES, OGG_FIRST_PAGE = 27, 2
 """Of a page; its flag where it begins a stream (RFC 3533, 6)."""
 
 
+FLAC_BEGINNINGS = b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"
+"""With the header of the first block, of 34 bytes, which may be the only one (RFC 9639, 8.1)."""
+
+RIFF_MOST_BYTES = 0xFFFFFFFF
+"""Of a file, whose size has 32 bits; also what stands for one that is not known, which libsndfile takes as that."""
+
+
 class _Frame(NamedTuple):
     """What the header of a layer III frame says."""
 
@@ -59,12 +67,14 @@ class _Frame(NamedTuple):
 
 
 def with_whole_length(stream: BinaryIO) -> BinaryIO:
-    """The stream itself; for an MP3 whose length libsndfile would get wrong, a copy that tells it.
+    """The stream itself; for an MP3 or WAV whose length libsndfile would get wrong, a copy that tells it.
 
     stream: any file that can seek, at its beginning, where it is left.
     """
     begin = stream.read(2)
     stream.seek(0)
+    if begin == b"RI":
+        return _with_all_samples(stream)
     if begin != b"ID" and not (len(begin) == 2 and begin[0] == 0xFF and begin[1] >= 0xE0):
         return stream
     with _bytes_of(stream) as data:
@@ -75,11 +85,56 @@ def with_whole_length(stream: BinaryIO) -> BinaryIO:
         return BytesIO(_xing_frame(data[start : start + 4], count, len(data) - start) + data[start:])
 
 
-def count_ogg_recordings(stream: BinaryIO) -> int:
-    """How many recordings are chained in an Ogg file (RFC 3533, 4): streams that begin after others have gone on.
+def _with_all_samples(stream: BinaryIO) -> BinaryIO:
+    """Of a WAV file."""
+    with _bytes_of(stream) as data:
+        place = _find_samples(data)
+        if place is None or len(data) > RIFF_MOST_BYTES:
+            return stream
+        told = int.from_bytes(data[place - 4 : place], "little")
+        if told == RIFF_MOST_BYTES or _is_chunk(data, place + told + told % 2):
+            return stream
+        sizes = (size.to_bytes(4, "little") for size in (len(data) - 8, len(data) - place))
+        return BytesIO(next(sizes).join((data[:4], data[8 : place - 4])) + next(sizes) + data[place:])
 
-    stream: as above; 1 for what is no Ogg file.
+
+def _find_samples(data: bytes | mmap.mmap) -> int | None:
+    """Where the samples of a WAV file begin, behind the size of their chunk."""
+    position = 12
+    while data[8:12] == b"WAVE" and position + 8 <= len(data):
+        if data[position : position + 4] == b"data":
+            return position + 8
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2
+    return None
+
+
+def _is_chunk(data: bytes | mmap.mmap, position: int) -> bool:
+    """Whether a WAV file ends there, or another chunk of it that ends within the file begins."""
+    name, size = data[position : position + 4], data[position + 4 : position + 8]
+    is_name = len(size) == 4 and all(0x20 <= byte < 0x7F for byte in name)
+    return len(size) < 4 or (is_name and position + 8 + int.from_bytes(size, "little") <= len(data))
+
+
+def count_joined_recordings(stream: BinaryIO) -> int:
+    """How many recordings stand one behind another in an Ogg or FLAC file; 1 for any other file.
+
+    Those of an Ogg file (RFC 3533, 4) are streams that begin after others have gone on. stream: as above.
     """
+    begin = stream.read(4)
+    stream.seek(0)
+    if begin != b"fLaC":
+        return _count_ogg_recordings(stream)
+    with _bytes_of(stream) as data:
+        position, count = 0, 1
+        while (
+            position := min((at for each in FLAC_BEGINNINGS if (at := data.find(each, position + 1)) > 0), default=0)
+        ) > 0:
+            count += 1
+        return count
+
+
+def _count_ogg_recordings(stream: BinaryIO) -> int:
     count, begins, position = 1, True, 0
     while len(page := stream.read(OGG_HEADER_BYTES)) == OGG_HEADER_BYTES and page.startswith(b"OggS"):
         began_before, begins = begins, bool(page[5] & OGG_FIRST_PAGE)

@@ -72,6 +72,8 @@ class Evaluation:
                 f"{name} {total.rate:.2%}  [{low:.2%}, {high:.2%}]  substitutions {total.substitutions:,}  "
                 f"deletions {total.deletions:,}  insertions {total.insertions:,}  of {total.reference_length:,}"
             )
+        if self.failures:
+            lines.append(f"could not be read: {len(self.failures):,} utterances; their words count as deleted")
         lines += [f"{kind}: {counted}" for kind, counted in self.oddities()]
         if self.audio_seconds > 0:
             rtf = self.processing_seconds / self.audio_seconds

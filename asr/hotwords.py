@@ -100,7 +100,7 @@ class HotwordDecoder:
         spans = [span for span in stretches if found.isdisjoint(range(*span))]
         heard = ["".join(words[start:end]) for start, end in spans]
         likeness = cdist(heard, hotwords, scorer=Levenshtein.normalized_similarity, score_cutoff=LEAST_SIMILARITY)
-        edges = self._edges(tokens, len(log_probs))
+        edges = self._edges(tokens)
         for (start, end), row in zip(spans, likeness, strict=True):
             most_alike = numpy.argsort(-row, kind="stable")[:MOST_TRIED]
             tried = [hotwords[index] for index in most_alike if row[index]]
@@ -109,20 +109,19 @@ class HotwordDecoder:
             first, last = max(0, start - 1), min(len(words), end + 1)
             middles = [words[start:end], *([hotword] for hotword in tried)]
             texts = [[*words[first:start], *middle, *words[end:last]] for middle in middles]
-            before, *after = self.heard(log_probs[edges[first][0] : edges[last - 1][1]], [*map(join_words, texts)])
+            steps = slice(edges[first - 1][1] if first else 0, edges[last][0] if last < len(words) else len(log_probs))
+            before, *after = self.heard(log_probs[steps], [*map(join_words, texts)])
+            if before == -inf:  # too few steps for what was decoded: nothing can be said of others
+                continue
             for hotword, score in zip(tried, after, strict=True):
                 gain = score + self._hotwords[hotword] - before
                 if gain > 0:
                     yield _Change(start, end, hotword, gain)
 
-    def _edges(self, tokens: DecodedTokens, steps: int) -> list[tuple[int, int]]:
-        """The steps of each word; the first and the last word reach to the edges of the recording."""
+    def _edges(self, tokens: DecodedTokens) -> list[tuple[int, int]]:
+        """The steps of each word, from the first token's to the last one's."""
         spans = self._vocabulary.word_spans(tokens.token_ids)
-        edges = [(tokens.steps[start], tokens.end_steps[end - 1]) for start, end in spans]
-        if edges:
-            edges[0] = (0, edges[0][1])
-            edges[-1] = (edges[-1][0], steps)
-        return edges
+        return [(tokens.steps[start], tokens.end_steps[end - 1]) for start, end in spans]
 
 
 def _stretches(words: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:

@@ -53,8 +53,13 @@ def open_source(source: AudioSource) -> Iterator[BinaryIO]:
                 raise AsrError(f"{name}: the audio file is empty (0 bytes)")
             stream.seek(0)
         except (OSError, ValueError) as error:  # a ValueError is a null byte in a path
-            is_folder = isinstance(error, IsADirectoryError)
-            reason = f"a folder, not {KINDS}" if is_folder else reason_of(error)
+            reason = reason_of(error)
+            if isinstance(error, IsADirectoryError) and os.access(name, os.R_OK | os.X_OK):
+                reason = (
+                    f"a folder, and no file of it that is {KINDS}; `ffmpeg -i FILE NEW.flac` makes one of most else"
+                )
+            elif isinstance(error, IsADirectoryError):
+                reason = "a folder that may not be entered"
             if name.startswith(("http://", "https://")):
                 reason = f"addresses are not fetched; `curl -L {name} | asr transcribe -`"
             raise AsrError(f"{name}: audio file cannot be opened: {reason}") from error

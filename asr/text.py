@@ -15,6 +15,7 @@ __all__ = [
     "count_lost",
     "is_letter",
     "normalize_transcript",
+    "without_quotes",
 ]
 
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -28,8 +29,9 @@ _TURKISH = {"i": "\u0130", "\u0130": "i", "\u0131": "I", "I": "\u0131"}
 
 _MARKS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff0c\uff1b\uff01\uff1f"
 """Arabic, Indic and Chinese ones too."""
-_STOPS = re.compile(rf"\.{{2,}}|(?<![{_MARKS}])[{_MARKS}]+(?=[^\W\d_])")
-"""Signs that part words also where no space does: I...I, yes,no."""
+_LETTER = r"[^\W\d_]"
+_STOPS = re.compile(rf"\.{{2,}}|(?<={_LETTER}{_LETTER})\.(?={_LETTER})|(?<![{_MARKS}])[{_MARKS}]+(?={_LETTER})")
+"""Signs that part words also where no space does: I...I, yes,no, end.Next; not U.S. or e.g."""
 
 _QUOTED = re.compile(
     r"(?<!\w)(?:'(?=\w)((?:(?!(?<!\w)'\w).)*?[.,;:!?\u2026])'|\u2018(?=\w)(.{0,1000}?)\u2019)(?!\w)", re.DOTALL
@@ -42,9 +44,9 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
     """`text` in an alphabet, by default LibriSpeech's: upper case, A-Z, apostrophes and single spaces.
 
     A character that the alphabet lacks is written in the other case where that is there; else typographic apostrophes
-    become ', dashes, slashes and ... become spaces, and so do stops inside words (yes,no), letters lose their accents.
-    Single quotation marks are told from apostrophes where that can be. Whatever else is left is dropped, and counted in
-    `dropped` by character as it stood in the text (in Unicode NFC).
+    become ', dashes, slashes and ... become spaces, and so do stops inside words (yes,no but not U.S.), letters lose
+    their accents. Single quotation marks are told from apostrophes where that can be. Whatever else is left is dropped,
+    and counted in `dropped` by character as it stood in the text (in Unicode NFC).
     """
     table = _table(alphabet)
     text = unicodedata.normalize("NFC", text)
@@ -57,6 +59,12 @@ def normalize_transcript(text: str, dropped: Counter[str] | None = None, *, alph
             text = _QUOTED.sub(r"\1\2", text)
         text = _STOPS.sub(" ", text)
     return join_words(text.translate(table).split())
+
+
+def without_quotes(text: str, alphabet: str) -> str:
+    """The text in NFC, with double quotation marks for the single ones that `normalize_transcript` leaves out."""
+    text = unicodedata.normalize("NFC", text)
+    return text if _table(alphabet).has_marks else _QUOTED.sub(lambda found: f'"{found[0][1:-1]}"', text)
 
 
 def count_lost(dropped: Counter[str]) -> Counter[str]:

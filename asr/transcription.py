@@ -105,8 +105,8 @@ def transcribe_live(
     """Each utterance of sound that is still coming in, as soon as the pause behind it is long enough.
 
     blocks: consecutive (samples,) mono floating-point samples in [-1, 1] at `sample_rate` Hz, some tenths of a second
-    each, as tensors or NumPy arrays. The times of the words count from the first block on. What holds no word gives no
-    transcript.
+    each, as tensors or NumPy arrays. The times of the words count from the first block on; so does the duration,
+    to the end of the utterance. What holds no word gives no transcript.
     model, decode: as for `transcribe`. Raises AsrError as it does.
     """
     loaded = _model_of(model)
@@ -122,7 +122,7 @@ def transcribe_live(
             for word in transcript.words
         )
         if words:
-            yield replace(transcript, words=words)
+            yield replace(transcript, words=words, duration_seconds=before + transcript.duration_seconds)
 
 
 def _check_block(samples: Tensor | numpy.ndarray) -> Tensor:

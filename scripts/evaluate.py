@@ -1,6 +1,9 @@
 """`asr evaluate`, for people in a clone: python scripts/evaluate.py --help."""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, which need not be installed
 
 from asr.cli import main
 

@@ -67,6 +67,20 @@ def test_the_text_comes_back_as_it_was_written_without_what_has_no_letter(packag
     assert middle.parts[0].start_seconds == middle.start_seconds < middle.parts[-1].end_seconds == middle.end_seconds
 
 
+@pytest.mark.parametrize("marks", ["''", "‘’"])
+def test_quotation_marks_are_not_spoken(packaged: CTCModel, marks: str) -> None:
+    text = "MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES, AND WE ARE GLAD TO WELCOME HIS GOSPEL"
+    quoted = f"{marks[0]}{text.replace(',', ',' + marks[1])}"
+    plain, shown = (align(packaged, SAMPLES / "1272-128104-0000.flac", each) for each in (text, quoted))
+    assert shown.text == quoted
+    assert [word.confidence for word in shown.words] == [word.confidence for word in plain.words]
+
+
+def test_what_the_model_cannot_write_is_told(packaged: CTCModel, caplog: pytest.LogCaptureFixture) -> None:
+    align(packaged, SAMPLES / "1272-128104-0000.flac", "In 1999 he met Борис, and others.")
+    assert "left out of the text, for the model cannot write them: '9' × 3, '1' × 1, 'Б' × 1" in caplog.text
+
+
 def test_a_long_recording_in_pieces_is_aligned_as_it_is_at_once(
     packaged: CTCModel, speech: list[Tensor], references: list[str]
 ) -> None:

@@ -354,7 +354,10 @@ def flac_that_claims_weeks() -> bytes:
     ("make", "reason"),
     [
         (missing, r"audio file cannot be opened: No such file or directory"),
-        (Path.mkdir, r"audio file cannot be opened: a folder, not WAV, FLAC, OGG/Opus, MP3"),
+        (
+            Path.mkdir,
+            r"audio file cannot be opened: a folder, and no file of it that is WAV, FLAC, OGG/Opus, MP3; `ffmpeg .*",
+        ),
         (Path.touch, r"the audio file is empty \(0 bytes\)"),
         (write(lambda: b"hello world\n" * 100), r"not audio that can be read \(WAV, FLAC, OGG/Opus, MP3\): \w.*"),
         (write(lambda: numpy.random.default_rng(0).bytes(5000)), r"not audio that can be read \(WAV.*"),

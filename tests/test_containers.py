@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asr.audio import read_audio, resample
-from asr.containers import count_ogg_recordings, with_whole_length
+from asr.containers import count_joined_recordings, with_whole_length
 from asr.errors import AsrError
 
 RATE = 16000
@@ -93,7 +93,7 @@ def test_what_is_read_whole_anyway_is_left_as_it_is(tmp_path: Path, format: str,
     soundfile.write(tmp_path / "a", SPEECH.numpy(), RATE, format=format, subtype=subtype)
     with (tmp_path / "a").open("rb") as file:
         assert with_whole_length(file) is file
-        assert count_ogg_recordings(file) == 1
+        assert count_joined_recordings(file) == 1
         assert file.tell() == 0
 
 
@@ -112,18 +112,59 @@ def test_joined_ogg_files_are_refused_with_their_number_and_what_to_do(tmp_path:
         read_audio(tmp_path / "three.ogg", RATE)
 
 
+def test_joined_flac_files_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "one.flac", SPEECH.numpy(), RATE)
+    (tmp_path / "two.flac").write_bytes((tmp_path / "one.flac").read_bytes() * 2)
+    assert len(read_audio(tmp_path / "one.flac", RATE)) == len(SPEECH)
+    with pytest.raises(AsrError, match="only the first of 2 recordings that are joined in this file"):
+        read_audio(tmp_path / "two.flac", RATE)
+
+
+def wav(told: int, behind: bytes = b"") -> bytes:
+    """SPEECH, with so many bytes told in its header."""
+    file = io.BytesIO()
+    soundfile.write(file, SPEECH.numpy(), RATE, format="WAV", subtype="PCM_16")
+    content = file.getvalue()
+    place = content.index(b"data") + 4
+    return (
+        content[:4]
+        + (place - 4 + told).to_bytes(4, "little")
+        + content[8:place]
+        + told.to_bytes(4, "little")
+        + (content[place + 4 :] + behind)
+    )
+
+
+@pytest.mark.parametrize("told", [0, 3200, 0xFFFFFF00 // 2])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_wav_whose_header_was_never_finished_is_read_whole(tmp_path: Path, told: int, on_disk: bool) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(told))
+    read = read_audio(tmp_path / "a.wav" if on_disk else io.BytesIO(wav(told)), RATE)
+    torch.testing.assert_close(read, read_audio(io.BytesIO(wav(2 * len(SPEECH))), RATE))
+
+
+def test_what_stands_behind_the_samples_of_a_wav_is_no_sound() -> None:
+    for behind in (b"LIST\x04\0\0\0INFO", b"", b"\0", b"abcd\0\0\0\0"):
+        assert len(read_audio(io.BytesIO(wav(2 * len(SPEECH), behind)), RATE)) == len(SPEECH)
+    with pytest.raises(AsrError, match="holds no samples"):
+        read_audio(io.BytesIO(wav(0)[: -2 * len(SPEECH)]), RATE)
+
+
 def test_streams_that_begin_together_are_one_ogg_recording_and_later_ones_are_more() -> None:
     first, later = (b"OggS\0" + bytes([flag]) + bytes(20) + b"\2\3\4" + bytes(7) for flag in (2, 0))
     for pages, count in ((first + first + later, 1), (first + later + first + first + later, 2), (first + first, 1)):
-        assert count_ogg_recordings(io.BytesIO(pages)) == count
+        assert count_joined_recordings(io.BytesIO(pages)) == count
 
 
-@given(data=st.binary(max_size=300), begin=st.sampled_from([b"ID3", b"\xff\xfb\x90\xc4", b"OggS\0\2", b""]))
+@given(
+    data=st.binary(max_size=300),
+    begin=st.sampled_from([b"ID3", b"\xff\xfb\x90\xc4", b"OggS\0\2", b"RIFF\0\0\0\0WAVEdata", b"fLaC", b""]),
+)
 @example(data=b"\xff" * 300, begin=b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f")
 @example(data=b"\xff\xf3\x18\xc4" + bytes(32), begin=b"\xff\xf3\x18\xc4" + bytes(32))
 def test_bytes_of_any_kind_are_left_as_they_are_or_get_a_header(data: bytes, begin: bytes) -> None:
     stream = io.BytesIO(begin + data)
     whole = with_whole_length(stream)
     assert whole is stream or whole.read().endswith(data[-4:])
-    assert count_ogg_recordings(stream) >= 1
+    assert count_joined_recordings(stream) >= 1
     assert stream.tell() == 0

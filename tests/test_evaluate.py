@@ -110,6 +110,7 @@ def test_evaluate_names_audio_that_fails_by_its_line_and_counts_its_words_as_del
     assert [line["deletions"] for line in written[::2]] == [3, 1]
     assert printed_rates(done.output)["WER"][3].reference_length == 7
     assert done.output.startswith("utterances 3  hours 0.00"), "an hour that was not there is not counted"
+    assert "could not be read: 2 utterances; their words count as deleted" in done.output
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ def test_an_utterance_is_given_before_the_next_is_asked_for_and_its_times_count_
     found = [first, *results]
     whole = asr.transcribe(talk, sample_rate=RATE)
     assert character_errors(whole.text, " ".join(each.text for each in found)).rate < 0.25
+    assert all(each.words[-1].end_seconds <= each.duration_seconds for each in found)
     starts = [word.start_seconds for each in found for word in each.words]
     assert starts == sorted(starts)
     assert starts[-1] == pytest.approx(whole.words[-1].start_seconds, abs=1.5)

@@ -184,7 +184,11 @@ def write_nan(path: Path) -> None:
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing.wav": (lambda path: None, "audio file cannot be opened: No such file or directory"),
-    "folder.wav": (Path.mkdir, "audio file cannot be opened: a folder, not WAV, FLAC, OGG/Opus, MP3"),
+    "folder.wav": (
+        Path.mkdir,
+        "audio file cannot be opened: a folder, and no file of it that is WAV, FLAC, OGG/Opus, MP3; "
+        "`ffmpeg -i FILE NEW.flac` makes one of most else",
+    ),
     "empty.wav": (Path.touch, r"the audio file is empty \(0 bytes\)"),
     "text.wav": (write_text, r"not audio that can be read \(WAV, FLAC, OGG/Opus, MP3\): \w.*"),
     "truncated.flac": (write_truncated_flac, "the audio is (cut short: it ends at|damaged:) .*"),

@@ -64,11 +64,14 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     import shutil
 
     import soundfile
+    import torch
 
+    from asr.audio import resample
     from asr.modelfile import PACKAGED_MODEL
 
     monkeypatch.chdir(tmp_path)
-    soundfile.write("talk.mp3", *soundfile.read(ROOT / "samples" / "1272-128104-0000.flac"))
+    samples = torch.from_numpy(soundfile.read(ROOT / "samples" / "1272-128104-0000.flac")[0])
+    soundfile.write("talk.mp3", resample(samples, 16000, 44100)[:, None].repeat(1, 2).numpy(), 44100)
     shutil.copy(PACKAGED_MODEL, "model.safetensors")
     printed: list[str] = []
     code = blocks(ROOT / "docs" / "python.md", "python")[number]

@@ -25,6 +25,7 @@ normal_transcripts = st.text(ALPHABET).map(lambda text: " ".join(text.split()))
         ("Hello World", "HELLO WORLD"),
         ("don’t ‘quote’ it`s rock´n´roll ʼtis", "DON'T QUOTE IT'S ROCK'N'ROLL 'TIS"),
         ("But...why? I...I don't; yes,no", "BUT WHY I I DON'T YES NO"),
+        ("The end.Next, the U.S. e.g. at 7 p.m.", "THE END NEXT THE US EG AT PM"),
         ("the U.S. at 5 a.m., and S:t", "THE US AT AM AND ST"),
         ("'Yes,' she said, 'and...'", "YES SHE SAID AND"),
         ("‘Yes’ and ‘no, the boy’s’ he said", "YES AND NO THE BOY'S HE SAID"),

@@ -136,6 +136,24 @@ def test_a_recording_named_twice_is_done_once_and_written_to_every_place(
     assert (out / "sub" / "a.txt").read_text(encoding="utf-8") == (out / "a.txt").read_text(encoding="utf-8") != ""
 
 
+@pytest.mark.parametrize("kind", ["TextGrid", "srt"])
+def test_annotations_beside_a_recording_are_not_replaced(run: Run, model_path: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
+    (tmp_path / f"a.{kind}").write_text("by hand")
+    done = run("transcribe", "--model", model_path, tmp_path, "--output-dir", tmp_path, "--format", kind)
+    assert done.code == 1
+    assert f"a.{kind}: stands beside its recording and would be replaced" in done.errors
+    assert (tmp_path / f"a.{kind}").read_text() == "by hand"
+
+
+def test_an_output_folder_that_cannot_be_is_told_before_anything_is_done(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("transcribe", "none.wav", "--output-dir", tmp_path / "file")
+    assert done.code == 1
+    assert "--output-dir" in done.errors
+    assert "cannot be made (File exists); choose another folder" in done.errors
+
+
 def test_a_text_beside_its_recording_is_not_replaced(run: Run, model_path: Path, tmp_path: Path) -> None:
     shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
     (tmp_path / "a.txt").write_text("what a person heard")

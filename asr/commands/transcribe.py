@@ -174,11 +174,22 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
     if options.skip_existing:
         outputs = {name: paths for name, paths in outputs.items() if not all(map(os.path.exists, paths))}
     for name, paths in outputs.items():
-        own = os.path.splitext(name)[0] + ".txt"  # what was said is in it, where that is how the data are kept
-        if os.path.exists(own) and any(os.path.exists(path) and os.path.samefile(path, own) for path in paths):
+        beside = os.path.dirname(os.path.abspath(name))  # texts, subtitles and TextGrids of one's own are kept there
+        if own := next((path for path in paths if path.exists() and os.path.samefile(path.parent, beside)), None):
             keep = "choose another --output-dir, or keep it with --resume"
             raise AsrError(f"{own}: stands beside its recording and would be replaced; {keep}")
+    _make_folder(options.output_dir)
     return outputs
+
+
+def _make_folder(folder: Path) -> None:
+    """Raises AsrError where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AsrError(f"--output-dir {folder}: cannot be made ({error.strerror}); choose another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise AsrError(f"--output-dir {folder}: cannot be written to; choose another folder")
 
 
 def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[Path]], *, done_before: int) -> int:

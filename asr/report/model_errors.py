@@ -64,7 +64,7 @@ def report_errors(
     rows = []
     for index, item in enumerate(scored):
         against = [(other, theirs.scored[index]) for other, theirs in others]
-        row = Row(_cells(item, heard[index], against), f"{item.utterance.id} {item.reference} {item.hypothesis}")
+        row = Row(_cells(item, heard[index], against), _searched(item))
         row.texts = [(each, align_words(one.reference, one.hypothesis)) for each, one in [(name, item), *against]]
         row.filters = [_verdicts(item, against), *([[item.utterance.speaker]] if many_speakers else [])]
         row.notes = heard[index].problems
@@ -84,6 +84,11 @@ def report_errors(
         footer="SNR is estimated from the samples; intervals are 95 %, over utterances.",
     )
     return write_page(page, folder)
+
+
+def _searched(item: Scored) -> str:
+    """What the page's search looks in."""
+    return f"{item.utterance.id} {item.utterance.speaker} {item.reference} {item.hypothesis}"
 
 
 def _cells(item: Scored, heard: Heard, against: list[tuple[str, Scored]]) -> list[float | str | None]:

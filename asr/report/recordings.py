@@ -44,7 +44,10 @@ def report_recordings(found: Survey, model: CTCModel, folder: Path, *, name: str
     for index, utterance in enumerate(utterances):
         own, audio = notes[id(utterance)], heard[index]
         facts = [len(own), utterance.duration_seconds, letters_per_second(utterance, model.vocabulary), audio.snr]
-        row = Row([*facts, utterance.id, utterance.speaker, utterance.text], f"{utterance.id} {utterance.text}")
+        row = Row(
+            [*facts, utterance.id, utterance.speaker, utterance.text],
+            f"{utterance.id} {utterance.speaker} {utterance.text}",
+        )
         row.filters = [[kind for kind, _ in own] or ["none"]]
         row.notes = [*[f"{kind}: {detail}" for kind, detail in own], *audio.problems]
         row.audio, row.picture = audio.path, drawn.get(index, "")
