@@ -92,7 +92,8 @@ def _with_all_samples(stream: BinaryIO) -> BinaryIO:
         if place is None or len(data) > RIFF_MOST_BYTES:
             return stream
         told = int.from_bytes(data[place - 4 : place], "little")
-        if told == RIFF_MOST_BYTES or _is_chunk(data, place + told + told % 2):
+        end = place + told
+        if told == RIFF_MOST_BYTES or any(_is_chunk(data, at) for at in (end, end + told % 2)):
             return stream
         sizes = (size.to_bytes(4, "little") for size in (len(data) - 8, len(data) - place))
         return BytesIO(next(sizes).join((data[:4], data[8 : place - 4])) + next(sizes) + data[place:])
@@ -126,12 +127,15 @@ def count_joined_recordings(stream: BinaryIO) -> int:
     if begin != b"fLaC":
         return _count_ogg_recordings(stream)
     with _bytes_of(stream) as data:
-        position, count = 0, 1
-        while (
-            position := min((at for each in FLAC_BEGINNINGS if (at := data.find(each, position + 1)) > 0), default=0)
-        ) > 0:
-            count += 1
-        return count
+        return max(1, sum(_count(data, beginning) for beginning in FLAC_BEGINNINGS))
+
+
+def _count(data: bytes | mmap.mmap, part: bytes) -> int:
+    """How often it stands in the data."""
+    count, position = 0, data.find(part)
+    while position >= 0:
+        count, position = count + 1, data.find(part, position + 1)
+    return count
 
 
 def _count_ogg_recordings(stream: BinaryIO) -> int:

@@ -144,6 +144,7 @@ def test_a_wav_whose_header_was_never_finished_is_read_whole(tmp_path: Path, tol
 
 
 def test_what_stands_behind_the_samples_of_a_wav_is_no_sound() -> None:
+    assert len(read_audio(io.BytesIO(wav(2 * len(SPEECH) - 1, b"LIST\x04\0\0\0INFO")), RATE)) == len(SPEECH) - 1
     for behind in (b"LIST\x04\0\0\0INFO", b"", b"\0", b"abcd\0\0\0\0"):
         assert len(read_audio(io.BytesIO(wav(2 * len(SPEECH), behind)), RATE)) == len(SPEECH)
     with pytest.raises(AsrError, match="holds no samples"):

@@ -174,6 +174,8 @@ def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) ->
     if options.skip_existing:
         outputs = {name: paths for name, paths in outputs.items() if not all(map(os.path.exists, paths))}
     for name, paths in outputs.items():
+        if name == "-":
+            continue
         beside = os.path.dirname(os.path.abspath(name))  # texts, subtitles and TextGrids of one's own are kept there
         if own := next((path for path in paths if path.exists() and os.path.samefile(path.parent, beside)), None):
             keep = "choose another --output-dir, or keep it with --resume"
