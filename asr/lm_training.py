@@ -26,7 +26,7 @@ from asr.muon import Muon
 from asr.optimizers import with_schedule
 from asr.plan import fill_batches
 from asr.ranks import is_started_again, process_arguments
-from asr.sentences import GRULanguageModel, load_language_model, save_language_model, widen
+from asr.sentences import GRULanguageModel, load_language_model, save_language_model
 from asr.text import ALPHABET
 from asr.text_batches import ShuffledBatches, TextBatches, TokenBatch
 from asr.training import quiet_lightning
@@ -43,9 +43,6 @@ VOCABULARY_SENTENCES = 250_000
 SCORED_CHARACTERS = 10_000
 """Of held-out texts at once."""
 
-HIDDEN_SIZE = 640
-"""Of a new model."""
-
 CHECKPOINT_MINUTES = 10.0
 """Between two inside an epoch."""
 
@@ -59,8 +56,7 @@ class LanguageModelSettings:
     pieces: int = 2048
     """Tokens of its vocabulary: pieces of words."""
     embedding_size: int = 256
-    hidden_size: int | None = None
-    """Of the GRU; None: the initial model's, or 640 for a new one."""
+    hidden_size: int = 640
     epochs: int = 2
     """Passes over the text."""
     batch_tokens: int = 4096
@@ -71,8 +67,7 @@ class LanguageModelSettings:
 
     def __post_init__(self) -> None:
         for name in ("pieces", "embedding_size", "hidden_size", "epochs", "batch_tokens"):
-            number = getattr(self, name)
-            require(number is None or number >= 1, name, number, "be at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "be above 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "be at least 0 and below 2^63")
 
@@ -90,8 +85,7 @@ def train_language_model(
     """Train on normal transcripts, which are written in `alphabet`, and after each epoch write the model to `path`.
 
     held_out: others, whose perplexity is logged after each epoch.
-    initial_model: the file of a GRU language model, or `packaged`, whose pieces, embeddings and weights it begins with,
-    widened where hidden_size is above its own.
+    initial_model: the file of a GRU language model, or `packaged`, whose pieces, sizes and weights it begins with.
     resume: go on with a training that was stopped, from the checkpoint beside `path`, which is there until all epochs
     are done; under torchrun and SLURM, whose restarts repeat the first command, begin where there is none.
     Raises AsrError for text without a word, where a file would be replaced, and for a training that diverges.
@@ -101,11 +95,11 @@ def train_language_model(
     torch.manual_seed(settings.seed)
     text = list(sentences)
     if initial_model:
-        model = _begin_with(initial_model, settings.hidden_size)
+        model = load_language_model(initial_model).train().requires_grad_(True)
     else:
         every = max(1, math.ceil(len(text) / VOCABULARY_SENTENCES))
         vocabulary = SentencePieceVocabulary.train(islice(text, 0, None, every), settings.pieces, alphabet)
-        model = GRULanguageModel(vocabulary, settings.embedding_size, settings.hidden_size or HIDDEN_SIZE)
+        model = GRULanguageModel(vocabulary, settings.embedding_size, settings.hidden_size)
     batches = TextBatches(text, model.vocabulary, settings.batch_tokens, settings.seed)
     del text
     if len(batches) == 0:
@@ -126,16 +120,6 @@ def perplexity(model: GRULanguageModel, texts: Sequence[str]) -> float:
     log_prob = sum(sum(model.text_log_probs([by_length[index] for index in batch])) for batch in batches)
     loss = -log_prob / sum(len(split_words(text)) + 1 for text in texts)
     return math.exp(loss) if loss < math.log(1e300) else math.inf
-
-
-def _begin_with(path: str | Path, hidden_size: int | None) -> GRULanguageModel:
-    model = load_language_model(path).train().requires_grad_(True)
-    before = model.cell.hidden_size
-    if hidden_size is None or hidden_size == before:
-        return model
-    if hidden_size < before:
-        raise AsrError(f"{path}: has {before} units, which can become more, not {hidden_size}")
-    return widen(model, hidden_size)
 
 
 def _checkpoint_of(path: Path) -> Path:
@@ -230,8 +214,8 @@ class _Training(lightning.LightningModule):
         self._done = checkpoint["done"]
 
     def _plan(self) -> dict[str, Any]:
-        settings = asdict(self.settings) | {"hidden_size": self.model.cell.hidden_size}
-        return {**settings, "processes": self.trainer.world_size, "text": self.batches.checksum}
+        sizes = {"hidden_size": self.model.cell.hidden_size, "pieces": len(self.model.vocabulary)}
+        return {**asdict(self.settings), **sizes, "processes": self.trainer.world_size, "text": self.batches.checksum}
 
 
 class _Saver(Checkpoints):

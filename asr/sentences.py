@@ -18,7 +18,7 @@ from asr.errors import AsrError
 from asr.modelfile import PACKAGED, PACKAGED_MODEL, read_weights, write_weights
 from asr.vocabulary import BLANK_ID, Vocabulary, vocabulary_from_dict
 
-__all__ = ["GRULanguageModel", "load_language_model", "save_language_model", "widen"]
+__all__ = ["GRULanguageModel", "load_language_model", "save_language_model"]
 
 PACKAGED_GRU = PACKAGED_MODEL.with_name("base.gru.safetensors")
 """The GRU language model that comes with the package."""
@@ -75,28 +75,6 @@ class GRULanguageModel(nn.Module):
         lengths = torch.tensor([len(sentence) for sentence in sentences], device=self.bias.device)
         scores: list[float] = self.sentence_log_probs(tokens, lengths).tolist()
         return scores
-
-
-def widen(model: GRULanguageModel, hidden_size: int) -> GRULanguageModel:
-    """A copy with more units, whose probabilities are the same: what is there does not read the new ones until trained.
-
-    hidden_size: at least the model's. The new units draw their weights as those of a new model.
-    """
-    before = model.cell.hidden_size
-    wide = GRULanguageModel(model.vocabulary, model.embedding.embedding_dim, hidden_size)
-    weights, kept = wide.state_dict(), model.state_dict()
-    with torch.no_grad():
-        for name in ("embedding.weight", "bias", "narrowing.bias"):
-            weights[name].copy_(kept[name])
-        weights["narrowing.weight"].zero_()[:, :before] = kept["narrowing.weight"]
-        for name, parameter in wide.cell.named_parameters():
-            gates, known = parameter.unflatten(0, (3, hidden_size)), kept[f"cell.{name}"].unflatten(0, (3, before))
-            if name == "weight_hh_l0":
-                gates[:, :before] = 0
-                gates[:, :before, :before] = known
-            else:
-                gates[:, :before] = known
-    return wide.train(model.training)
 
 
 def save_language_model(model: GRULanguageModel, path: str | Path) -> None:

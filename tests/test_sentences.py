@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr import lm_training
 from asr.errors import AsrError
 from asr.lm_training import LanguageModelSettings, perplexity, train_language_model
-from asr.sentences import SENTENCE_END, GRULanguageModel, load_language_model, save_language_model, widen
+from asr.sentences import SENTENCE_END, GRULanguageModel, load_language_model, save_language_model
 from asr.text_batches import ShuffledBatches, TextBatches
 from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 from tests.command_line import Run, process
@@ -236,29 +236,6 @@ def test_a_training_begins_with_the_model_that_it_is_given(trained: Path, tmp_pa
         train_language_model([""], tmp_path / "other.safetensors", SMALL, initial_model=trained)
     with pytest.raises(AsrError, match="are not in the vocabulary"):
         train_language_model(["ÄÄ"], tmp_path / "other.safetensors", SMALL, initial_model=trained)
-
-
-def test_a_wider_model_is_as_sure_of_everything_and_learns(model: GRULanguageModel) -> None:
-    wide = widen(model, 24)
-    assert wide.cell.hidden_size == 24
-    assert wide.text_log_probs(TEXTS) == pytest.approx(model.text_log_probs(TEXTS), abs=1e-4)
-    assert (widen(model, 16).narrowing.weight == model.narrowing.weight).all()
-    wide.sentence_log_probs(ids(wide, "THE CAT")[None], torch.tensor([7])).sum().backward()
-    gradient = wide.narrowing.weight.grad
-    assert gradient is not None
-    assert (gradient[:, 16:] != 0).all(), "what the new units say is learned"
-
-
-def test_a_training_widens_the_model_that_it_begins_with(trained: Path, tmp_path: Path) -> None:
-    path, settings = tmp_path / "lm.safetensors", replace(SMALL, epochs=1, learning_rate=1e-9)
-    train_language_model(TEXTS[:2], path, replace(settings, hidden_size=64), initial_model=trained)
-    wide = load_language_model(path)
-    assert wide.cell.hidden_size == 64
-    assert wide.text_log_probs(AGREEING) == pytest.approx(
-        load_language_model(trained).text_log_probs(AGREEING), abs=0.02
-    )
-    with pytest.raises(AsrError, match="has 64 units, which can become more, not 48"):
-        train_language_model(TEXTS[:2], tmp_path / "less.safetensors", settings, initial_model=path)
 
 
 def test_every_sentence_is_learned_from_once_an_epoch_by_all_processes_together() -> None:

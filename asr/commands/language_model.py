@@ -47,18 +47,16 @@ def _add_lm_train(actions: Commands) -> None:
     train = actions.add_parser("train", help="a GRU that reads sentences", description=_run_lm_train.__doc__)
     _add_text_options(train)
     for name, default, help_text in (
-        ("epochs", "2", "passes over the text"),
-        ("hidden-size", "640, or the initial model's", "of the GRU"),
-        ("pieces", "2048", "tokens: pieces of words, learned from the text"),
-        ("batch-tokens", "4096", "in a step of each process, at most"),
-        ("seed", "1", "of the first weights and the order"),
+        ("epochs", 2, "passes over the text"),
+        ("hidden-size", 640, "of the GRU"),
+        ("pieces", 2048, "tokens: pieces of words, learned from the text"),
+        ("batch-tokens", 4096, "in a step of each process, at most"),
+        ("seed", 1, "of the first weights and the order"),
     ):
         train.add_argument(f"--{name}", type=int, metavar="N", help=f"{help_text} (default: {default})")
     train.add_argument("--learning-rate", type=float, metavar="RATE", help="at its highest (default: 0.004)")
     train.add_argument(
-        "--initial-model",
-        metavar="FILE",
-        help="a model of `asr lm train`, or `packaged`, to begin with; a larger --hidden-size widens it",
+        "--initial-model", metavar="FILE", help="a model of `asr lm train`, or `packaged`, to begin with"
     )
     train.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     train.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the .safetensors file")
@@ -90,8 +88,8 @@ def _find_lm_train_conflict(options: argparse.Namespace) -> str | None:
     output: Path = options.output
     if output.suffix != ".safetensors":
         return f"--output {output}: must end in .safetensors"
-    if options.initial_model and options.pieces is not None:
-        return "--pieces are those of --initial-model"
+    if options.initial_model and (options.hidden_size is not None or options.pieces is not None):
+        return "--hidden-size and --pieces are those of --initial-model"
     return None
 
 
