@@ -7,7 +7,7 @@ import bz2
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import takewhile
 from operator import eq
 from pathlib import Path
@@ -128,16 +128,32 @@ class _Packed(Pronunciations):
     @cached_property
     def _entries(self) -> dict[str, list[str]]:  # type: ignore[override]
         """Raises AsrError where they are damaged."""
-        by_sign = {_sign(number): phoneme for phoneme, number in self._ids.items()}
-        try:
-            text = _unpack(base64.b64decode(self._values["entries"], validate=True))
-            words, signs = zip(*(line.split("\t") for line in text.split("\n")), strict=True)
-            return {word: [by_sign[sign] for sign in said] for word, said in zip(_lengthen(words), _lengthen(signs))}
-        except (KeyError, ValueError) as error:
-            raise AsrError(f"the pronunciations of the model file are damaged: {error}") from error
+        return _unpack_entries(self._values["entries"], tuple(self.phonemes))
+
+    @cached_property
+    def _analogy(self) -> Analogy:
+        return _learn_packed(self._values["entries"], tuple(self.phonemes))
 
     def to_dict(self) -> dict[str, Any]:
         return self._values
+
+
+@lru_cache(maxsize=2)
+def _unpack_entries(packed: str, phonemes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Kept, for a model file is often read more than once; phonemes: by their ids, the blank first."""
+    by_sign = {_sign(number): phoneme for number, phoneme in enumerate(phonemes) if number != BLANK_ID}
+    try:
+        text = _unpack(base64.b64decode(packed, validate=True))
+        words, signs = zip(*(line.split("\t") for line in text.split("\n")), strict=True)
+        return {word: [by_sign[sign] for sign in said] for word, said in zip(_lengthen(words), _lengthen(signs))}
+    except (KeyError, ValueError) as error:
+        raise AsrError(f"the pronunciations of the model file are damaged: {error}") from error
+
+
+@lru_cache(maxsize=2)
+def _learn_packed(packed: str, phonemes: tuple[str, ...]) -> Analogy:
+    """Kept too: to learn from a whole dictionary takes seconds."""
+    return Analogy(_unpack_entries(packed, phonemes))
 
 
 def pronunciations_from_dict(values: dict[str, Any]) -> Pronunciations:

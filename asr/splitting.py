@@ -1,4 +1,4 @@
-"""A training batch that the memory does not hold at once: computed in parts, with the same loss and gradients."""
+"""A training batch that the memory does not hold: in parts, with the same loss and gradients but for dropout."""
 
 from __future__ import annotations
 
