@@ -9,6 +9,7 @@ finished tells no samples, or too few. Of chained Ogg files and joined FLAC file
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,10 @@ OGG_HEADER_BYTES, OGG_FIRST_PAGE = 27, 2
 
 FLAC_BEGINNINGS = b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"
 """With the header of the first block, of 34 bytes, which may be the only one (RFC 9639, 8.1)."""
+
+LARGE_BYTES = 1_000_000
+_flac_counts: dict[tuple[int, ...] | None, int] = {}
+"""Of the large files that were looked through, by what tells one on the disk from others."""
 
 RIFF_MOST_BYTES = 0xFFFFFFFF
 """Of a file, whose size has 32 bits; also what stands for one that is not known, which libsndfile takes as that."""
@@ -124,10 +129,22 @@ def count_joined_recordings(stream: BinaryIO) -> int:
     """
     begin = stream.read(4)
     stream.seek(0)
-    if begin != b"fLaC":
-        return _count_ogg_recordings(stream)
+    return _count_flac_recordings(stream) if begin == b"fLaC" else _count_ogg_recordings(stream)
+
+
+def _count_flac_recordings(stream: BinaryIO) -> int:
+    """All of the file is looked through, so a large one, of which many utterances may be stretches, once."""
+    key = None
+    if isinstance(stream, BufferedReader) and isinstance(stream.raw, FileIO):
+        status = os.fstat(stream.fileno())
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if key in _flac_counts:
+        return _flac_counts[key]
     with _bytes_of(stream) as data:
-        return max(1, sum(_count(data, beginning) for beginning in FLAC_BEGINNINGS))
+        count = max(1, sum(_count(data, beginning) for beginning in FLAC_BEGINNINGS))
+        if key and len(data) > LARGE_BYTES:
+            _flac_counts[key] = count
+    return count
 
 
 def _count(data: bytes | mmap.mmap, part: bytes) -> int:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from asr import containers
 from asr.audio import read_audio, resample
 from asr.containers import count_joined_recordings, with_whole_length
 from asr.errors import AsrError
@@ -118,6 +119,28 @@ def test_joined_flac_files_are_refused(tmp_path: Path) -> None:
     assert len(read_audio(tmp_path / "one.flac", RATE)) == len(SPEECH)
     with pytest.raises(AsrError, match="only the first of 2 recordings that are joined in this file"):
         read_audio(tmp_path / "two.flac", RATE)
+
+
+def test_a_large_flac_is_looked_through_once_and_again_when_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "LARGE_BYTES", 1000)
+    looked: list[int] = []
+    count = containers._count
+
+    def look(data: bytes, part: bytes) -> int:
+        looked.append(len(data))
+        return count(data, part)
+
+    monkeypatch.setattr(containers, "_count", look)
+    path = tmp_path / "a.flac"
+    soundfile.write(path, SPEECH.numpy(), RATE)
+    for _ in range(3):
+        read_audio(path, RATE, start_seconds=0.1, duration_seconds=0.1)
+    assert len(looked) == 2, "for two kinds of beginnings"
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(AsrError, match="only the first of 2"):
+        read_audio(path, RATE)
 
 
 def wav(told: int, behind: bytes = b"") -> bytes:
