@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.config import EncoderConfig
-from asr.features import Lengths, mask_padding
+from asr.features import Lengths, mask_padding, valid_positions
 from asr.recurrence import bidirectional_gru
 
 __all__ = ["BiGRUEncoder", "BidirectionalLayer", "ConvSubsampling", "flip_valid"]
@@ -53,13 +53,22 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, frames, num_mels) → (batch, steps, output_size), and the lengths."""
-        images, lengths = features[..., None], feature_lengths
+        images, lengths = mask_padding(features, feature_lengths)[:, None], feature_lengths
         for convolution in self.convolutions:
+            images, lengths = convolution(images), self._output_lengths_of_one(lengths)
             # A convolution's bias makes its padding nonzero, and the next one would read it.
-            images = mask_padding(images, lengths).permute(0, 3, 1, 2)
-            images = torch.relu(convolution(images)).permute(0, 2, 3, 1)
-            lengths = self._output_lengths_of_one(lengths)
-        return self.projection(images.flatten(2)), lengths
+            _zero_padding(images, lengths)
+            images = torch.relu(images)
+        return self.projection(images.permute(0, 2, 3, 1).flatten(2)), lengths
+
+
+@torch.no_grad()
+def _zero_padding(images: Tensor, lengths: Tensor) -> None:
+    """In place and unseen by autograd, for a rectifier must follow: where it is given 0 it passes no gradient.
+
+    images: (batch, channels, steps, bands). To multiply is four times as fast as to fill what is masked.
+    """
+    images.mul_(valid_positions(lengths, images.shape[2])[:, None, :, None].to(images.dtype))
 
 
 def flip_valid(encodings: Tensor, lengths: Tensor) -> Tensor:
