@@ -18,7 +18,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from asr.containers import count_joined_recordings, with_whole_length
+from asr.containers import count_joined_recordings, count_told_frames, identity, with_whole_length
 from asr.errors import AsrError
 from asr.sources import KINDS, AudioSource, check_rate, name_of, open_source
 
@@ -50,6 +50,10 @@ UNKNOWN_FRAMES = 2**63 - 1
 """What libsndfile reports for a stream whose header does not tell its length: FLAC that was written to a pipe."""
 
 
+_counted: dict[tuple[int, ...] | None, int] = {}
+"""The lengths of such files, by what tells one from others."""
+
+
 class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A SoundFile that seeks only when told to.
 
@@ -63,9 +67,8 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile h
 class AudioFile:
     """An open recording: its length, and its samples as mono float32 in [-1, 1] at `sample_rate`."""
 
-    def __init__(self, file: soundfile.SoundFile, name: str, sample_rate: int | None) -> None:
-        self.file = file
-        self.frames = _count_frames(file) if file.frames == UNKNOWN_FRAMES else file.frames
+    def __init__(self, file: soundfile.SoundFile, name: str, sample_rate: int | None, frames: int) -> None:
+        self.file, self.frames = file, frames
         self.name = name
         self.sample_rate: int = sample_rate or file.samplerate
 
@@ -175,9 +178,11 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
         if (num_recordings := count_joined_recordings(stream)) > 1:
             only = f"only the first of {num_recordings} recordings that are joined in this file could be read"
             raise AsrError(f"{name}: {only}; save it anew as one, with `ffmpeg -i FILE NEW.flac` for example")
+        told = count_told_frames(stream)
         try:
             file = _SequentialFile(_descriptor_or_stream(stream), closefd=False)
-            audio = AudioFile(file, name, sample_rate)
+            frames = file.frames if file.frames != UNKNOWN_FRAMES else _count_frames(file, identity(original))
+            audio = AudioFile(file, name, sample_rate, max(frames, told))
         except soundfile.LibsndfileError as error:
             reason = f"not audio that can be read ({KINDS}): {_reason(error)}"
             advice = "`ffmpeg -i FILE NEW.flac` turns video and most else into it"
@@ -199,12 +204,19 @@ def _descriptor_or_stream(stream: BinaryIO) -> int | BinaryIO:
     return stream.fileno()
 
 
-def _count_frames(file: soundfile.SoundFile) -> int:
-    """The length of an open file by decoding it; the file is at its beginning again."""
+def _count_frames(file: soundfile.SoundFile, key: tuple[int, ...] | None) -> int:
+    """The length of an open file by decoding it; the file is at its beginning again.
+
+    key: of a file on the disk, which is decoded once, for many utterances may be stretches of it.
+    """
+    if key in _counted:
+        return _counted[key]
     frames = 0
     while count := len(file.read(1_000_000, dtype="float32")):
         frames += count
     file.seek(0)
+    if key is not None:
+        _counted[key] = frames
     return frames
 
 

@@ -17,7 +17,7 @@ from functools import cache
 from io import BufferedReader, BytesIO, FileIO
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["count_joined_recordings", "with_whole_length"]
+__all__ = ["count_joined_recordings", "count_told_frames", "identity", "with_whole_length"]
 
 LAYER_3 = 1
 """As a frame's header counts layers."""
@@ -58,6 +58,14 @@ _flac_counts: dict[tuple[int, ...] | None, int] = {}
 
 RIFF_MOST_BYTES = 0xFFFFFFFF
 """Of a file, whose size has 32 bits; also what stands for one that is not known, which libsndfile takes as that."""
+
+
+STREAM_BYTES = 0x7FFF0000
+"""Tells a WAV file's header of so many bytes of samples or more, it was written to a pipe, before their number was
+known."""
+
+PLAIN_CODECS = (1, 3, 0xFFFE)
+"""PCM, floating point, and either with a longer format: frames of one size."""
 
 
 class _Frame(NamedTuple):
@@ -104,11 +112,32 @@ def _with_all_samples(stream: BinaryIO) -> BinaryIO:
         return BytesIO(next(sizes).join((data[:4], data[8 : place - 4])) + next(sizes) + data[place:])
 
 
+def count_told_frames(stream: BinaryIO) -> int:
+    """Of a WAV file that is cut short, how many frames its header tells; 0 for any other file. stream: as above."""
+    begin = stream.read(4)
+    stream.seek(0)
+    if begin != b"RIFF":
+        return 0
+    with _bytes_of(stream) as data:
+        form, samples = _find_chunk(data, b"fmt "), _find_samples(data)
+        if form is None or samples is None:
+            return 0
+        codec, frame_bytes = (int.from_bytes(data[at : at + 2], "little") for at in (form, form + 12))
+        told = int.from_bytes(data[samples - 4 : samples], "little")
+        is_cut = len(data) - samples < told - told % max(1, frame_bytes) < STREAM_BYTES
+        return told // frame_bytes if is_cut and codec in PLAIN_CODECS and frame_bytes > 0 else 0
+
+
 def _find_samples(data: bytes | mmap.mmap) -> int | None:
     """Where the samples of a WAV file begin, behind the size of their chunk."""
+    return _find_chunk(data, b"data")
+
+
+def _find_chunk(data: bytes | mmap.mmap, name: bytes) -> int | None:
+    """Where the content of a WAV file's chunk of that name begins, behind its size."""
     position = 12
     while data[8:12] == b"WAVE" and position + 8 <= len(data):
-        if data[position : position + 4] == b"data":
+        if data[position : position + 4] == name:
             return position + 8
         size = int.from_bytes(data[position + 4 : position + 8], "little")
         position += 8 + size + size % 2
@@ -134,10 +163,7 @@ def count_joined_recordings(stream: BinaryIO) -> int:
 
 def _count_flac_recordings(stream: BinaryIO) -> int:
     """All of the file is looked through, so a large one, of which many utterances may be stretches, once."""
-    key = None
-    if isinstance(stream, BufferedReader) and isinstance(stream.raw, FileIO):
-        status = os.fstat(stream.fileno())
-        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    key = identity(stream)
     if key in _flac_counts:
         return _flac_counts[key]
     with _bytes_of(stream) as data:
@@ -145,6 +171,14 @@ def _count_flac_recordings(stream: BinaryIO) -> int:
         if key and len(data) > LARGE_BYTES:
             _flac_counts[key] = count
     return count
+
+
+def identity(stream: BinaryIO) -> tuple[int, ...] | None:
+    """What tells a file on the disk, and its content, from others; None for what is none."""
+    if not (isinstance(stream, BufferedReader) and isinstance(stream.raw, FileIO)):
+        return None
+    status = os.fstat(stream.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _count(data: bytes | mmap.mmap, part: bytes) -> int:
