@@ -51,7 +51,8 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
     """Write utterances to a new folder, and its index beside it; returns how many shards there are.
 
     A mono recording that is an utterance keeps its bytes; any other utterance becomes FLAC, mono, of 16 bits and the
-    same rate. lhotse's CutSet.from_shar reads them too. The folder appears when it is complete.
+    same rate, or WAV of floats where it goes beyond full scale. lhotse's CutSet.from_shar reads them too. The folder
+    appears when it is complete.
     Raises AsrError that lists each recording that cannot be read; for a folder or an index that is there already, and
     a full disk.
     """
@@ -61,6 +62,8 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
     index, temporary = folder.with_name(folder.name + INDEX_SUFFIX), folder.with_name(f".{folder.name}.part")
     if index.exists() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise AsrError(f"{index if index.exists() else folder}: is there already; name a new folder")
+    if folder.is_symlink() or os.path.ismount(folder):  # which the finished folder could not take the place of
+        raise AsrError(f"{folder}: is a link or a disk; name a new folder in it")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone_with(temporary):
@@ -142,9 +145,10 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
     else:
         rate = min(rate, HIGHEST_FLAC_RATE)
         samples = read_audio(utterance.audio_path, rate, start_seconds=start, duration_seconds=seconds)
-        encoded = BytesIO()
-        soundfile.write(encoded, samples.numpy(), rate, format="FLAC", subtype="PCM_16")
-        content, kind, frames = encoded.getvalue(), "flac", len(samples)
+        encoded, is_loud = BytesIO(), samples.abs().amax() > 1  # as floats that mean integers are: FLAC would clip them
+        kind, subtype = ("wav", "FLOAT") if is_loud else ("flac", "PCM_16")
+        soundfile.write(encoded, samples.numpy(), rate, format=kind, subtype=subtype)
+        content, frames = encoded.getvalue(), len(samples)
     return content, kind, make_cut(name, None, rate, frames, utterance.text, utterance.speaker)
 
 
@@ -167,6 +171,11 @@ def read_shards(folder: str | Path, names: Iterable[str] | None = None) -> list[
     """
     folder = Path(folder)
     utterances = []
+    if names is None:
+        for recordings in sorted(folder.glob("recording.*.tar")):
+            cuts_name = recordings.name.replace("recording", "cuts", 1).removesuffix(".tar") + ".jsonl.gz"
+            if not (folder / cuts_name).exists():
+                log.warning("shard left out: %s is there, but not %s", recordings, cuts_name)
     for cuts in sorted(folder.glob("cuts.*.jsonl.gz") if names is None else map(folder.joinpath, names)):
         try:
             listed = read_manifest(cuts)

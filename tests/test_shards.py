@@ -111,6 +111,29 @@ def test_a_stretch_of_a_recording_becomes_a_recording(utterances: list[Utterance
     assert torch.equal(spoken(read), spoken(stretch)), "FLAC to FLAC, 16 bits both"
 
 
+def test_samples_beyond_full_scale_stay_as_they_are(tmp_path: Path) -> None:
+    samples = torch.linspace(-11744, 11744, 16000)
+    soundfile.write(tmp_path / "loud.wav", samples.numpy(), 16000, subtype="FLOAT")
+    loud = Utterance("loud", str(tmp_path / "loud.wav"), "A", 0.25, 0.5, "", "m.csv", 1)
+    write_shards([loud], tmp_path / "shards")
+    (read,) = read_data(tmp_path / "shards")
+    assert torch.equal(spoken(read), samples[4000:12000])
+
+
+def test_a_link_is_no_new_folder(utterances: list[Utterance], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with pytest.raises(AsrError, match="link: is a link or a disk; name a new folder in it"):
+        write_shards(utterances, tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"], "nothing was packed"
+
+
+def test_a_shard_whose_cuts_are_gone_is_named(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (shards / "cuts.000001.jsonl.gz").unlink()
+    read_data(shards)
+    assert f"shard left out: {shards / 'recording.000001.tar'} is there, but not cuts.000001.jsonl.gz" in caplog.text
+
+
 def test_utterances_of_the_same_name_stay_apart(utterances: list[Utterance], tmp_path: Path) -> None:
     named = [replace(one, id=name) for one, name in zip(utterances, ("a", "a", "a-2", "b.c/d", "a"))]
     write_shards(named, tmp_path / "shards")
