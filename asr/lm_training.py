@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -23,6 +22,7 @@ from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
 from asr.monitor import ProgressBar, make_progress
 from asr.muon import Muon
+from asr.newfiles import check_new_file
 from asr.optimizers import with_schedule
 from asr.plan import fill_batches
 from asr.ranks import is_started_again, process_arguments
@@ -139,9 +139,7 @@ def _check_output(path: Path, resume: bool) -> Path | None:
         raise AsrError(f"{checkpoint} not found: there is nothing to resume; start without --resume")
     if path.exists():
         raise AsrError(f"{path}: is there already and would be replaced; name another file")
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise AsrError(f"{path}: cannot be written; choose another folder")
+    check_new_file(path)
     return None
 
 

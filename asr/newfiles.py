@@ -14,7 +14,7 @@ from zlib import crc32
 
 from asr.errors import AsrError
 
-__all__ = ["new_file", "new_text_file", "temporary_folder"]
+__all__ = ["check_new_file", "new_file", "new_text_file", "temporary_folder"]
 
 
 @contextmanager
@@ -24,15 +24,31 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     path: a pipe or a device is written to as it is, a link stays one, and who may read a file stays as it was.
     Raises AsrError for a full disk, a folder that cannot be written to, and a path that is a folder.
     """
-    if not path.name or os.path.isdir(path):
-        raise AsrError(f"{path}: is a folder; name a file in it")
-    is_stream = os.path.exists(path) and not os.path.isfile(path)  # a pipe, a terminal
+    _check_is_no_folder(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") if is_stream else _replaced(Path(os.path.realpath(path))) as file:
+        with path.open("wb") if _is_stream(path) else _replaced(Path(os.path.realpath(path))) as file:
             yield file
     except OSError as error:
         raise AsrError(f"{path}: cannot be written ({error.strerror}); make room or choose another folder") from error
+
+
+def check_new_file(path: Path) -> None:
+    """Raise AsrError where `new_file` could not make one: told before hours of work, and not behind them."""
+    _check_is_no_folder(path)
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (_is_stream(path) or (folder.is_dir() and os.access(folder, os.W_OK))):
+        raise AsrError(f"{path}: cannot be written; choose another folder")
+
+
+def _check_is_no_folder(path: Path) -> None:
+    if not path.name or os.path.isdir(path):
+        raise AsrError(f"{path}: is a folder; name a file in it")
+
+
+def _is_stream(path: Path) -> bool:
+    """A pipe, a terminal."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 @contextmanager
@@ -60,7 +76,7 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
     """
     with ExitStack() as stack:
         file: Any = stack.enter_context(new_file(path))
-        if path.suffix == ".gz":  # neither name nor time in its header: the same text makes the same bytes
+        if path.suffix.lower() == ".gz":  # neither name nor time in its header: the same text makes the same bytes
             file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n"))
 

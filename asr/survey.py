@@ -19,7 +19,7 @@ from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel
-from asr.text import ALPHABET
+from asr.text import ALPHABET, is_letter
 from asr.vocabulary import Vocabulary
 from asr.words import is_unspaced
 
@@ -48,6 +48,9 @@ WORDS_FOR = {
 
 MARK = re.compile(r"<[^<>]*\w[^<>]*>|\[[^\[\]]*\w[^\[\]]*\]|\{[^{}]*\w[^{}]*\}")
 """What transcribers write beside words, such as [NOISE] and <UNK>."""
+
+REPEATED = "recordings that come again"
+"""A kind of finding."""
 
 MOST_LISTED = 8
 BARS, MOST_LINES = 30, 20
@@ -123,7 +126,7 @@ def survey(utterances: Sequence[Utterance], model: CTCModel) -> Survey:
     readable = [utterance for utterance, _ in known]
     problems = _training_problems(readable, model, found.dropped_characters)
     found.keeping_out = {"audio that cannot be read": unreadable, **problems}
-    found.keeping_out["recordings that come again"] = _repeats(found.usable())
+    found.keeping_out[REPEATED] = _repeats(found.usable())
     rates = [(utterance, letters_per_second(utterance, model.vocabulary)) for utterance in readable]
     found.odd = {
         "clipped": [
@@ -157,24 +160,30 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
         id(utterance): f"left out: {kind.removeprefix('left out, ')}: {detail}"
         for kind, places in found.keeping_out.items()
         for utterance, detail in places
+        if kind != REPEATED
     }
-    kept, changes = [], []
+    texts = {}
     for utterance in found.utterances:
         dropped: Counter[str] = Counter()
-        text = found.vocabulary.normalize(utterance.text.translate(spoken), dropped)
-        change = "" if text == utterance.text else f"{utterance.text!r} is now {text!r}"
-        if id(utterance) in left_out:
-            change = left_out[id(utterance)]
-        elif numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
-            change = f"left out: {numbers!r} in the text; write it in words"
+        texts[id(utterance)] = found.vocabulary.normalize(utterance.text.translate(spoken), dropped)
+        if numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
+            left_out.setdefault(id(utterance), f"left out: {numbers!r} in the text; write it in words")
         elif marks := " ".join(find_marks(utterance.text, found.vocabulary)):
-            change = f"left out: {marks} in the text; take it out"
-        else:
+            left_out.setdefault(id(utterance), f"left out: {marks} in the text; take it out")
+    rest = [utterance for utterance in found.utterances if id(utterance) not in left_out]
+    left_out |= {id(utterance): f"left out: {REPEATED}: {detail}" for utterance, detail in _repeats(rest)}
+    kept, changes = [], []
+    for utterance in found.utterances:
+        text = texts[id(utterance)]
+        change = left_out.get(id(utterance)) or f"{utterance.text!r} is now {text!r}"
+        if id(utterance) not in left_out:
             kept.append(replace(utterance, text=text))
-        if change:
+        if id(utterance) in left_out or text != utterance.text:
             changes.append(f"{utterance.place}: {utterance.id}: {change}")
     if not kept:
-        raise AsrError(f"{path}: nothing is left to write\n" + "\n".join(changes))
+        is_other = any("letters that are not" in kind and places for kind, places in found.keeping_out.items())
+        other = "; of another language, give its letters by --new-vocabulary" if is_other else ""
+        raise AsrError(f"{path}: nothing is left to write{other}\n" + "\n".join(changes))
     write_manifest(kept, path)
     return changes
 
@@ -239,7 +248,9 @@ def find_marks(text: str, vocabulary: Vocabulary) -> list[str]:
 def _proposal(character: str) -> str:
     if character in WORDS_FOR:
         return WORDS_FOR[character]
-    return "the number in words" if character.isdigit() else "nothing, it is dropped"
+    if is_letter(character):
+        return "letters of the alphabet, else its utterance is left out"
+    return "the number in words" if character.isnumeric() else "nothing, it is dropped"
 
 
 def _counted(values: Iterable[str]) -> str:

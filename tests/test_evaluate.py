@@ -164,7 +164,17 @@ def test_hypotheses_that_cannot_be_written_are_told(run: Run, model_path: Path, 
     done = run(*arguments, tmp_path)
     assert done.code == 1
     assert done.errors == f"asr evaluate: {tmp_path}: is a folder; name a file in it\n"
-    assert "WER" in done.output, "what was computed is not lost"
+    assert done.output == "", "told before anything was computed"
+
+
+def test_a_model_to_compare_with_that_cannot_be_read_is_told_before_the_first_hears(
+    run: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asr.evaluation.evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    arguments = ("evaluate", model_path, SAMPLES / "manifest.jsonl", "--report", tmp_path / "page", "--compare")
+    done = run(*arguments, tmp_path / "typo.safetensors")
+    assert (done.code, done.output) == (1, "")
+    assert "typo.safetensors: model file not found" in done.errors
 
 
 def test_evaluate_does_not_replace_its_manifest(run: Run, model_path: Path, tmp_path: Path) -> None:

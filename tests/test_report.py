@@ -201,10 +201,10 @@ def test_a_report_leaves_nothing_of_the_one_before(model: CTCModel, tmp_path: Pa
         assert [path.name for path in sorted((tmp_path / "page" / "audio").iterdir())] == [
             f"{number}.flac" for number in range(1, len(part) + 1)
         ]
-        check_report(tmp_path / "page", 2)
+        check_report(tmp_path / "page", utterances)
     page.write_text("<p>someone's own</p>")
     with pytest.raises(AsrError, match="the folder holds other files"):
-        check_report(tmp_path / "page", 2)
+        check_report(tmp_path / "page", utterances)
 
 
 def test_models_of_two_alphabets_are_each_compared_in_their_own(
@@ -238,7 +238,16 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.
 
 def test_a_report_of_a_whole_corpus_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(AsrError, match="--report holds at most 20,000 utterances, not 281,241; name a part"):
-        check_report(tmp_path / "page", 281_241)
+        check_report(tmp_path / "page", read_manifest(SAMPLES)[:1] * 281_241)
+
+
+def test_a_report_never_takes_the_place_of_the_recordings_that_it_is_about(model: CTCModel, tmp_path: Path) -> None:
+    report_errors(evaluate(model, read_manifest(SAMPLES)[:1]), model, tmp_path / "page", name="small")
+    (tmp_path / "link").symlink_to(tmp_path / "page")
+    own = replace(read_manifest(SAMPLES)[0], audio_path=str(tmp_path / "page" / "audio" / "1.flac"))
+    for folder in ("page", "link"):
+        with pytest.raises(AsrError, match="holds recordings that it is about; name another folder"):
+            check_report(tmp_path / folder, [own])
 
 
 def test_models_of_the_same_file_name_are_told_apart() -> None:

@@ -247,6 +247,40 @@ def test_of_two_copies_the_one_that_can_be_used_is_kept(tmp_path: Path) -> None:
     assert [utterance.text for utterance in read_manifest(tmp_path / "clean.jsonl")] == ["BUT IN LESS"]
 
 
+@pytest.mark.parametrize("worse", ["BUT IN 1 LESS", "[NOISE] BUT IN LESS"])
+def test_a_copy_is_kept_though_one_before_it_cannot_be(tmp_path: Path, worse: str) -> None:
+    audio = str(SAMPLES / "84-121123-0001.flac")
+    manifest = tmp_path / "m.jsonl"
+    lines = [{"audio": audio, "text": text} for text in (worse, "BUT IN LESS", "BUT IN LESS")]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    assert main(["check", str(manifest), "--fix", str(tmp_path / "clean.jsonl")]) == 0
+    assert [utterance.text for utterance in read_manifest(tmp_path / "clean.jsonl")] == ["BUT IN LESS"]
+
+
+def test_texts_of_another_language_are_checked_in_its_letters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = str(SAMPLES / "84-121123-0001.flac")
+    manifest, clean = tmp_path / "m.jsonl", tmp_path / "clean.jsonl"
+    manifest.write_text(json.dumps({"audio": audio, "text": "Привет, мир"}))
+    assert main(["check", str(manifest), "--fix", str(clean)]) == 1
+    assert "nothing is left to write; of another language, give its letters by --new-vocab" in capsys.readouterr().err
+    assert main(["check", str(manifest), "--fix", str(clean), "--new-vocabulary", " абв"]) == 1
+    assert main(["check", str(manifest), "--fix", str(clean), "--new-vocabulary", " веимпрт"]) == 0
+    assert read_manifest(clean)[0].text == "привет мир"
+
+
+def test_what_cannot_be_is_told_before_the_recordings_are_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("asr.survey.survey", lambda *_: pytest.fail("it listened"))
+    assert main(["check", str(SAMPLES / "manifest.jsonl"), "--valid", str(tmp_path / "none.csv")]) == 1
+    assert "none.csv" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["check", str(SAMPLES / "manifest.jsonl"), "--fix", str(tmp_path)])
+    assert f"--fix {tmp_path}: is a folder" in capsys.readouterr().err
+
+
 def test_nothing_is_written_where_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_text(json.dumps({"audio": "none.flac", "duration": 2, "text": "HELLO"}))

@@ -20,9 +20,7 @@ from asr.commands.options import (
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
-    from asr.evaluation import Evaluation
     from asr.manifest import Utterance
-    from asr.model import CTCModel
 
 __all__ = ["add_check", "add_evaluate", "add_verify"]
 
@@ -33,6 +31,9 @@ def add_check(commands: Commands) -> None:
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a clean manifest, and list each change")
     parser.add_argument("--valid", metavar="DATA", help="a valid set: what of it is in DATA too?")
     parser.add_argument("--model", metavar="M", help="the model to train on from (default: the packaged model)")
+    parser.add_argument(
+        "--new-vocabulary", default="", metavar="CHARACTERS", help="what it shall write with, as of `asr finetune`"
+    )
     _add_report_option(parser)
     parser.set_defaults(run=_run_check, find_conflict=_find_check_conflict)
 
@@ -42,6 +43,8 @@ def _find_check_conflict(options: argparse.Namespace) -> str | None:
         return None
     if Path(options.fix.name.lower().removesuffix(".gz")).suffix in (".csv", ".tsv"):
         return f"--fix {options.fix}: JSON lines are written; call the file {options.fix.stem}.jsonl"
+    if options.fix.is_dir():
+        return f"--fix {options.fix}: is a folder; name a file in it"
     if options.fix.resolve() in (Path(data).resolve() for data in (options.data, options.valid) if data):
         return f"--fix {options.fix}: would replace the data themselves; choose another file"
     return None
@@ -51,14 +54,20 @@ def _run_check(options: argparse.Namespace) -> int:
     """Print a page about recordings and their texts: what they are like, what cannot be learned from, what is odd."""
     from asr.check import check_corpus, find_shared
     from asr.folders import read_data
+    from asr.model import with_vocabulary
     from asr.modelfile import load_model
     from asr.survey import survey, write_fixed
+    from asr.vocabulary import CharacterVocabulary
 
     faults: list[str] = []
-    model, utterances = load_model(options.model), read_data(options.data, faults)
+    model = load_model(options.model)
+    if options.new_vocabulary:
+        model = with_vocabulary(model, CharacterVocabulary(options.new_vocabulary))
+    utterances = read_data(options.data, faults)
     _check_report(options, utterances)
     if options.fix:
         check_output(options.fix, "--fix", utterances)
+    valid = read_data(options.valid) if options.valid else []
     found = survey(utterances, model)
     print(found.page())
     if faults:
@@ -71,7 +80,7 @@ def _run_check(options: argparse.Namespace) -> int:
         for change in [*(f"{fault}: left out" for fault in faults), *write_fixed(found, options.fix)]:
             print(change)
     if options.valid:
-        corpora = [check_corpus(each, model) for each in (found.usable(), read_data(options.valid))]
+        corpora = [check_corpus(each, model) for each in (found.usable(), valid)]
         print("\n".join(find_shared(*corpora)) or "nothing of the valid set is in it")
     return 0
 
@@ -97,7 +106,7 @@ def _check_report(options: argparse.Namespace, utterances: list[Utterance]) -> N
     from asr.report.page import check_report
 
     if options.report:
-        check_report(options.report, len(utterances))
+        check_report(options.report, utterances)
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -124,16 +133,27 @@ def _short_names(paths: list[str]) -> list[str]:
 
 def _run_evaluate(options: argparse.Namespace) -> int:
     """Print WER and CER with 95 % intervals, errors by kind, and the real-time factor."""
+    from asr.evaluation import evaluate
     from asr.folders import read_data
+    from asr.modelfile import load_model
+    from asr.newfiles import check_new_file
 
-    if options.hypotheses and not options.hypotheses.parent.is_dir():
-        raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
+    if options.hypotheses:
+        if not options.hypotheses.parent.is_dir():
+            raise AsrError(f"--hypotheses {options.hypotheses}: its folder does not exist")
+        check_new_file(options.hypotheses)
     utterances = read_data(options.manifest)
     _check_report(options, utterances)
     if options.hypotheses:
         check_output(options.hypotheses, "--hypotheses", utterances)
-    model, evaluation = _evaluate(options.model, utterances, options)
-    others = [_evaluate(path, utterances, options)[1] for path in options.compare]
+    device = choose_device(options.device)
+    models = [load_model(path, device) for path in (options.model, *options.compare)]
+    decodes = [make_decode(options, model) for model in models]  # what is wrong with one is told before the first hears
+    evaluations = (
+        evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=decode)
+        for model, decode in zip(models, decodes, strict=True)
+    )
+    evaluation = next(evaluations)
     for failure in evaluation.failures:
         print(f"{failure.name}: {failure.message}", file=sys.stderr)  # manifest:line, then the audio
     print(evaluation.summary(), flush=True)
@@ -143,18 +163,10 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         from asr.report.model_errors import report_errors
 
         name, *names = _short_names([options.model, *options.compare])
-        pairs = list(zip(names, others, strict=True))
-        page = report_errors(evaluation, model, options.report, name=name, others=pairs, pictures=options.pictures)
+        pairs = list(zip(names, evaluations, strict=True))
+        page = report_errors(evaluation, models[0], options.report, name=name, others=pairs, pictures=options.pictures)
         print(page)
     return 1 if evaluation.failures else 0
-
-
-def _evaluate(path: str, utterances: list[Utterance], options: argparse.Namespace) -> tuple[CTCModel, Evaluation]:
-    from asr.evaluation import evaluate
-    from asr.modelfile import load_model
-
-    model = load_model(path, choose_device(options.device))
-    return model, evaluate(model, utterances, batch_seconds=options.batch_seconds, decode=make_decode(options, model))
 
 
 def add_verify(commands: Commands) -> None:

@@ -6,6 +6,7 @@ index.html holds all else, and works without a network. The folder can be moved 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -14,6 +15,7 @@ from typing import Any
 
 from asr import __version__
 from asr.errors import AsrError
+from asr.manifest import Utterance
 from asr.newfiles import new_text_file
 from asr.report.analysis import Edit
 
@@ -101,12 +103,13 @@ MOST_UTTERANCES = 20_000
 """A report copies the audio of every utterance."""
 
 
-def check_report(folder: Path, utterances: int) -> None:
-    """Raise AsrError where a report would be mixed with something else, or too large."""
-    if utterances > MOST_UTTERANCES:
-        raise AsrError(
-            f"--report holds at most {MOST_UTTERANCES:,} utterances, not {utterances:,}; name a part of them"
-        )
+def check_report(folder: Path, utterances: Sequence[Utterance]) -> None:
+    """Raise AsrError where a report would be mixed with something else, take the recordings' place, or be too large."""
+    if (count := len(utterances)) > MOST_UTTERANCES:
+        raise AsrError(f"--report holds at most {MOST_UTTERANCES:,} utterances, not {count:,}; name a part of them")
+    inside = os.path.join(os.path.realpath(folder), "")
+    if any(os.path.realpath(path).startswith(inside) for path in {each.audio_path for each in utterances}):
+        raise AsrError(f"--report {folder}: holds recordings that it is about; name another folder")
     if folder.exists() and not folder.is_dir():
         raise AsrError(f"--report {folder}: it is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / "index.html"):
