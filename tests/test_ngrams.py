@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy
 import pytest
+from command_line import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asr.beam import read_arpa_unigrams
 from asr.cli import main
 from asr.errors import AsrError
+from asr.manifest import read_manifest
 from asr.ngrams import NgramModel, _discounts, build_ngrams, drop_shared, read_sentences, write_arpa
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -200,6 +202,22 @@ def test_a_language_model_is_built_without_the_sentences_of_a_valid_set(tmp_path
     assert main([*command, "--held-out", str(SAMPLES / "manifest.jsonl")]) == 0
     words = set(dict(read_arpa_unigrams(tmp_path / "lm.arpa")))
     assert words == {word for sentence in TEXT for word in sentence.split()}
+
+
+def test_a_manifest_gives_its_transcripts(tmp_path: Path, run: Run) -> None:
+    done = run("lm", "build", SAMPLES / "manifest.jsonl", "-o", tmp_path / "lm.arpa")
+    assert done.code == 0, done.errors
+    said = {word for utterance in read_manifest(SAMPLES / "manifest.jsonl") for word in utterance.text.split()}
+    assert set(dict(read_arpa_unigrams(tmp_path / "lm.arpa"))) == said
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_text_is_read(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "valid.jsonl").write_text("")
+    for output in (tmp_path, tmp_path / "valid.jsonl" / "a.arpa", tmp_path / "valid.jsonl"):
+        done = run("lm", "build", tmp_path / "missing.txt", "--held-out", tmp_path / "valid.jsonl", "-o", output)
+        assert done.code in (1, 2)
+        assert "missing.txt" not in done.errors
+        assert str(output) in done.errors
 
 
 def test_what_a_text_loses_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

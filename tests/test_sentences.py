@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,24 @@ def test_the_command_trains_without_the_valid_sets_sentences(
     assert "1 sentences share 8 words in a row" in caplog.text
     assert "perplexity" in caplog.text
     assert run("lm", "train", *arguments, "-o", tmp_path / "lm.arpa").code == 2
+
+
+def test_text_for_a_model_that_is_trained_on_is_written_in_its_alphabet(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alphabet, first = " abcdefghijklmnopqrstuvwxyzäöü", tmp_path / "a.safetensors"
+    train_language_model(["über den wolken", "öl und äpfel"] * 20, first, SMALL, alphabet=alphabet)
+    (tmp_path / "text.txt").write_text("Über den Wolken\n", encoding="utf-8")
+    read: list[tuple[list[str], str]] = []
+
+    def note(text: Iterable[str], path: Path, *_: Any, **settings: Any) -> None:
+        read.append((list(text), settings["alphabet"]))
+        path.touch()
+
+    monkeypatch.setattr("asr.lm_training.train_language_model", note)
+    arguments = "--initial-model", first, "-o", tmp_path / "b.safetensors"
+    assert run("lm", "train", tmp_path / "text.txt", *arguments).code == 0
+    assert read == [(["über den wolken"], load_language_model(first).vocabulary.alphabet)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

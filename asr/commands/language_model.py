@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,12 @@ from asr.errors import AsrError
 
 if TYPE_CHECKING:
     from asr.tuning import Point
+    from asr.vocabulary import Vocabulary
 
 __all__ = ["add_lm", "add_tune_lm"]
+
+MANIFESTS = (".csv", ".jsonl", ".tsv")
+"""Endings of what is read as a manifest where a text is asked for."""
 
 HIGHEST_ORDER = 6
 """Of the models that KenLM reads as flashlight-text builds it."""
@@ -64,7 +69,9 @@ def _add_lm_train(actions: Commands) -> None:
 
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz")
+    parser.add_argument(
+        "texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz; or a manifest, for its texts"
+    )
     parser.add_argument(
         "--held-out",
         nargs="+",
@@ -72,14 +79,16 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="valid sets: leave out sentences that share eight words in a row with their transcripts",
     )
-    parser.add_argument("--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's)")
+    parser.add_argument(
+        "--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's, or the initial model's)"
+    )
 
 
 def _find_lm_build_conflict(options: argparse.Namespace) -> str | None:
     output: Path = options.output
     if output.suffix in (".bz2", ".xz", ".zip"):
         return f"--output {output}: the decoder reads .arpa and .arpa.gz"
-    if output.resolve() in (Path(text).resolve() for text in options.texts):
+    if output.resolve() in (Path(data).resolve() for data in (*options.texts, *options.held_out)):
         return f"--output {output}: would replace the text; choose another file"
     return None
 
@@ -95,10 +104,12 @@ def _find_lm_train_conflict(options: argparse.Namespace) -> str | None:
 
 def _run_lm_build(options: argparse.Namespace) -> int:
     """Build a word n-gram model with modified Kneser-Ney smoothing from text, and write it as ARPA."""
+    from asr.newfiles import check_new_file
     from asr.ngrams import build_ngrams, write_arpa
 
     if not 2 <= options.order <= HIGHEST_ORDER:
         raise AsrError(f"--order {options.order} must be 2 to {HIGHEST_ORDER}: the beam search reads no other models")
+    check_new_file(options.output)
     sentences, _, _ = _read_text(options)
     model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)
     write_arpa(model, options.output)
@@ -116,7 +127,7 @@ def _run_lm_train(options: argparse.Namespace) -> int:
         logging.getLogger("asr").setLevel(logging.ERROR)
     names = "epochs", "hidden_size", "pieces", "batch_tokens", "learning_rate", "seed"
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    text, held_out, alphabet = _read_text(options)
+    text, held_out, alphabet = _read_text(options, options.initial_model)
     settings = {"held_out": held_out, "alphabet": alphabet, "initial_model": options.initial_model}
     train_language_model(text, options.output, LanguageModelSettings(**given), resume=options.resume, **settings)
     if is_first_process():
@@ -124,26 +135,41 @@ def _run_lm_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read_text(options: argparse.Namespace) -> tuple[Iterable[str], list[str], str]:
-    """The normal transcripts of the texts, those of the held-out sets, and the alphabet that both are written in."""
+def _read_text(options: argparse.Namespace, initial_model: str | None = None) -> tuple[Iterable[str], list[str], str]:
+    """The normal transcripts of the texts, those of the held-out sets, and the alphabet that both are written in.
+
+    initial_model: of `asr lm train`, whose alphabet it is where no model of speech is named.
+    """
+    from asr.folders import read_many
     from asr.ngrams import drop_shared, read_sentences
     from asr.text import ALPHABET, normalize_transcript
 
     normalize: Callable[..., str] = normalize_transcript
     alphabet = ALPHABET
-    if options.model:
-        from asr.modelfile import load_model
-
-        vocabulary = load_model(options.model).vocabulary
+    if vocabulary := _find_vocabulary(options.model, initial_model):
         normalize, alphabet = vocabulary.normalize, vocabulary.alphabet
-    sentences: Iterable[str] = read_sentences(options.texts, normalize)
+    manifests = [text for text in options.texts if Path(text.lower().removesuffix(".gz")).suffix in MANIFESTS]
+    plain = [text for text in options.texts if text not in manifests]
+    texts = (utterance.text for utterance in (read_many(manifests) if manifests else []))
+    sentences: Iterable[str] = chain(read_sentences(plain, normalize), filter(None, map(normalize, texts)))
     held_out: list[str] = []
     if options.held_out:
-        from asr.folders import read_many
-
         held_out = [normalize(utterance.text) for utterance in read_many(options.held_out)]
         sentences = drop_shared(sentences, held_out)
     return sentences, held_out, alphabet
+
+
+def _find_vocabulary(model: str | None, initial_model: str | None) -> Vocabulary | None:
+    """Of the model of speech that the text is for, else of the language model that is trained on."""
+    if model:
+        from asr.modelfile import load_model
+
+        return load_model(model).vocabulary
+    if initial_model:
+        from asr.sentences import load_language_model
+
+        return load_language_model(initial_model).vocabulary
+    return None
 
 
 def add_tune_lm(commands: Commands) -> None:
