@@ -52,6 +52,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     ranks          the processes that share a training
     guards         what may go wrong in a training without ending it
     initial        a recipe                  → a model to begin from
+    plotting       what TensorBoard shows   → a picture of it
     training       a recipe                  → a model file
     longform       a recording of any length → log_probs
     recognition    parts of recordings       → their words
@@ -72,7 +73,6 @@ The stages, in the order of the flow; a file imports only from files above it:
     overfitting    a recipe, few utterances  → whether it can learn
     finetuning     a model file, recordings  → a model file
     verification   the packaged model        → the texts it was published with, or others
-    plotting       what TensorBoard shows   → a picture of it
     report         an evaluation, a survey  → a page for a browser
         analysis, picture, media, page, model_errors, recordings
     commands       what each of `asr`'s commands takes, and the function it calls

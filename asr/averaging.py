@@ -23,7 +23,9 @@ __all__ = ["average"]
 def average(paths: Sequence[str | Path]) -> CTCModel:
     """The model with the mean of the weights of these model files, in evaluation mode; one named twice counts twice.
 
-    Raises AsrError for a file that cannot be read, or whose shape, frontend or tokens are not those of the first.
+    Its pronouncing dictionary is the first one's.
+    Raises AsrError for a file that cannot be read, or whose shape, frontend, tokens or phonemes are not those of the
+    first.
     """
     models = [load_model(path) for path in paths]
     for path, model in zip(paths, models):
@@ -31,6 +33,9 @@ def average(paths: Sequence[str | Path]) -> CTCModel:
             raise AsrError(f"{path}: writes with other tokens than {paths[0]}; their weights have no mean")
         if _shape(model) != _shape(models[0]) or model.phonemes != models[0].phonemes:
             raise AsrError(f"{path}: has another shape or frontend than {paths[0]}; their weights have no mean")
+        if model.phonemes_by_mmi != models[0].phonemes_by_mmi:
+            reason = "of these models one learned its phonemes by maximum mutual information and the other did not"
+            raise AsrError(f"{path}, {paths[0]}: {reason}; a language model weighs them otherwise")
     states = [model.state_dict() for model in models]
     mean = models[0]
     mean.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})

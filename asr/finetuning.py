@@ -94,10 +94,12 @@ def finetune(
     before = compare(config.initial_model)
     path = train(config, resume=resume)
     finetuned = Finetuned(path, before, compare(path))
+    lower = f"optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
     same_alphabet = not config.vocabulary.characters  # else the references differ too
     for name in config.data.valid:
         if before and same_alphabet and 0 < before[name].words.rate <= finetuned.after[name].words.rate:
-            log.warning("%s: no better than before; try more recordings or a lower optimizer.learning_rate=", name)
+            advice = f"try more recordings, a lower rate ({lower}) or `asr average`"
+            log.warning("%s: no better than before; %s", name, advice)
     return finetuned
 
 

@@ -69,7 +69,8 @@ def read_weights(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tenso
     Raises AsrError for a file that is missing or damaged, and for weights that are not finite.
     """
     if not path.is_file():
-        raise AsrError(f"{path}: {kind} not found")
+        inside = f"; it is a folder, take {path / 'model.safetensors'}" if path.is_dir() else ""
+        raise AsrError(f"{path}: {kind} not found{inside}")
     compute_alone_in_forks()
     try:
         with safe_open(path, framework="pt") as file:

@@ -17,6 +17,7 @@ from asr.folders import read_many
 from asr.initial import make_model
 from asr.manifest import read_manifest, write_manifest
 from asr.modelfile import load_model, save_model
+from asr.plotting import EVENT_FILES, LOG_NAME
 from asr.training import MODEL_NAME, train
 
 __all__ = ["LEARNED_WER", "overfit", "overfit_config"]
@@ -51,7 +52,8 @@ def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
     examples = check_corpus(utterances, model, limits, NO_AUGMENTATION).examples[:count]
     output_dir = Path(f"{config.output_dir}-overfit")
     output_dir.mkdir(parents=True, exist_ok=True)
-    for earlier in (*output_dir.glob("*.ckpt"), *output_dir.glob(MODEL_NAME)):  # a trial, which nobody resumes
+    patterns = "*.ckpt", MODEL_NAME, f"{LOG_NAME}/{EVENT_FILES}"
+    for earlier in (path for pattern in patterns for path in output_dir.glob(pattern)):  # a trial, which nobody resumes
         earlier.unlink()
     manifest = output_dir / "overfit.jsonl"
     write_manifest([example.utterance for example in examples], manifest)

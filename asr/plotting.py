@@ -9,7 +9,7 @@ import numpy
 
 from asr.errors import AsrError, reason_of
 
-__all__ = ["plot_runs", "read_curves"]
+__all__ = ["EVENT_FILES", "LOG_NAME", "plot_runs", "read_curves"]
 
 PANELS = {
     "loss per token": ("train/loss", "valid/loss", "train/phoneme_loss"),
@@ -22,6 +22,12 @@ PANELS = {
 SMOOTHED, SMOOTHED_STEPS = ("train/loss", "train/phoneme_loss"), 50
 """The training losses are shown as a mean over so many logged values at most, a tenth of them where there are fewer."""
 
+LOG_NAME, EVENT_FILES = "tensorboard", "events.out.tfevents.*"
+"""Where a training writes its curves, in its output folder."""
+
+MOST_NAMED = 5
+"""Of the trainings in a folder."""
+
 Curve = tuple[numpy.ndarray, numpy.ndarray]
 """Steps and values."""
 
@@ -29,11 +35,14 @@ Curve = tuple[numpy.ndarray, numpy.ndarray]
 def read_curves(run_dir: Path) -> dict[str, Curve]:
     """The curves in a training's output folder; where a resumed run did steps again, the later values count.
 
-    Raises AsrError for a folder without any.
+    Raises AsrError for a folder without any, and for one that holds the output folders of trainings.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    files = sorted(run_dir.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+    files = sorted(run_dir.rglob(EVENT_FILES), key=lambda path: path.stat().st_mtime)
+    if others := sorted({_run_of(path) for path in files} - {run_dir}):
+        named = ", ".join(map(str, others[:MOST_NAMED])) + (", ..." if len(others) > MOST_NAMED else "")
+        raise AsrError(f"{run_dir}: holds the curves of other trainings; name those to be drawn ({named})")
     values: dict[str, dict[int, float]] = {}
     for path in files:
         events = EventAccumulator(str(path), size_guidance={"scalars": 0})
@@ -46,6 +55,11 @@ def read_curves(run_dir: Path) -> dict[str, Curve]:
         tag: (numpy.array(sorted(points)), numpy.array([points[step] for step in sorted(points)]))
         for tag, points in values.items()
     }
+
+
+def _run_of(path: Path) -> Path:
+    """The output folder of the training that wrote an event file."""
+    return next((folder.parent for folder in path.parents if folder.name == LOG_NAME), path.parent)
 
 
 def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:

@@ -35,6 +35,7 @@ from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
+from asr.plotting import LOG_NAME
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
 from asr.words import split_words
@@ -163,7 +164,7 @@ def make_trainer(
         gradient_clip_val=config.optimizer.clip_norm,
         callbacks=callbacks,
         enable_checkpointing=False,
-        logger=TensorBoardLogger(output_dir, name="tensorboard", version=""),
+        logger=TensorBoardLogger(output_dir, name=LOG_NAME, version=""),
         log_every_n_steps=settings.log_every_steps,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -66,6 +66,25 @@ def test_models_without_a_mean_are_told_apart(
         assert str(caught.value) == f"{other}: {difference} {model_path}; their weights have no mean"
 
 
+def test_models_that_a_language_model_weighs_otherwise_have_no_mean(packaged_model: CTCModel, tmp_path: Path) -> None:
+    other = copy.deepcopy(packaged_model)
+    other.phonemes_by_mmi = False
+    save_model(other, tmp_path / "by-ctc.safetensors")
+    for pair in (["packaged", tmp_path / "by-ctc.safetensors"], [tmp_path / "by-ctc.safetensors", "packaged"]):
+        with pytest.raises(AsrError, match="one learned its phonemes by maximum mutual information"):
+            average(pair)
+
+
+def test_a_mean_replaces_none_of_its_models(
+    model_path: Path, trebled_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = trebled_path.read_bytes()
+    with pytest.raises(SystemExit):
+        main(["average", str(model_path), str(trebled_path), "-o", str(trebled_path)])
+    assert "would replace a model that goes into the mean" in capsys.readouterr().err
+    assert trebled_path.read_bytes() == before
+
+
 def test_one_model_has_no_mean(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["average", str(model_path), "-o", str(tmp_path / "mean.safetensors")])

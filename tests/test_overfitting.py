@@ -34,11 +34,15 @@ def test_two_utterances_are_learned_by_heart(recipe: str, tmp_path: Path, capsys
     assert main(["train", recipe, "--overfit", "1", f"output_dir={tmp_path}/run"]) == 0, "it can be done again"
 
 
-def test_settings_that_cannot_learn_are_told_by_the_exit_code(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_settings_that_cannot_learn_are_told_and_a_second_trial_has_curves_of_its_own(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("asr.overfitting.EPOCHS", 10)
-    assert main(["train", recipe, "--overfit", "2", f"output_dir={tmp_path}/run", "optimizer.learning_rate=1e-9"]) == 1
+    for count in ("2", "1"):
+        arguments = ["--overfit", count, f"output_dir={tmp_path}/run", "optimizer.learning_rate=1e-9"]
+        assert main(["train", recipe, *arguments]) == 1
+        assert "not learned: more than 5% of the words are wrong" in capsys.readouterr().err
+        assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
 
 
 def test_the_recipe_keeps_its_model_and_optimizer_and_loses_its_augmentation(recipe: str, tmp_path: Path) -> None:

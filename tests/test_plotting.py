@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from asr.cli import main
+from asr.errors import AsrError
 from asr.plotting import read_curves
 
 
@@ -43,6 +44,13 @@ def test_two_runs_make_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture
     picture = matplotlib.image.imread(path)
     assert picture.shape[0] > 500
     assert picture.std() > 0.05, "it is not blank"
+
+
+def test_a_folder_of_several_trainings_names_them_and_draws_no_one_curve(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / name, {1: 3.0, 2: 2.0})
+    with pytest.raises(AsrError, match=rf"other trainings; name those .*\({tmp_path}/one, {tmp_path}/two\)"):
+        read_curves(tmp_path)
 
 
 def test_a_folder_without_curves_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

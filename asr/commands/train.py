@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def _run_train(options: argparse.Namespace) -> int:
 
         evaluation = overfit(config, options.overfit)
         print(evaluation.summary())
-        return 0 if evaluation.words.rate <= LEARNED_WER else 1
+        if evaluation.words.rate <= LEARNED_WER:
+            return 0
+        likely = "a transcript belongs to other audio, or the learning rate or the model's size does not fit"
+        print(f"not learned: more than {LEARNED_WER:.0%} of the words are wrong; {likely}", file=sys.stderr)
+        return 1
     if options.find_batch:
         from asr.batchsize import find_batch
 
@@ -140,7 +145,11 @@ def add_average(commands: Commands) -> None:
 
 
 def _find_average_conflict(options: argparse.Namespace) -> str | None:
-    return "a mean takes two models or more" if len(options.models) < 2 else None
+    if len(options.models) < 2:
+        return "a mean takes two models or more"
+    if options.output.resolve() in (Path(model).resolve() for model in options.models):
+        return f"--output {options.output}: would replace a model that goes into the mean; choose another file"
+    return None
 
 
 def _run_average(options: argparse.Namespace) -> int:
