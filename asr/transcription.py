@@ -112,9 +112,11 @@ def transcribe_live(
     loaded = _model_of(model)
     check_rate("live sound", sample_rate)
     frame_samples = round(loaded.step_samples * sample_rate / loaded.sample_rate)
+    is_heard = False
     for stretch in cut_at_pauses(map(_check_block, blocks), sample_rate, frame_samples):
         if not stretch.may_hold_speech or len(stretch.samples) < SHORTEST_SECONDS * sample_rate:
             continue
+        is_heard = True
         transcript = transcribe(stretch.samples, sample_rate=sample_rate, model=loaded, decode=decode)
         before = stretch.start / sample_rate
         words = tuple(
@@ -123,19 +125,22 @@ def transcribe_live(
         )
         if words:
             yield replace(transcript, words=words, duration_seconds=before + transcript.duration_seconds)
+    if not is_heard:
+        log.warning("live sound: holds nothing but silence")
 
 
 def _check_block(samples: Tensor | numpy.ndarray) -> Tensor:
     """A block of live sound; raises AsrError for what is none."""
-    if isinstance(samples, numpy.ndarray):
-        samples = torch.from_numpy(samples)
+    if isinstance(samples, numpy.ndarray) and samples.dtype.kind == "f":
+        samples = torch.from_numpy(numpy.ascontiguousarray(samples, numpy.float32))
     if not isinstance(samples, Tensor) or samples.dim() != 1 or not samples.is_floating_point():
-        shape = f" of shape {tuple(samples.shape)} and {samples.dtype}" if isinstance(samples, Tensor) else ""
+        is_array = isinstance(samples, Tensor | numpy.ndarray)
+        shape = f" of shape {tuple(samples.shape)} and {samples.dtype}" if is_array else ""
         kind = "must be (samples,) mono, floating point in [-1, 1], in a NumPy array or a torch tensor"
         raise AsrError(f"live sound: a block {kind}, not {type(samples).__name__}{shape}")
     if not samples.isfinite().all():
         raise AsrError("live sound: a block holds samples that are not finite numbers")
-    return samples.float()
+    return samples.detach().float().cpu()
 
 
 def transcribe_recordings(

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy
 import pytest
 import soundfile
 import torch
@@ -292,6 +293,7 @@ def test_what_cannot_be_a_stream_is_told_in_a_sentence(
         (torch.zeros(1600, 1), r"must be \(samples,\) mono, .* not Tensor of shape \(1600, 1\) and torch.float32"),
         (torch.zeros(1600, dtype=torch.int16), r"floating point in .* not Tensor of shape \(1600,\) and torch.int16"),
         ([0.0] * 1600, "in a NumPy array or a torch tensor, not list"),
+        (numpy.zeros(1600, dtype=object), r"floating point in .* not ndarray of shape \(1600,\) and object"),
     ],
 )
 def test_blocks_that_are_no_sound_are_told(block: Any, reason: str) -> None:
@@ -305,3 +307,21 @@ def test_a_rate_that_cannot_be_is_told_and_blocks_may_be_of_numpy(talk: Tensor) 
     tensors = talk[: 8 * RATE].split(RATE // 10)
     of_numpy = asr.transcribe_live((block.double().numpy() for block in tensors), sample_rate=RATE)
     assert list(of_numpy) == list(asr.transcribe_live(tensors, sample_rate=RATE))
+
+
+def test_blocks_of_any_floats_are_heard(talk: Tensor) -> None:
+    tensors = talk[: 8 * RATE].split(RATE // 10)
+    expected = list(asr.transcribe_live(tensors, sample_rate=RATE))
+    changes: list[Callable[[Tensor], Any]] = [
+        lambda block: block.numpy().astype(">f4"),
+        lambda block: block.numpy()[::-1].copy()[::-1],
+        lambda block: block.numpy().astype(numpy.longdouble),
+        lambda block: block.clone().requires_grad_(),
+    ]
+    for change in changes:
+        assert list(asr.transcribe_live(map(change, tensors), sample_rate=RATE)) == expected
+
+
+def test_nothing_but_silence_is_told_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    assert list(asr.transcribe_live([torch.zeros(RATE)] * 3, sample_rate=RATE)) == []
+    assert caplog.messages == ["live sound: holds nothing but silence"]
