@@ -151,7 +151,10 @@ def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int
     """
     text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
     lines = _checked(path, text)
-    header = next(lines, "").lower()
+    above, header = 0, next(lines, "")
+    while header and not header.strip():
+        above, header = above + 1, next(lines, "")
+    header = header.lower()
     is_common_voice = delimiter == "\t" and "client_id" in header.split()
     quoting: Literal[0, 3] = csv.QUOTE_NONE if is_common_voice else csv.QUOTE_MINIMAL
     table = csv.DictReader(chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
@@ -160,14 +163,15 @@ def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int
         names = table.fieldnames or ()
         for name in ("audio", "text") if names else ():  # once, not for every line
             if not {name, *ALIASES[name]} & set(names):
-                commas = "; part columns by commas" if any(";" in each for each in names) else ""
-                raise AsrError(f"{path}:1: {name!r} is missing (there are: {', '.join(names)}){commas}")
+                is_parted = any(sign in each for each in names for sign in ";\t")
+                advice = "; part columns by commas, or by tabs in a .tsv" if is_parted else ""
+                raise AsrError(f"{path}:{1 + above}: {name!r} is missing (there are: {', '.join(names)}){advice}")
         for row in table:
             if has_clips and row.get("path"):
                 row["path"] = os.path.join("clips", row["path"])
-            yield table.line_num, row
+            yield above + table.line_num, row
     except csv.Error as error:
-        line = table.line_num + 1  # behind the last good one; an open quote may reach to the end of the file
+        line = above + table.line_num + 1  # behind the last good one; an open quote may reach to the end of the file
         raise AsrError(f"{path}:{line}: {error}; double the quotes in a text, and quote it") from error
 
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -225,7 +226,7 @@ def test_all_subsets_below_a_folder_are_prepared(parts: str, tmp_path: Path) -> 
     for subset in ("dev-clean-2", "train-clean-5"):
         make_chapter(tmp_path / "data" / parts / subset, "84-1", ["HELLO"])
     (tmp_path / "data" / parts / "SPEAKERS.TXT").touch()
-    summaries = prepare_all(tmp_path / "data", tmp_path / "manifests")
+    summaries = list(prepare_all(tmp_path / "data", tmp_path / "manifests"))
     assert [summary.path.name for summary in summaries] == ["dev-clean-2.jsonl.gz", "train-clean-5.jsonl.gz"]
     assert all(summary.path.is_file() for summary in summaries)
 
@@ -238,7 +239,7 @@ def test_the_folder_of_one_subset_is_prepared_as_that_subset(tmp_path: Path) -> 
 
 def test_a_folder_without_subsets_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(AsrError, match="no LibriSpeech subset found; expected LibriSpeech/<subset>"):
-        prepare_all(tmp_path, tmp_path)
+        list(prepare_all(tmp_path, tmp_path))
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -277,13 +278,34 @@ def test_a_subset_is_downloaded_unpacked_and_ready_to_prepare(mirror: str, tmp_p
     ]
     assert (data / "LibriSpeech/.train-clean-5.completed").exists()
     assert [entry.name for entry in data.iterdir()] == ["LibriSpeech"]
-    assert prepare_all(data, tmp_path / "manifests")[0].num_utterances == 2
+    assert next(prepare_all(data, tmp_path / "manifests")).num_utterances == 2
 
 
 def test_a_second_download_asks_the_network_for_nothing(mirror: str, tmp_path: Path) -> None:
     for _ in range(2):
         download_librispeech(["train-clean-5"], tmp_path / "data", mirror=mirror, progress=False)
     assert Handler.requests == ["/31/train-clean-5.tar.gz"]
+
+
+def test_what_is_complete_may_lie_where_nothing_can_be_written(
+    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download_librispeech(["train-clean-5"], tmp_path / "data", mirror=mirror, progress=False)
+    monkeypatch.setattr("asr.corpora.librispeech.locked", lambda path: pytest.fail("it writes there"))
+    (folder,) = download_librispeech(["train-clean-5"], tmp_path / "data", mirror=mirror, progress=False)
+    assert folder.is_dir()
+
+
+def test_a_subset_without_transcripts_is_named_and_the_others_are_prepared(
+    mirror: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder,) = download_librispeech(["train-clean-5"], tmp_path / "data", mirror=mirror, progress=False)
+    shutil.copytree(folder, folder.with_name("dev"))
+    for path in folder.with_name("dev").rglob("*.trans.txt"):
+        path.unlink()
+    (summary,) = prepare_all(tmp_path / "data", tmp_path)
+    assert summary.num_utterances == 2
+    assert f"{folder.with_name('dev')}: left out, it holds audio and no *.trans.txt" in caplog.text
 
 
 def test_a_run_killed_while_unpacking_goes_on_from_the_archive(mirror: str, tmp_path: Path) -> None:

@@ -478,7 +478,20 @@ def test_columns_may_be_capitals_and_are_parted_by_commas(tmp_path: Path) -> Non
     path.write_text("Audio,Text,Duration\na.wav,Hello,1\n")
     assert read_manifest(path)[0].text == "Hello"
     path.write_text("audio;text\na.wav;Hello\n")
-    with pytest.raises(AsrError, match=r"'audio' is missing \(there are: audio;text\); part columns by commas"):
+    for sign in ";\t":
+        path.write_text(f"audio{sign}text\na.wav{sign}Hello\n")
+        with pytest.raises(
+            AsrError, match=r"'audio' is missing \(there are: .*\); part columns by commas, or by tabs in"
+        ):
+            read_manifest(path)
+
+
+def test_empty_lines_above_the_header_count_as_lines_and_as_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("\n\naudio,text,duration\na.wav,Hello,1\n")
+    assert read_manifest(path)[0].place == f"{path}:4"
+    path.write_text("\naudio,words\na.wav,Hello\n")
+    with pytest.raises(AsrError, match=r"m.csv:2: 'text' is missing"):
         read_manifest(path)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
+from asr.audio import AUDIO_EXTENSIONS
 from asr.corpora.archive import check_can_unpack, unpack
 from asr.corpora.chapters import Header, TranscriptLine, find_transcripts, read_chapter, with_headers
 from asr.corpora.download import fetch, make_folder
@@ -106,6 +107,9 @@ def download_librispeech(
 
 def _download_subset(subset: Subset, directory: Path, base_url: str, keep_archive: bool, progress: bool) -> Path:
     folder = directory / "LibriSpeech" / subset.name
+    if _is_complete(folder):  # it may lie where nothing can be written
+        log.info("%s is complete, nothing to download", folder)
+        return folder
     make_folder(folder.parent)
     with locked(folder.parent / f".{subset.name}.lock"):  # another process may be at it
         _download_alone(subset, folder, base_url, keep_archive, progress)
@@ -113,9 +117,8 @@ def _download_subset(subset: Subset, directory: Path, base_url: str, keep_archiv
 
 
 def _download_alone(subset: Subset, folder: Path, base_url: str, keep_archive: bool, progress: bool) -> None:
-    directory, marker = folder.parent.parent, folder.parent / f".{subset.name}.completed"
-    if marker.exists() and folder.is_dir():
-        log.info("%s is complete, nothing to download", folder)
+    directory = folder.parent.parent
+    if _is_complete(folder):
         return
     url = f"{base_url}/{subset.resource}/{subset.name}.tar.gz"
     room_bytes = int(subset.size * UNPACKED_SIZE_FACTOR)
@@ -125,23 +128,30 @@ def _download_alone(subset: Subset, folder: Path, base_url: str, keep_archive: b
     unpack(archive, directory, progress=progress)
     if not folder.is_dir():
         raise AsrError(f"{archive}: no folder LibriSpeech/{subset.name} inside; {url} is not the archive of OpenSLR")
-    marker.touch()
+    _marker(folder).touch()
     if not keep_archive:
         archive.unlink()
 
 
-def prepare_all(directory: str | Path, output_directory: str | Path) -> list[PreparedSubset]:
-    """What was written to `output_directory`/<subset>.jsonl.gz, for every subset below `directory`, by name.
+def _is_complete(folder: Path) -> bool:
+    return _marker(folder).exists() and folder.is_dir()
+
+
+def _marker(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.completed"
+
+
+def prepare_all(directory: str | Path, output_directory: str | Path) -> Iterator[PreparedSubset]:
+    """What was written to `output_directory`/<subset>.jsonl.gz, for every subset below `directory`, by name, each as
+    soon as it is.
 
     directory: holds LibriSpeech/<subset>, or the subsets themselves, or is one subset.
     output_directory: made if missing.
 
     Raises AsrError if there is no subset, and what `prepare_librispeech` raises.
     """
-    return [
-        prepare_librispeech(folder, Path(output_directory) / f"{folder.name}.jsonl.gz")
-        for folder in _subset_folders(Path(directory))
-    ]
+    for folder in _subset_folders(Path(directory)):
+        yield prepare_librispeech(folder, Path(output_directory) / f"{folder.name}.jsonl.gz")
 
 
 def _subset_folders(directory: Path) -> list[Path]:
@@ -151,6 +161,9 @@ def _subset_folders(directory: Path) -> list[Path]:
         return [root]
     children = sorted(root.iterdir()) if root.is_dir() else []
     folders = [child for child in children if child.is_dir() and _has_transcripts(child)]
+    for child in children:
+        if child not in folders and any(next(child.glob(f"*/*/*{suffix}"), None) for suffix in AUDIO_EXTENSIONS):
+            log.warning("%s: left out, it holds audio and no *.trans.txt", child)
     if not folders:
         raise AsrError(
             f"{directory}: no LibriSpeech subset found; expected LibriSpeech/<subset>/<speaker>/<chapter>/*.trans.txt"
