@@ -40,7 +40,8 @@ def main() -> None:
         model = find_model(options.model, Path(folder))
     utterances = read_data(options.manifest)[: 20 if options.quick else None]
     examples = compute_log_probs(model, utterances, with_phonemes=bool(options.lm))
-    known = {word for sentence in read_sentences([options.known_text]) for word in sentence.split()}
+    known_sentences = read_sentences([options.known_text], model.vocabulary.normalize)
+    known = {word for sentence in known_sentences for word in sentence.split()}
     names = {word for reference, _ in examples for word in reference.split() if len(word) >= SHORTEST_NAME} - known
     plain: Decode = decode_greedy
     if options.lm:

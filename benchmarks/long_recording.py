@@ -20,7 +20,6 @@ from asr.evaluation import evaluate
 from asr.folders import read_data
 from asr.manifest import Utterance
 from asr.metrics import word_errors
-from asr.text import normalize_transcript
 from asr.transcription import transcribe
 
 
@@ -39,7 +38,7 @@ def main() -> None:
         elapsed = time.perf_counter() - begin
         seconds = soundfile.info(path).duration
     alone = evaluate(model, utterances).words
-    joined = word_errors(" ".join(normalize_transcript(utterance.text) for utterance in utterances), text)
+    joined = word_errors(" ".join(model.vocabulary.normalize(utterance.text) for utterance in utterances), text)
     print(
         f"{len(utterances)} utterances, {seconds / 3600:.2f} h with their gaps, {seconds / elapsed:.0f} times real time"
     )

@@ -11,15 +11,16 @@ The model only has to find the words of a known transcript, so one that still ge
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from asr import load_model
+from asr import AsrError, load_model
 from asr.alignment import align_log_probs
 from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.model import CTCModel
@@ -47,18 +48,23 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     arguments.pieces.parent.mkdir(parents=True, exist_ok=True)
-    pieces = (
-        replace(
-            utterance,
-            id=f"{utterance.id}-{number}",
-            text=text,
-            start_seconds=round(utterance.start_seconds + start, 3),
-            duration_seconds=round(end - start, 3),
-        )
-        for utterance in read_manifest(arguments.manifest)
-        for number, (start, end, text) in enumerate(cut(utterance, model, arguments.max_seconds))
-    )
-    write_manifest(pieces, arguments.pieces)
+    parted = (pieces(each, model, arguments.max_seconds) for each in read_manifest(arguments.manifest))
+    write_manifest(chain.from_iterable(parted), arguments.pieces)
+
+
+def pieces(utterance: Utterance, model: CTCModel, max_seconds: float) -> Iterator[Utterance]:
+    """Of one utterance; none, and a line on standard error, where it has no text or audio that can be read."""
+    try:
+        for number, (start, end, text) in enumerate(cut(utterance, model, max_seconds)):
+            yield replace(
+                utterance,
+                id=f"{utterance.id}-{number}",
+                text=text,
+                start_seconds=round(utterance.start_seconds + start, 3),
+                duration_seconds=round(end - start, 3),
+            )
+    except AsrError as error:
+        print(f"{utterance.place}: {utterance.id}: left out: {error}", file=sys.stderr)
 
 
 def cut(utterance: Utterance, model: CTCModel, max_seconds: float) -> Iterator[tuple[float, float, str]]:

@@ -10,7 +10,7 @@ writes FOLDER/audio/*.mp3 and FOLDER/manifest.jsonl.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,11 @@ QUALITY = {"compression_level": 0.9, "bitrate_mode": "CONSTANT"}
 
 def main() -> None:
     """Copy what the command line names."""
-    manifest, folder = sys.argv[1], Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest")
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    manifest, folder = arguments.manifest, arguments.folder
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     write_manifest(copies(manifest, folder / "audio"), folder / "manifest.jsonl")
 
