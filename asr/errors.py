@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-__all__ = ["MOST_PROBLEMS", "AsrError", "DamagedError", "printable", "reason_of"]
+__all__ = ["MOST_PROBLEMS", "AsrError", "DamagedError", "errors_told", "printable", "reason_of"]
 
 MOST_PROBLEMS = 20
 """That an error of many lists before it only counts them."""
@@ -36,6 +38,16 @@ class AsrError(Exception):
 
 class DamagedError(AsrError):
     """A file that is empty, cut short or overwritten; others of its kind may still be good."""
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """For a program of its own: an AsrError is printed without a traceback, and ends it with exit code 1."""
+    try:
+        yield
+    except AsrError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def reason_of(error: Exception) -> str:

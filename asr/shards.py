@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import string
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -200,7 +202,7 @@ def fetch_shards(url: str) -> list[Utterance]:
     """
     from asr.corpora.download import fetch
 
-    url = url.rstrip("/")
+    url = urllib.parse.quote(url.rstrip("/"), safe=string.punctuation)  # a request holds no other letters
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bigru-asr" / "shards"
     saved = cache / f"{_digest(url.encode())}.json"
     try:

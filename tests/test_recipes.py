@@ -84,6 +84,16 @@ def run_script(name: str, *arguments: str | Path | float, folder: str = "base") 
     subprocess.run(command, check=True, timeout=300)
 
 
+@pytest.mark.parametrize("script", ["base/mp3_copies.py", "finetune/take_minutes.py"])
+def test_a_script_tells_what_it_cannot_read_in_a_sentence(script: str, tmp_path: Path) -> None:
+    arguments = [tmp_path / "none.jsonl", *(["5"] if "minutes" in script else []), tmp_path / "out"]
+    command = [sys.executable, ROOT / "recipes" / script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path / 'none.jsonl'}: manifest not found")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
     """The samples, cut wherever they can be."""

@@ -282,6 +282,13 @@ def test_shards_are_read_over_http_and_fetched_once(address: str, shards: Path, 
     assert_same(read_data(f"{address}/"), utterances)
 
 
+def test_an_address_may_have_any_letters(address: str, shards: Path, utterances: list[Utterance]) -> None:
+    shards.rename(shards.with_name("séance 1"))
+    shards.with_name("shards.json").rename(shards.with_name("séance 1.json"))
+    assert_same(read_data(address.replace("shards", "séance 1")), utterances)
+    assert_same(read_data(address.replace("shards", "s%C3%A9ance%201")), utterances)
+
+
 def test_new_shards_behind_an_address_are_fetched_and_the_old_ones_forgotten(
     address: str, shards: Path, utterances: list[Utterance]
 ) -> None:

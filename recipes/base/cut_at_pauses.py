@@ -22,6 +22,7 @@ from torch import Tensor
 
 from asr import AsrError, load_model
 from asr.alignment import align_log_probs
+from asr.errors import errors_told
 from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.model import CTCModel
 from asr.transcript import Word
@@ -114,4 +115,5 @@ def quietest(samples: Tensor, start: float, end: float, sample_rate: int) -> flo
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from asr import load_model
+from asr.errors import errors_told
 from asr.model import CTCModel
 from asr.modelfile import save_model
 
@@ -44,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import soundfile
 
+from asr.errors import errors_told
 from asr.manifest import Utterance, read_manifest, write_manifest
 
 SAMPLE_RATE = 16000
@@ -44,4 +45,5 @@ def copies(manifest: str, folder: Path) -> Iterator[Utterance]:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

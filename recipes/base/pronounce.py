@@ -18,6 +18,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from asr.beam import read_arpa_unigrams
+from asr.errors import errors_told
 from asr.manifest import read_manifest
 from asr.newfiles import new_text_file
 from asr.pronunciation import Pronunciations
@@ -60,4 +61,5 @@ def pronounce(word: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -10,6 +10,7 @@ import shutil
 import sys
 
 from asr import BeamDecoder, load_model
+from asr.errors import errors_told
 from asr.evaluation import evaluate
 from asr.manifest import read_manifest
 from asr.modelfile import PACKAGED_MODEL
@@ -27,4 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -24,6 +24,7 @@ import numpy
 import soundfile
 from mp3_copies import QUALITY, SAMPLE_RATE
 
+from asr.errors import errors_told
 from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.ngrams import drop_shared, read_sentences
 from asr.text import normalize_transcript
@@ -108,4 +109,5 @@ def speak_flite(voice: str, text: str, tempo: float) -> tuple[numpy.ndarray, flo
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

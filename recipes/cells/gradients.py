@@ -19,6 +19,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from asr.errors import errors_told
 from asr.folders import read_many
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -85,4 +86,5 @@ def gradient_norms(model: CTCModel, samples: Tensor) -> numpy.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

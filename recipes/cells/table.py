@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy
 
+from asr.errors import AsrError, errors_told
 from asr.folders import read_many
 from asr.modelfile import load_model
 from asr.plotting import read_curves
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models: dict[str, list[Run]] = defaultdict(list)
     for path in sorted(options.runs.glob("*/model.safetensors")):
         models[path.parent.name.rpartition("-")[0]].append(read_run(path.parent, options.loss))
+    if not models:
+        raise AsrError(f"{options.runs}: no trainings there; recipes/cells/run.sh makes them")
     titles = ["cell, hidden size", "parameters", "s per epoch", f"epochs to valid loss {options.loss:g}"]
     titles += ["valid loss", "WER", "CER", "seeds"]
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
@@ -91,4 +94,5 @@ def spread(values: Sequence[float], digits: int, unit: str = "") -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -14,6 +14,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from asr.errors import errors_told
+
 LABELS = {
     "accent": "speechocean762, two thirds of the valid set",
     "librispeech": "LibriSpeech, dev-clean half",
@@ -42,4 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -5,11 +5,12 @@ python recipes/finetune/take_minutes.py MANIFEST MINUTES PART.jsonl
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from asr.errors import errors_told
 from asr.manifest import Utterance, read_manifest, write_manifest
 
 
@@ -25,9 +26,14 @@ def take(utterances: Sequence[Utterance], minutes: float) -> Iterator[Utterance]
 
 def main() -> None:
     """Take what the command line names."""
-    source, minutes, target = sys.argv[1:]
-    write_manifest(take(list(read_manifest(source)), float(minutes)), Path(target))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest")
+    parser.add_argument("minutes", type=float)
+    parser.add_argument("part", type=Path)
+    options = parser.parse_args()
+    write_manifest(take(list(read_manifest(options.manifest)), options.minutes), options.part)
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()
