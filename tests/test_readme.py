@@ -71,7 +71,8 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
 
     monkeypatch.chdir(tmp_path)
     samples = torch.from_numpy(soundfile.read(ROOT / "samples" / "1272-128104-0000.flac")[0])
-    soundfile.write("talk.mp3", resample(samples, 16000, 44100)[:, None].repeat(1, 2).numpy(), 44100)
+    for name in ("talk.mp3", "talk.wav"):
+        soundfile.write(name, resample(samples, 16000, 44100)[:, None].repeat(1, 2).numpy(), 44100)
     shutil.copy(PACKAGED_MODEL, "model.safetensors")
     printed: list[str] = []
     code = blocks(ROOT / "docs" / "python.md", "python")[number]
