@@ -37,7 +37,10 @@ def make_optimizer(
         optimizer = Muon(groups, lr=rate, betas=betas, weight_decay=decay, dtype=dtype)
     else:
         groups[0]["params"] += cells
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay)
+        on_cpu = model.device.type == "cpu"
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay, fused=on_cpu or None)
+        # A fused one says that it takes a loss scaler's gradients, which Lightning would not clip; a CPU has no scaler.
+        optimizer._step_supports_amp_scaling = False
     return with_schedule(optimizer, config.warmup_share, total_steps)
 
 
