@@ -35,7 +35,7 @@ def average(paths: Sequence[str | Path]) -> CTCModel:
             raise AsrError(f"{path}: has another shape or frontend than {paths[0]}; their weights have no mean")
         if model.phonemes_by_mmi != models[0].phonemes_by_mmi:
             reason = "of these models one learned its phonemes by maximum mutual information and the other did not"
-            raise AsrError(f"{path}, {paths[0]}: {reason}; a language model weighs them otherwise")
+            raise AsrError(f"{path}, {paths[0]}: {reason}; train both in one way (optimizer.mmi_share)")
     states = [model.state_dict() for model in models]
     mean = models[0]
     mean.load_state_dict({name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]})

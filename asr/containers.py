@@ -61,8 +61,7 @@ RIFF_MOST_BYTES = 0xFFFFFFFF
 
 
 STREAM_BYTES = 0x7FFF0000
-"""Tells a WAV file's header of so many bytes of samples or more, it was written to a pipe, before their number was
-known."""
+"""A WAV file whose header tells so many bytes of samples, or more, was written to a pipe before they were counted."""
 
 PLAIN_CODECS = (1, 3, 0xFFFE)
 """PCM, floating point, and either with a longer format: frames of one size."""
