@@ -87,7 +87,7 @@ def valid_positions(lengths: Tensor, size: int) -> Tensor:
 def mask_padding(batch: Tensor, lengths: Tensor) -> Tensor:
     """`batch` (batch, positions, ...) with zeros past each length."""
     valid = valid_positions(lengths, batch.shape[1])
-    return batch.masked_fill(~valid.reshape(*valid.shape, *[1] * (batch.dim() - 2)), 0.0)
+    return torch.where(valid.reshape(*valid.shape, *[1] * (batch.dim() - 2)), batch, 0.0)
 
 
 def normalize_features(features: Tensor, feature_lengths: Tensor) -> Tensor:
