@@ -151,10 +151,7 @@ def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int
     """
     text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
     lines = _checked(path, text)
-    above, header = 0, next(lines, "")
-    while header and not header.strip():
-        above, header = above + 1, next(lines, "")
-    header = header.lower()
+    above, header = next(((above, line.lower()) for above, line in enumerate(lines) if line.strip()), (0, ""))
     is_common_voice = delimiter == "\t" and "client_id" in header.split()
     quoting: Literal[0, 3] = csv.QUOTE_NONE if is_common_voice else csv.QUOTE_MINIMAL
     table = csv.DictReader(chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
@@ -163,8 +160,7 @@ def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int
         names = table.fieldnames or ()
         for name in ("audio", "text") if names else ():  # once, not for every line
             if not {name, *ALIASES[name]} & set(names):
-                is_parted = any(sign in each for each in names for sign in ";\t")
-                advice = "; part columns by commas, or by tabs in a .tsv" if is_parted else ""
+                advice = "; part columns by commas, or by tabs in a .tsv" if {*";\t"} & {*"".join(names)} else ""
                 raise AsrError(f"{path}:{1 + above}: {name!r} is missing (there are: {', '.join(names)}){advice}")
         for row in table:
             if has_clips and row.get("path"):
