@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -43,12 +43,15 @@ class Batch:
     """(batch,)"""
     references: list[str]
     ids: list[str]
+    """None where a silent second stands for utterances of which none can be read."""
     phonemes: Tensor | None = None
     """(batch, phonemes) phoneme ids of the references, for a model that hears phonemes."""
     phoneme_lengths: Tensor | None = None
     """(batch,)"""
     unreadable: tuple[str, ...] = ()
     """Why utterances of the plan are not here, each in a sentence."""
+    unheard: tuple[str, ...] = ()
+    """Their references."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same on another device; Lightning calls it."""
@@ -82,17 +85,19 @@ class SpeechDataset(Dataset[Batch]):
 
     def __getitem__(self, indices: list[int]) -> Batch:
         """Audio that cannot be read leaves its utterance out; a batch of nothing else is a silent second."""
-        references, ids, waveforms, unreadable = [], [], [], []
+        references, ids, waveforms, unreadable, unheard = [], [], [], [], []
         for index in indices:
+            example = self.examples[index]
             try:
                 waveforms.append(self._samples(index))
             except AsrError as error:
                 unreadable.append(str(error))
+                unheard.append(example.reference)
                 continue
-            references.append(self.examples[index].reference)
-            ids.append(self.examples[index].utterance.id)
+            references.append(example.reference)
+            ids.append(example.utterance.id)
         if not waveforms:
-            references, ids, waveforms = [""], ["silence"], [torch.zeros(self.sample_rate)]
+            references, waveforms = [""], [torch.zeros(self.sample_rate)]
         targets, target_lengths = _pad(map(self.vocabulary.encode, references))
         return Batch(
             waveforms=pad_sequence(waveforms, batch_first=True),
@@ -102,6 +107,7 @@ class SpeechDataset(Dataset[Batch]):
             references=references,
             ids=ids,
             unreadable=tuple(unreadable),
+            unheard=tuple(unheard),
             **self._phonemes(references),
         )
 
@@ -142,6 +148,24 @@ def _from_16_bits(integers: Tensor, full_scale: float) -> Tensor:
     return integers.float() * (full_scale / 32768)
 
 
+class _EndingLoader:
+    """Its workers, copies of a process with a training in it, end with the last batch; Lightning would keep them."""
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        for _ in range(len(self) - 1):
+            yield next(batches)
+        last = next(batches)
+        del batches
+        yield last
+
+
 class SpeechDataModule(lightning.LightningDataModule):
     """Training and valid batches for Lightning, with the place in the epoch in every checkpoint."""
 
@@ -153,30 +177,30 @@ class SpeechDataModule(lightning.LightningDataModule):
         self.config, self.model, self.seed = config, model, seed
         self._batches_done = (0, 0)
         self._steps_done: int | None = None
-        self._loaders: dict[str, DataLoader[Batch]] = {}
+        self._train_loader: DataLoader[Batch] | None = None
+        self._valid_loader: _EndingLoader | None = None
         self._has_ended = multiprocessing.RawValue("b", False)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Lightning asks for it before each epoch, for plans differ in length; the loader stays, with its cache."""
         assert self.trainer is not None
-        if "train" not in self._loaders:
-            self._loaders["train"] = self._loader(self.train_corpus, self._train_sampler(), stays=True)
-        sampler = cast(DurationBatchSampler, self._loaders["train"].sampler)
+        if self._train_loader is None:
+            self._train_loader = self._loader(self.train_corpus, self._train_sampler(), stays=True)
+        sampler = cast(DurationBatchSampler, self._train_loader.sampler)
         sampler.batches_done = self._batches_done
         # Lightning reads ahead before it tells the sampler its epoch, and before it knows the epoch of a resumed run.
         sampler.set_epoch(max(self.trainer.current_epoch, self._batches_done[0]))
-        return self._loaders["train"]
+        return self._train_loader
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        if "valid" not in self._loaders:
+    def val_dataloader(self) -> _EndingLoader:
+        if self._valid_loader is None:
             assert self.trainer is not None
             durations = [example.utterance.duration_seconds for example in self.valid_corpus.examples]
             by_length = sorted(range(len(durations)), key=durations.__getitem__)
             share = by_length[self.trainer.global_rank :: self.trainer.world_size]  # each utterance in one process
             batches = fill_batches(durations, share, self.config.batch_seconds) or [[]]
-            # Its workers must end: each is a copy of a process with a training in it, and would keep what that had.
-            self._loaders["valid"] = self._loader(self.valid_corpus, batches, stays=False)
-        return self._loaders["valid"]
+            self._valid_loader = _EndingLoader(self._loader(self.valid_corpus, batches, stays=False))
+        return self._valid_loader
 
     def count_steps(self, epochs: int) -> int:
         """Of a whole training. Where it is resumed changes nothing, unless the plan of its epochs is another one since:

@@ -19,41 +19,47 @@ MOST_SKIPPED_STEPS, MOST_RESCALED_STEPS = 20, 40
 """Without a finite gradient: in all; and in a row in 16-mixed, whose scaler begins at 2¹⁶ and halves at each."""
 
 MOST_UNREADABLE_SHARE, FEWEST_UNREADABLE = 0.01, 10
-"""Recordings that may turn out unreadable: this share of the training set, or so many where that is more,
-but never more than half of it."""
+"""Recordings of a set that may turn out unreadable: this share of it, or so many where that is more, but never more
+than half of it; several processes may meet an equal part each, and one at least."""
+
+
+class _Unreadable:
+    """Recordings of one set that could be read when it was checked."""
+
+    def __init__(self, examples: int) -> None:
+        self.most = min(max(FEWEST_UNREADABLE, int(MOST_UNREADABLE_SHARE * examples)), examples // 2)
+        self._problems: set[str] = set()
+
+    def note(self, batch: Batch, processes: int) -> None:
+        """Log what is new; raises AsrError where it is too much."""
+        for problem in set(batch.unreadable) - self._problems:
+            self._problems.add(problem)
+            log.error("left out: %s", problem)  # which each of several processes tells of its own
+        if len(self._problems) > (self.most if processes == 1 else max(1, self.most // processes)):
+            raise AsrError(
+                f"{len(self._problems)} recordings cannot be read any more, such as {min(self._problems)}; "
+                "is the disk still there? --resume goes on from the last checkpoint"
+            )
 
 
 class Guards(lightning.Callback):
     """Logs the gradient's norm, leaves out steps where it is not finite, and stops where too much is left out."""
 
-    def __init__(self, examples: int) -> None:
-        """examples: of the training set."""
-        share = max(FEWEST_UNREADABLE, int(MOST_UNREADABLE_SHARE * examples))
-        self.most_unreadable = min(share, examples // 2)
+    def __init__(self, train_examples: int, valid_examples: int) -> None:
         self.skipped_steps = self.rescaled_steps = 0
-        self._unreadable: set[str] = set()
+        self._train, self._valid = _Unreadable(train_examples), _Unreadable(valid_examples)
         self._ids: list[str] = []
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._ids = batch.ids
-        self._note_unreadable(batch)
+        self._train.note(batch, trainer.world_size)
 
     def on_validation_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Batch, *_: Any
     ) -> None:
-        self._note_unreadable(batch)
-
-    def _note_unreadable(self, batch: Batch) -> None:
-        for problem in set(batch.unreadable) - self._unreadable:
-            self._unreadable.add(problem)
-            log.error("left out: %s", problem)  # which each of several processes tells of its own
-        if len(self._unreadable) > self.most_unreadable:
-            raise AsrError(
-                f"{len(self._unreadable)} recordings cannot be read any more, such as {min(self._unreadable)}; "
-                "is the disk still there? --resume goes on from here"
-            )
+        self._valid.note(batch, trainer.world_size)
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer

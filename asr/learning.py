@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
 from torch.nn.functional import ctc_loss, kl_div
+from torch.optim.lr_scheduler import LambdaLR
 
 from asr.augment import augment_features, augment_waveforms
 from asr.config import TrainConfig
@@ -27,7 +28,7 @@ from asr.features import valid_positions
 from asr.metrics import ErrorCounts, character_errors, phoneme_errors, word_errors
 from asr.mmi import learn_trigrams, log_prior, log_prob_of_all
 from asr.model import CTCModel
-from asr.optimizers import make_optimizer, take_rates
+from asr.optimizers import follow_schedule, make_optimizer, take_rates
 from asr.splitting import MemoryLimit
 from asr.vocabulary import BLANK_ID
 
@@ -77,6 +78,9 @@ class CTCTrainingModule(lightning.LightningModule):
             raise AsrError("the pronouncing dictionary has other phonemes now; start with another output_dir=")
         take_rates(checkpoint, self.config.optimizer)
         self.memory.most_frames = checkpoint.get("most_frames", math.inf)  # its parts have dropout draws of their own
+
+    def on_train_start(self) -> None:
+        follow_schedule(cast(LambdaLR, self.lr_schedulers()))
 
     def _step_seed(self) -> int:
         draws = numpy.random.SeedSequence([self.config.trainer.seed, self.global_step, self.global_rank])
@@ -159,25 +163,30 @@ class CTCTrainingModule(lightning.LightningModule):
         return mean
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """No word of what cannot be read counts as heard: rates of the rest alone could not be compared."""
         log_probs, lengths = self.model.all_log_probs(batch.waveforms, batch.sample_lengths)
         log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
         loss, _ = self._loss(log_probs, lengths, batch, self._loss_denominator(batch.target_lengths))
-        hypotheses = [self.model.vocabulary.decode(tokens.token_ids) for tokens in decode_greedy(log_probs, lengths)]
-        for reference, hypothesis in zip(batch.references, hypotheses):
+        size = len(batch.ids)
+        hypotheses = [self.model.vocabulary.decode(each.token_ids) for each in decode_greedy(log_probs, lengths)]
+        pairs = [*zip(batch.references[:size], hypotheses), *((reference, "") for reference in batch.unheard)]
+        for reference, hypothesis in pairs:
             self.valid_words += word_errors(reference, hypothesis)
             self.valid_characters += character_errors(reference, hypothesis)
         if (pronunciations := self.model.pronunciations) is not None:
-            for reference, heard in zip(batch.references, decode_greedy(of_phonemes, lengths)):
+            heard = [each.token_ids for each in decode_greedy(of_phonemes, lengths)][:size]
+            heard += [[] for _ in batch.unheard]
+            for (reference, _), token_ids in zip(pairs, heard, strict=True):
                 spoken = pronunciations.encode(reference)
-                self.valid_phonemes += phoneme_errors(*map(pronunciations.decode, (spoken, heard.token_ids)))
-        self.valid_pairs.append((batch.references[0], hypotheses[0]))
+                self.valid_phonemes += phoneme_errors(*map(pronunciations.decode, (spoken, token_ids)))
+        self.valid_pairs += pairs[:1]
         valid = valid_positions(lengths, log_probs.shape[1])
         blanks = (log_probs.argmax(2) == BLANK_ID)[valid].float().mean()
         empty = sum(not hypothesis for hypothesis in hypotheses) / len(hypotheses)
-        # Each is a mean over what it counts, in all batches together.
+        # Each is a mean over what it counts, in all batches together; a silent second counts for nothing.
         self.log("valid/loss", loss, batch_size=int(batch.target_lengths.sum()), sync_dist=True)
-        self.log("valid/blank_share", blanks, batch_size=int(lengths.sum()), sync_dist=True)
-        self.log("valid/empty_hypothesis_share", empty, batch_size=len(batch.ids), sync_dist=True)
+        self.log("valid/blank_share", blanks, batch_size=int(lengths.sum()) if size else 0, sync_dist=True)
+        self.log("valid/empty_hypothesis_share", empty, batch_size=size, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         self.valid_words = self.valid_characters = self.valid_phonemes = ErrorCounts()

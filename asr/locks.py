@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 from asr.errors import AsrError
@@ -12,16 +13,16 @@ __all__ = ["locked"]
 
 
 @contextmanager
-def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait_seconds: float = inf) -> Iterator[None]:
     """No other process is inside with the same path, where the disk can lock files; those of some networks cannot.
 
-    path: of a file that is made, and stays. waits: for a process that is inside; else AsrError is raised.
+    path: of a file that is made, and stays. wait_seconds: for a process that is inside; then AsrError is raised.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
     try:
-        lock.acquire(blocking=waits)
+        lock.acquire(timeout=-1 if wait_seconds == inf else wait_seconds)
     except NotImplementedError:
         pass
     except Timeout as error:

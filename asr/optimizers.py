@@ -12,7 +12,7 @@ from asr.config import OptimizerConfig
 from asr.model import CTCModel
 from asr.muon import Muon
 
-__all__ = ["make_optimizer", "take_rates", "with_schedule"]
+__all__ = ["follow_schedule", "make_optimizer", "take_rates", "with_schedule"]
 
 
 def make_optimizer(
@@ -56,6 +56,12 @@ def with_schedule(optimizer: torch.optim.Optimizer, warmup_share: float, total_s
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def follow_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
+    """Give the next step the rate of this schedule, where a checkpoint brought that of a shorter or longer one."""
+    for group, peak, share in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
+        group["lr"] = peak * share(scheduler.last_epoch)
 
 
 def take_rates(checkpoint: dict[str, Any], config: OptimizerConfig) -> None:

@@ -86,7 +86,7 @@ def write_shards(utterances: Iterable[Utterance], folder: str | Path, shard_size
 def _alone_with(folder: Path) -> Iterator[None]:
     """A temporary folder that no other process has; raises AsrError where one has."""
     lock = folder.with_suffix(".lock")
-    with locked(lock, waits=False):
+    with locked(lock, wait_seconds=0):
         try:
             with temporary_folder(folder):
                 yield

@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -32,6 +32,7 @@ from asr.folders import read_many
 from asr.guards import Guards
 from asr.initial import make_model
 from asr.learning import CTCTrainingModule
+from asr.locks import locked
 from asr.model import CTCModel
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
 from asr.newfiles import new_text_file
@@ -54,6 +55,9 @@ MODEL_NAME = "model.safetensors"
 
 NO_ERROR = 1e-9
 """A WER that only 0 is below."""
+
+LOCK_SECONDS = 20.0
+"""For another training in the same folder to end."""
 
 FALSE_ALARMS = (
     "The '(train|val)_dataloader' does not have many workers",  # one reads faster than a model trains
@@ -83,7 +87,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     output_dir.mkdir(parents=True, exist_ok=True)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config, (example.reference for example in train_corpus.examples))
-    with quiet_lightning(), full_float32(), closing(data):
+    with _alone_in(output_dir), quiet_lightning(), full_float32(), closing(data), _dead_readers_told():
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     model_file = output_dir / MODEL_NAME
@@ -100,6 +104,8 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
     model = make_model(config, (utterance.text for utterance in utterances))
     train_corpus = check_corpus(utterances, model, config.data, config.augment)
     valid_corpus = check_corpus(read_many(config.data.valid), model)
+    if not any(split_words(example.reference) for example in valid_corpus.examples):
+        raise AsrError("data.valid: no transcript has a letter of the model's alphabet, so no error could be counted")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("model: %.1f million parameters, %d tokens", parameters / 1e6, len(model.vocabulary))
     log.info("train: %s\nvalid: %s", train_corpus.report(), valid_corpus.report())
@@ -109,6 +115,25 @@ def prepare_training(config: TrainConfig) -> tuple[CTCModel, CheckedCorpus, Chec
         told = f"{known:,} of {len(words):,} words to learn are in it, the others are pronounced by analogy"
         log.log(logging.INFO if 2 * known > len(words) else logging.WARNING, "pronouncing dictionary: %s", told)
     return model, train_corpus, valid_corpus
+
+
+@contextmanager
+def _alone_in(output_dir: Path) -> Iterator[None]:
+    """Keep a second training out of the folder. The reading processes of a killed one hold it for some seconds more."""
+    with locked(output_dir / ".lock", wait_seconds=LOCK_SECONDS) if is_first_process() else nullcontext():
+        yield
+
+
+@contextmanager
+def _dead_readers_told() -> Iterator[None]:
+    """An AsrError in place of the loader's error of a process that did not end by itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        advice = "lower data.cache_hours or data.num_workers; --resume goes on from the last checkpoint"
+        raise AsrError(f"a process that reads audio was killed; was the memory full? {advice}") from error
 
 
 @contextmanager
@@ -146,7 +171,7 @@ def make_trainer(
         SampleTranscripts(),
         Pictures(),
         best_model,  # before the averaging puts the raw weights back
-        Guards(len(train_corpus.examples)),
+        Guards(len(train_corpus.examples), len(valid_corpus.examples)),
         _Reports(config, train_corpus, valid_corpus),
     ]
     if settings.patience > 0:
@@ -177,10 +202,15 @@ def make_trainer(
 def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
     """The moving average, where the training computes: when Lightning makes it, the weights are not yet there.
 
+    Its memory grows with the training, to a ninth of it at most: else a short one would end beside its random start.
     The frontend's filters are in no checkpoint; an average of them would drift by rounding until a resume.
     """
-    mean = get_ema_multi_avg_fn(settings.average_decay)
-    return WeightAveraging(choose_accelerator(settings), use_buffers=False, multi_avg_fn=mean)
+
+    def average(averages: Any, weights: Any, steps: Any) -> None:
+        decay = min(settings.average_decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(decay)(averages, weights, steps)
+
+    return WeightAveraging(choose_accelerator(settings), use_buffers=False, multi_avg_fn=average)
 
 
 def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
@@ -234,7 +264,9 @@ class _Patience(EarlyStopping):
         trainer.should_stop = has_learned_all or self.wait_count >= self.patience
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.wait_count >= self.patience:
+        if self.stopping_reason == EarlyStoppingReason.STOPPING_THRESHOLD:
+            log.info("ended early: every word of the valid set is right")
+        elif self.wait_count >= self.patience:
             log.info("ended early: no lower WER in %d validations in a row (trainer.patience)", self.wait_count)
 
 

@@ -13,9 +13,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+import asr.manifest
 import asr.training
 from asr.config import TrainConfig
 from asr.data import Batch
+from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -80,6 +82,18 @@ def train_with(
     with monkeypatch.context() as patch:
         patch.setattr(asr.training, "make_trainer", make)
         return train(config, **options)
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have the recordings of these names become unreadable after the check."""
+    read = asr.manifest.read_audio
+
+    def reading(path: str, *arguments: Any, **options: Any) -> Tensor:
+        if any(name in path for name in names):
+            raise AsrError(f"{path}: the audio is damaged")
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(asr.manifest, "read_audio", reading)
 
 
 class Recorder(lightning.Callback):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from short_trainings import Interrupt, make_config, make_module, sample_lines, train_with, write_lines
+from short_trainings import Interrupt, make_config, make_module, read_scalars, sample_lines, train_with, write_lines
 
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
@@ -103,3 +103,19 @@ def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path, name: str) 
             assert (ours["weight_decay"], ours["betas"]) == (theirs["weight_decay"], theirs["betas"])
         step(resumed)
         step(expected)
+
+
+def test_a_run_that_goes_on_longer_has_the_longer_schedules_rate_from_its_first_step_on(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    config = make_config(run, "trainer.epochs=5")
+    train(config, resume=True)
+    parts = make_optimizer(make_module(config).model, config.optimizer, 20)
+    planned = []
+    for _ in range(20):
+        planned.append(parts["optimizer"].param_groups[0]["lr"])
+        parts["optimizer"].step()
+        parts["lr_scheduler"]["scheduler"].step()
+    rates = [values[-1] for _, values in sorted(read_scalars(run)["lr"].items())]
+    assert rates[12:] == pytest.approx(planned[12:])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as lightning
 import torch
-from short_trainings import Recorder, make_config, read_scalars, train_with
+from short_trainings import Recorder, lose, make_config, read_scalars, sample_lines, train_with, write_lines
 from torch import Tensor
 
 import asr.guards
-import asr.manifest
 from asr.data import Batch
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
@@ -52,7 +53,7 @@ def test_a_step_that_is_left_out_moves_no_weight() -> None:
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.5)
     module: Any = SimpleNamespace(parameters=layer.parameters, log=lambda *_: None)
     trainer: Any = SimpleNamespace(precision="32-true", global_step=1)
-    guards = asr.guards.Guards(100)
+    guards = asr.guards.Guards(100, 100)
     weights = []
     for gradient in (1.0, float("nan"), 1.0):
         for parameter in layer.parameters():
@@ -78,7 +79,7 @@ def test_a_scaler_that_meets_no_finite_gradient_ends_the_training() -> None:
     module: Any = torch.nn.Linear(2, 2)
     module.log = lambda *_: None
     trainer: Any = SimpleNamespace(precision="16-mixed", global_step=0)
-    guards, optimizer = asr.guards.Guards(10), torch.optim.SGD(module.parameters(), 1.0)
+    guards, optimizer = asr.guards.Guards(10, 10), torch.optim.SGD(module.parameters(), 1.0)
 
     def step(gradient: float) -> None:
         for parameter in module.parameters():
@@ -95,32 +96,57 @@ def test_a_scaler_that_meets_no_finite_gradient_ends_the_training() -> None:
         step(float("nan"))
 
 
-def lose(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
-    """Have the recordings of these names become unreadable after the check."""
-    read = asr.manifest.read_audio
-
-    def reading(path: str, *arguments: Any, **options: Any) -> Tensor:
-        if any(name in path for name in names):
-            raise AsrError(f"{path}: the audio is damaged")
-        return read(path, *arguments, **options)
-
-    monkeypatch.setattr(asr.manifest, "read_audio", reading)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_recording_that_becomes_unreadable_is_left_out_and_named_once(
+def test_a_recording_that_becomes_unreadable_is_left_out_and_named_once_for_each_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
-    lose(monkeypatch, ("84-121123", "2035-147960"))
+    lose(monkeypatch, "84-121123", "2035-147960")
     train(make_config(tmp_path, f"data.num_workers={workers}", "trainer.epochs=2"))
-    assert caplog.text.count("84-121123-0001.flac: the audio is damaged") == 1
-    assert caplog.text.count("2035-147960-0001.flac: the audio is damaged") == 1
+    assert caplog.text.count("84-121123-0001.flac: the audio is damaged") == 2
+    assert caplog.text.count("2035-147960-0001.flac: the audio is damaged") == 2
     assert list(read_scalars(tmp_path)["valid/wer"]) == [3, 7]
 
 
 def test_a_training_set_of_which_most_is_unreadable_ends_the_training_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lose(monkeypatch, (".flac",))
+    lose(monkeypatch, ".flac")
     with pytest.raises(AsrError, match=r"\d recordings cannot be read any more, such as .*; is the disk still there"):
         train(make_config(tmp_path))
+
+
+def test_a_valid_set_of_which_most_is_unreadable_ends_the_training_however_large_the_training_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, *others = sample_lines()
+    valid = write_lines([lost], tmp_path / "valid.jsonl")
+    train_set = write_lines(others, tmp_path / "train.jsonl")
+    lose(monkeypatch, lost["audio"])
+    with pytest.raises(AsrError, match="1 recordings cannot be read any more"):
+        train(make_config(tmp_path / "run", f"data.train=[{train_set}]", f"data.valid=[{valid}]"))
+
+
+def test_each_of_several_processes_may_meet_its_part_of_what_is_unreadable() -> None:
+    def ends(met: int, processes: int) -> bool:
+        trainer: Any = SimpleNamespace(world_size=processes)
+        batch: Any = SimpleNamespace(ids=[], unreadable=[f"{number}.flac: is damaged" for number in range(met)])
+        try:
+            asr.guards.Guards(2000, 6).on_train_batch_start(trainer, Any, batch, 0)
+        except AsrError:
+            return True
+        return False
+
+    assert [ends(20, 1), ends(21, 1), ends(5, 4), ends(6, 4), ends(1, 64), ends(2, 64)] == [False, True] * 3
+
+
+def test_a_reading_process_that_is_killed_ends_the_training_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kill(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                for reader in multiprocessing.active_children():
+                    reader.kill()
+
+    with pytest.raises(AsrError, match=r"a process that reads audio was killed; .* lower data\.cache_hours"):
+        train_with(monkeypatch, Kill(), make_config(tmp_path, "data.num_workers=1", "trainer.epochs=20"))

@@ -14,7 +14,7 @@ from asr.locks import locked
 def test_a_second_one_waits_or_is_told(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path / "lock"):
-            second = locked(tmp_path / "lock", waits=False)
+            second = locked(tmp_path / "lock", wait_seconds=0)
             with pytest.raises(AsrError, match="another process is writing there; wait for it"):
                 second.__enter__()
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from short_trainings import make_config, sample_lines, write_lines
 
+import asr.training
 from asr.config import TrainerConfig
 from asr.devices import choose_accelerator, choose_precision
 from asr.errors import AsrError
 from asr.initial import make_model
+from asr.locks import locked
 from asr.modelfile import load_model
 from asr.training import check_output_dir, prepare_training, train
 
@@ -43,6 +45,13 @@ def test_a_launchers_resume_begins_where_there_is_nothing_yet_and_leaves_another
     assert check_output_dir(make_config(finished_run), resume=True) == finished_run / "last.ckpt"
     with pytest.raises(AsrError, match="holds a run"):
         check_output_dir(make_config(finished_run), resume=False)
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asr.training, "LOCK_SECONDS", 0.1)
+    with locked(tmp_path / ".lock"), pytest.raises(AsrError, match="another process is writing there"):
+        train(make_config(tmp_path))
+    assert not (tmp_path / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("missing", ["data.train=[]", "data.valid=[]"])

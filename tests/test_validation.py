@@ -8,10 +8,20 @@ from typing import Any
 import pytest
 import pytorch_lightning as lightning
 import torch
-from short_trainings import MANIFEST, last_value, make_config, read_checkpoint, sample_lines, train_with, write_lines
+from short_trainings import (
+    MANIFEST,
+    last_value,
+    lose,
+    make_config,
+    read_checkpoint,
+    sample_lines,
+    train_with,
+    write_lines,
+)
 
 import asr.checkpoints
 from asr.audio import read_audio
+from asr.errors import AsrError
 from asr.evaluation import evaluate
 from asr.learning import CTCTrainingModule
 from asr.manifest import read_manifest
@@ -75,11 +85,13 @@ def test_the_average_follows_its_formula_and_continues_after_a_resume(
 
         def on_train_batch_end(self, trainer: Any, module: CTCTrainingModule, *_: Any) -> None:
             now = module.model.head.weight.detach().clone()
-            self.weight = now if trainer.global_step == 1 else 0.8 * self.weight + 0.2 * now
+            steps = trainer.global_step - 1
+            decay = min(0.8, (1 + steps) / (10 + steps))
+            self.weight = decay * self.weight + (1 - decay) * now if steps else now
 
     average = Average()
     train_with(monkeypatch, average, make_config(tmp_path, "trainer.epochs=1"))
-    train_with(monkeypatch, average, make_config(tmp_path, "trainer.epochs=2"), resume=True)
+    train_with(monkeypatch, average, make_config(tmp_path, "trainer.epochs=9"), resume=True)
     expected = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]["model.head.weight"]
     torch.testing.assert_close(expected, average.weight, rtol=1e-4, atol=1e-6)
 
@@ -114,6 +126,27 @@ def test_validation_is_not_augmented(tmp_path: Path) -> None:
     train(make_config(tmp_path / "harsh", *frozen, *harsh))
     assert last_value(tmp_path / "plain", "valid/loss") == last_value(tmp_path / "harsh", "valid/loss")
     assert last_value(tmp_path / "plain", "train/loss") != last_value(tmp_path / "harsh", "train/loss")
+
+
+def test_words_that_cannot_be_read_count_as_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a validation without its hard utterances would be the best, and one without any perfect."""
+    losing = ["data.batch_seconds=11", "trainer.epochs=1", "optimizer.learning_rate=1e-30"]
+    train(make_config(tmp_path / "whole", *losing))
+    lost, *others = read_manifest(MANIFEST)
+    lose(monkeypatch, lost.audio_path)
+    train(make_config(tmp_path / "lossy", *losing))
+    whole, lossy = (last_value(tmp_path / name, "valid/cer") for name in ("whole", "lossy"))
+    evaluation = evaluate(load_model(tmp_path / "whole" / "model.safetensors"), [lost])
+    (item,) = evaluation.scored
+    length = sum(len(utterance.text) for utterance in (lost, *others))
+    missed = item.characters.reference_length - item.characters.errors
+    assert lossy - whole == pytest.approx(missed / length, abs=2 / length)
+
+
+def test_a_valid_set_without_a_word_is_refused(tmp_path: Path) -> None:
+    manifest = write_lines([line | {"text": "42"} for line in sample_lines()], tmp_path / "valid.jsonl")
+    with pytest.raises(AsrError, match=r"data\.valid: no transcript has a letter of the model's alphabet"):
+        train(make_config(tmp_path / "run", f"data.valid=[{manifest}]"))
 
 
 def test_an_empty_reference_can_be_validated(tmp_path: Path) -> None:
