@@ -21,6 +21,7 @@ from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
+from asr.splitting import FullMemoryError
 from asr.training import prepare_training, quiet_lightning
 
 __all__ = ["Sizes", "Trial", "find_batch"]
@@ -140,7 +141,7 @@ def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batc
     batch = dataset[list(range(min(count, len(dataset))))]
     steps = WARMUP_STEPS + TIMED_STEPS
     loader: Any = DataLoader([batch], sampler=[0] * steps, batch_size=None)  # type: ignore[arg-type]
-    watch = _Watch()
+    module, watch = CTCTrainingModule(model, config, batch.references), _Watch()
     with quiet_lightning(), full_float32():
         trainer = lightning.Trainer(
             accelerator=choose_accelerator(config.trainer),
@@ -155,8 +156,8 @@ def _try_size(config: TrainConfig, model: CTCModel, dataset: SpeechDataset, batc
             enable_model_summary=False,
         )
         try:
-            trainer.fit(CTCTrainingModule(model, config, batch.references), loader)
-        except AsrError:  # not even one utterance
+            trainer.fit(module, loader)
+        except FullMemoryError:  # not even one utterance
             watch.fits = False
     audio_seconds = TIMED_STEPS * int(batch.sample_lengths.sum()) / model.sample_rate
     return Trial(batch_seconds, audio_seconds / watch.seconds, watch.memory_bytes, watch.on_gpu, watch.fits)

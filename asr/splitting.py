@@ -15,11 +15,15 @@ from torch.utils.checkpoint import checkpoint
 from asr.errors import AsrError
 from asr.model import CTCModel
 
-__all__ = ["MemoryLimit"]
+__all__ = ["FullMemoryError", "MemoryLimit"]
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+
+class FullMemoryError(AsrError):
+    """The memory does not hold a batch, and no part of it that could be computed."""
 
 
 class MemoryLimit:
@@ -47,7 +51,7 @@ class MemoryLimit:
         """What `compute` returns; while the memory does not hold it, again in parts of half the size.
 
         may_split: False where other processes wait for this one's gradients and would not compute again.
-        Raises AsrError where it may not, and where a single utterance is too long.
+        Raises FullMemoryError where it may not, and where a single utterance is too long.
         """
         while True:
             self._tried = None
@@ -62,15 +66,16 @@ class MemoryLimit:
 
     def _halve(self, frame_seconds: float, reason: str, may_split: bool) -> None:
         if self._tried is None:
-            raise AsrError(f"the features of a batch do not fit into the memory; lower data.batch_seconds: {reason}")
+            whole = "the features of a batch do not fit into the memory"
+            raise FullMemoryError(f"{whole}; lower data.batch_seconds: {reason}")
         rows, frames = self._tried
         seconds = rows * frames * frame_seconds
         if not may_split:
-            raise AsrError(
+            raise FullMemoryError(
                 f"a batch of {seconds:.0f} s does not fit into the memory; lower data.batch_seconds: {reason}"
             )
         if rows == 1:
-            raise AsrError(f"one utterance of {seconds:.0f} s does not fit; lower data.max_seconds: {reason}")
+            raise FullMemoryError(f"one utterance of {seconds:.0f} s does not fit; lower data.max_seconds: {reason}")
         self.most_frames = (rows + 1) // 2 * frames
         log.warning(
             "%.0f s of audio do not fit into the memory: at most %.0f s are computed at once from now on; "

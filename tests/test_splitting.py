@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import pytest
@@ -195,6 +196,16 @@ def test_find_batch_tells_where_nothing_fits(
 ) -> None:
     assert main([*recipe, "--find-batch"]) == 1
     assert "does not fit into the memory; lower data.max_seconds" in capsys.readouterr().err
+
+
+def test_find_batch_tells_what_else_is_wrong_as_a_training_does(
+    recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = (f"{first}{second} {first}{second}" for first in ascii_uppercase for second in "ABCDEF")
+    (tmp_path / "lexicon.txt").write_text("\n".join(entries), encoding="utf-8")
+    hears = ["model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={tmp_path}/lexicon.txt"]
+    assert main([*recipe, *hears, "--find-batch"]) == 1
+    assert "are more than 256: set optimizer.mmi_share=0" in capsys.readouterr().err
 
 
 def test_the_smallest_of_the_fast_sizes_is_the_best() -> None:
