@@ -8,14 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy
 
 from asr.config import TrainerConfig
 from asr.errors import AsrError
 
-__all__ = ["is_first_process", "is_started_again", "process_arguments"]
+__all__ = ["forget_other_ranks", "is_first_process", "is_started_again", "process_arguments"]
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +25,29 @@ PATIENCE = timedelta(minutes=30)
 
 def is_first_process() -> bool:
     """Whether this process speaks for the others: Lightning, torchrun and SLURM number all but the first."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank), 0)) == 0
+    name = "RANK" if _is_by_torchrun() else "SLURM_PROCID" if _is_by_slurm() else "LOCAL_RANK"
+    return int(os.environ.get(name) or 0) == 0
+
+
+def forget_other_ranks() -> None:
+    """Take what other programs number their processes with out of the environment, where Lightning would find it.
+
+    It must come before the first import of Lightning, which keeps the number from then on, and fails if it is none.
+    """
+    if not _is_by_torchrun():
+        os.environ.pop("RANK", None)
+    if not _is_by_slurm():
+        os.environ.pop("SLURM_PROCID", None)
+
+
+def _is_by_torchrun() -> bool:
+    """As Lightning finds out."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is_by_slurm() -> bool:
+    """As Lightning finds out, without its warning where there is `srun`."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 def is_started_again() -> bool:
@@ -44,14 +62,17 @@ def process_arguments(settings: TrainerConfig) -> dict[str, Any]:
     Raises AsrError for a number of devices that is not the launcher's, because each process would train by itself, and
     where SLURM was not told how many processes a machine has, or did not start them; and for more than there are GPUs.
     """
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from pytorch_lightning.strategies import DDPStrategy
+
     devices: str | int = settings.devices if settings.devices == "auto" else int(settings.devices)
     nodes, plugins = 1, []
-    if TorchElasticEnvironment.detect():
+    if _is_by_torchrun():
         _warn_of_stale_addresses()
         on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // on_this_machine
         devices = _agreed(devices, on_this_machine, "torchrun")
-    elif SLURMEnvironment.detect():
+    elif _is_by_slurm():
         nodes = int(os.environ.get("SLURM_NNODES", 1))
         devices = _agreed(devices, _slurm_tasks() // nodes, "SLURM")
         # Else Lightning saves in the middle of a step, to the working folder, where any later run takes it for its own.

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from asr.cli import main
 from asr.config import TrainerConfig
 from asr.errors import AsrError
 from asr.modelfile import load_model
 from asr.plotting import read_curves
-from asr.ranks import NEW_STORE, is_first_process, process_arguments
+from asr.ranks import NEW_STORE, _is_by_slurm, _is_by_torchrun, is_first_process, process_arguments
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples"
@@ -171,14 +173,46 @@ def test_a_restart_that_may_wait_for_the_dead_is_warned_of(
     assert (f"start it as {NEW_STORE}=1 torchrun" in caplog.text) == warns
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_one_process_speaks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+LAUNCHERS = [
+    ({"TORCHELASTIC_RUN_ID": "x", "SLURM_PROCID": "0"}, "RANK"),
+    ({}, "LOCAL_RANK"),
+    ({**SLURM, "RANK": "0"}, "SLURM_PROCID"),
+    ({**SLURM, "SLURM_JOB_NAME": "bash"}, "LOCAL_RANK"),
+]
+
+
+@pytest.mark.parametrize(("environment", "name"), LAUNCHERS)
+def test_one_process_speaks(environment: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in ALONE:
         monkeypatch.delenv(each, raising=False)
+    for each, value in environment.items():
+        monkeypatch.setenv(each, value)
     assert is_first_process()
     for rank, speaks in (("0", True), ("1", False)):
         monkeypatch.setenv(name, rank)
         assert is_first_process() == speaks
+
+
+@pytest.mark.parametrize(("environment", "name"), LAUNCHERS)
+def test_launchers_are_found_as_lightning_finds_them(
+    environment: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ALONE:
+        monkeypatch.delenv(each, raising=False)
+    for each, value in environment.items():
+        monkeypatch.setenv(each, value)
+    assert _is_by_torchrun() == TorchElasticEnvironment.detect() == (name == "RANK")
+    assert _is_by_slurm() == SLURMEnvironment.detect() == (name == "SLURM_PROCID")
+
+
+def test_the_numbers_of_other_programs_do_not_silence_a_training(recipe: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "asr", "train", recipe, f"output_dir={tmp_path}/run", "trainer.epochs=1"]
+    stray = {"RANK": "worker-1", "SLURM_PROCID": "1", "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in ALONE} | stray
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/run/model.safetensors\n"), done.stderr
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert "train/loss" in read_curves(tmp_path / "run")
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]

@@ -120,8 +120,10 @@ def _run_lm_build(options: argparse.Namespace) -> int:
 
 def _run_lm_train(options: argparse.Namespace) -> int:
     """Train a GRU language model on text, for --rescore; the held-out sets' perplexity is told after each epoch."""
+    from asr.ranks import forget_other_ranks, is_first_process
+
+    forget_other_ranks()
     from asr.lm_training import LanguageModelSettings, train_language_model
-    from asr.ranks import is_first_process
 
     if not is_first_process():
         logging.getLogger("asr").setLevel(logging.ERROR)

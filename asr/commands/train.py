@@ -39,8 +39,10 @@ def _find_train_conflict(options: argparse.Namespace) -> str | None:
 
 def _run_train(options: argparse.Namespace) -> int:
     """Check the data, train by a recipe, and print the path of the best model file. Ctrl-C keeps the place."""
+    from asr.ranks import forget_other_ranks, is_first_process
     from asr.recipe import load_config
 
+    forget_other_ranks()
     config = load_config(options.recipe, options.overrides)
     if options.overfit is not None:
         from asr.overfitting import LEARNED_WER, overfit
@@ -57,7 +59,6 @@ def _run_train(options: argparse.Namespace) -> int:
 
         print(find_batch(config).summary())
         return 0
-    from asr.ranks import is_first_process
     from asr.training import train
 
     if not is_first_process():
@@ -109,8 +110,10 @@ def add_finetune(commands: Commands) -> None:
 
 def _run_finetune(options: argparse.Namespace) -> int:
     """Train a model on with more recordings, and print the WER of each valid set before and after, with --lm by it."""
+    from asr.ranks import forget_other_ranks, is_first_process
+
+    forget_other_ranks()
     from asr.finetuning import finetune, finetune_config
-    from asr.ranks import is_first_process
 
     config = finetune_config(
         options.model,
