@@ -113,9 +113,9 @@ class Checkpoints(lightning.Callback):
     done; what stops a run inside an update of the weights leaves the checkpoint before it.
     """
 
-    def __init__(self, last: Path, minutes: float, previous: Path | None = None) -> None:
-        """last: the checkpoint. minutes: between two inside an epoch. previous: gets the one before."""
-        self.last, self.previous = last, previous
+    def __init__(self, last: Path, minutes: float, previous: Path | None = None, *, is_trial: bool = False) -> None:
+        """minutes: between two inside an epoch. previous: gets what `last` was before. is_trial: nobody resumes it."""
+        self.last, self.previous, self.is_trial = last, previous, is_trial
         self.minutes = minutes
         self._saved_at = time.monotonic()
         self._stop_asked = self._end_asked = False
@@ -204,12 +204,18 @@ class Checkpoints(lightning.Callback):
         if not self._has_begun or trainer.global_step == 0 or (trainer.world_size > 1 and not self._all_stop):
             return
         if self._is_updating:
-            log.warning("stopped inside an update of the weights; --resume continues from the checkpoint before it")
+            log.warning("stopped inside an update of the weights; %s", self._way_on())
             return
-        if not trainer.validating:
-            round_down_progress(trainer)
-            self._save(trainer)
-        log.info("stopped at step %d; --resume continues from %s", trainer.global_step, self.last)
+        try:
+            if not trainer.validating:
+                round_down_progress(trainer)
+                self._save(trainer)
+        finally:
+            log.info("stopped at step %d; %s", trainer.global_step, self._way_on())
+
+    def _way_on(self) -> str:
+        kept = [path for path in (self.last, self.previous) if path and path.exists() and not self.is_trial]
+        return f"--resume continues from {kept[0]}" if kept else "there is nothing to resume: start again"
 
     def _save(self, trainer: lightning.Trainer) -> None:
         write_checkpoint(trainer, self.last, self.previous)
@@ -219,8 +225,8 @@ class Checkpoints(lightning.Callback):
 class RunCheckpoints(Checkpoints):
     """In a run's output folder: last.ckpt, the one before it as previous.ckpt, and the best model's as best.ckpt."""
 
-    def __init__(self, output_dir: Path, best_model: BestModelFile, minutes: float) -> None:
-        super().__init__(output_dir / LAST_CHECKPOINT, minutes, output_dir / PREVIOUS_CHECKPOINT)
+    def __init__(self, output_dir: Path, best_model: BestModelFile, minutes: float, *, is_trial: bool = False) -> None:
+        super().__init__(output_dir / LAST_CHECKPOINT, minutes, output_dir / PREVIOUS_CHECKPOINT, is_trial=is_trial)
         self.best, self.best_model = output_dir / BEST_CHECKPOINT, best_model
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -241,7 +247,7 @@ def write_checkpoint(trainer: lightning.Trainer, path: Path, previous: Path | No
     except OSError as error:
         temporary.unlink(missing_ok=True)
         reason = f"the checkpoint cannot be written ({error.strerror})"
-        raise AsrError(f"{path}: {reason}; make room, and --resume goes on from the one before") from error
+        raise AsrError(f"{path}: {reason}; make room") from error
     if not trainer.is_global_zero:
         return
     with open(temporary, "r+b") as file:  # Windows syncs only what may be written to

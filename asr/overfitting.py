@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from asr.check import check_corpus
-from asr.config import AugmentConfig, TrainConfig, VocabularyConfig
+from asr.config import AugmentConfig, TrainConfig
+from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_many
 from asr.initial import make_model
@@ -28,6 +29,9 @@ EPOCHS, VALIDATIONS = 100, 10
 LEARNED_WER = 0.05
 """A higher one on the very utterances that were learned means that something is wrong."""
 
+MANIFEST_NAME = "overfit.jsonl"
+"""By which a trial's output folder is known."""
+
 NO_AUGMENTATION = AugmentConfig(
     speeds=[1.0], gain_db=0.0, noise_probability=0.0, num_frequency_masks=0, num_time_masks=0
 )
@@ -39,23 +43,26 @@ def overfit(config: TrainConfig, count: int) -> Evaluation:
     Raises AsrError as `train` does.
     """
     small = overfit_config(config, count)
-    model = load_model(train(small))
+    model = load_model(train(small, is_trial=True))
     return evaluate(model, read_manifest(small.data.train[0]))
 
 
 def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
     """The recipe on those utterances, without augmentation and dropout; writes their manifest to its output folder."""
+    output_dir = Path(f"{Path(config.output_dir)}-overfit")
+    manifest = output_dir / MANIFEST_NAME
+    patterns = "*.ckpt", MODEL_NAME, f"{LOG_NAME}/{EVENT_FILES}"
+    earlier = [path for pattern in patterns for path in output_dir.glob(pattern)]
+    if earlier and not manifest.exists():
+        raise AsrError(f"{output_dir} holds a training that is no trial; move it, or set another output_dir=")
     limits = config.data
     utterances = read_many(config.data.train)
     torch.manual_seed(config.trainer.seed)
     model = make_model(config, (utterance.text for utterance in utterances))  # few texts are too few to learn pieces
     examples = check_corpus(utterances, model, limits, NO_AUGMENTATION).examples[:count]
-    output_dir = Path(f"{config.output_dir}-overfit")
     output_dir.mkdir(parents=True, exist_ok=True)
-    patterns = "*.ckpt", MODEL_NAME, f"{LOG_NAME}/{EVENT_FILES}"
-    for earlier in (path for pattern in patterns for path in output_dir.glob(pattern)):  # a trial, which nobody resumes
-        earlier.unlink()
-    manifest = output_dir / "overfit.jsonl"
+    for path in earlier:  # of a trial, which nobody resumes
+        path.unlink()
     write_manifest([example.utterance for example in examples], manifest)
     initial_model = output_dir / "initial.safetensors"
     save_model(model, initial_model)
@@ -66,7 +73,7 @@ def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
         output_dir=str(output_dir),
         initial_model=str(initial_model),
         model=dataclasses.replace(config.model, encoder=encoder),
-        vocabulary=VocabularyConfig(config.vocabulary.kind),  # of the initial model's letters
+        vocabulary=dataclasses.replace(config.vocabulary, characters="", pronunciations=""),  # of the initial model
         augment=NO_AUGMENTATION,
         data=dataclasses.replace(limits, train=[str(manifest)], valid=[str(manifest)], batch_seconds=batch_seconds),
         trainer=dataclasses.replace(

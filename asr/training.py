@@ -71,11 +71,11 @@ FALSE_ALARMS = (
 """Beginnings of Lightning's warnings that do not hold here."""
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> Path:
+def train(config: TrainConfig, *, resume: bool = False, is_trial: bool = False) -> Path:
     """Train a model by a recipe; returns the path of its model file, the best by valid WER.
 
     resume: continue the run in `config.output_dir` where it stopped; under torchrun and SLURM, whose restarts repeat
-    the first command, begin it where there is none.
+    the first command, begin it where there is none. is_trial: nobody will continue it.
     Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
     """
     output_dir = Path(config.output_dir)
@@ -88,7 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config, (example.reference for example in train_corpus.examples))
     with _alone_in(output_dir), quiet_lightning(), full_float32(), closing(data), _dead_readers_told():
-        trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus)
+        trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus, is_trial)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     model_file = output_dir / MODEL_NAME
     if is_first_process() and not model_file.exists():
@@ -159,7 +159,7 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def make_trainer(
-    config: TrainConfig, sample_rate: int, train_corpus: CheckedCorpus, valid_corpus: CheckedCorpus
+    config: TrainConfig, sample_rate: int, train_corpus: CheckedCorpus, valid_corpus: CheckedCorpus, is_trial: bool
 ) -> lightning.Trainer:
     """Lightning's Trainer with this recipe's callbacks, writing to its output folder."""
     settings, output_dir = config.trainer, Path(config.output_dir)
@@ -179,7 +179,8 @@ def make_trainer(
     if settings.average_decay > 0:
         callbacks.append(_make_averaging(settings))
     callbacks.append(TrainingMonitor(sample_rate, settings.log_every_steps))  # the averaging is no waiting for data
-    callbacks.append(RunCheckpoints(output_dir, best_model, settings.checkpoint_minutes))  # when a step is done for all
+    # Last, when a step is done for all.
+    callbacks.append(RunCheckpoints(output_dir, best_model, settings.checkpoint_minutes, is_trial=is_trial))
     return lightning.Trainer(
         accelerator=choose_accelerator(settings),
         **process_arguments(settings),

@@ -176,8 +176,9 @@ def test_no_damage_to_a_checkpoints_directory_raises(finished_run: Path, tmp_pat
 
 
 def test_a_broken_write_leaves_the_last_checkpoint_whole(
-    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     shutil.copytree(finished_run, tmp_path / "run")
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
 
@@ -191,7 +192,23 @@ def test_a_broken_write_leaves_the_last_checkpoint_whole(
     ):
         train(make_config(tmp_path / "run", "trainer.epochs=4"), resume=True)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    assert f"--resume continues from {tmp_path}/run/last.ckpt" in caplog.text
     assert list((tmp_path / "run").glob("*.tmp")) == [], "it would fill the disk"
+
+
+def test_where_no_checkpoint_could_be_written_there_is_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", fail_to_save)
+    with pytest.raises(AsrError, match=r"last\.ckpt: the checkpoint cannot be written \(No space left on device\)"):
+        train(make_config(tmp_path))
+    assert "stopped at step 4; there is nothing to resume: start again" in caplog.text
+    assert "--resume" not in caplog.text
+
+
+def fail_to_save(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_a_disk_that_is_full_at_a_resume_leaves_the_settings_that_were(tmp_path: Path, full_disk: Any) -> None:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from short_trainings import Interrupt, train_with
 
 from asr.cli import main
+from asr.errors import AsrError
 from asr.manifest import read_manifest
 from asr.overfitting import overfit_config
 from asr.recipe import load_config
@@ -54,6 +56,32 @@ def test_the_recipe_keeps_its_model_and_optimizer_and_loses_its_augmentation(rec
     assert small.optimizer == config.optimizer
     assert small.model.encoder.hidden_size == config.model.encoder.hidden_size
     assert (small.augment.speeds, small.augment.num_time_masks, small.model.encoder.dropout) == ([1.0], 0, 0.0)
+
+
+def test_a_folder_may_be_named_with_a_stroke_behind_it(recipe: str, tmp_path: Path) -> None:
+    small = overfit_config(load_config(recipe, [f"output_dir={tmp_path}/run/"]), 1)
+    assert small.output_dir == f"{tmp_path}/run-overfit"
+
+
+def test_a_training_that_is_no_trial_is_left_alone(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "run-overfit").mkdir()
+    (tmp_path / "run-overfit" / "last.ckpt").write_bytes(b"a week of training")
+    with pytest.raises(AsrError, match="run-overfit holds a training that is no trial; move it, or set another output"):
+        overfit_config(load_config(recipe, [f"output_dir={tmp_path}/run"]), 1)
+    assert [path.name for path in (tmp_path / "run-overfit").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_trial_that_is_stopped_is_begun_anew(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = load_config(recipe, [f"output_dir={tmp_path}/run"])
+    with pytest.raises(SystemExit):
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 2), overfit_config(config, 1), is_trial=True)
+    assert "stopped at step 1; there is nothing to resume: start again" in caplog.text
+    overfit_config(config, 1)
+    assert list((tmp_path / "run-overfit").glob("*.ckpt")) == []
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_stop_inside_an_update_of_the_weights_leaves_the_checkpoint_before_it(
         patch.setattr(torch.optim.AdamW, "step", stopping)
         with pytest.raises(SystemExit):
             train(make_config(tmp_path))
-    assert "stopped inside an update of the weights; --resume continues from the checkpoint before it" in caplog.text
+    assert f"stopped inside an update of the weights; --resume continues from {tmp_path}/last.ckpt" in caplog.text
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
     train(make_config(tmp_path), resume=True)
     assert_same_run(finished_run, tmp_path)
