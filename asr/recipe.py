@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from asr.errors import AsrError
 
 __all__ = ["load_config"]
 
+QUOTED = re.compile(r"""("[^"]*"|'[^']*')""")
+"""What YAML takes the quotes off."""
+
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
     """The recipe in a YAML file over the defaults, with `section.key=value` overrides over both.
 
+    An override of a text is taken as it stands, or from within quotes; any other is YAML.
     Raises AsrError for a missing file, one that is not YAML, a key that does not exist (with the nearest that does), a
     value of another type and a value that breaks a rule.
     """
@@ -31,8 +36,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
         for override in overrides:
             if "=" not in override:
                 raise AsrError(f"{override}: settings are written section.key=value, such as trainer.epochs=3")
-        # YAML reads nothing as null, and `initial_model=` means none.
-        changes = OmegaConf.from_dotlist([f'{one}""' if one.partition("=")[2] == "" else one for one in overrides])
+        changes = OmegaConf.create()
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if _is_text(key) and not QUOTED.fullmatch(value):  # YAML would read 2026_11_30 as a number
+                OmegaConf.update(changes, key, value)
+            else:  # YAML reads nothing as null
+                changes.merge_with_dotlist([override if value else f'{key}=""'])
         for source in (recipe, changes):
             for key in sorted(OmegaConf.missing_keys(source)):
                 raise AsrError(f"{key}=??? waits for a value")
@@ -48,6 +58,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Train
         raise AsrError(f"{path or 'overrides'}: {error}") from error
     assert isinstance(config, TrainConfig)
     return config
+
+
+def _is_text(key: str, section: Any = TrainConfig) -> bool:
+    """Whether a setting, named with its sections, is a text."""
+    name, _, inner = key.partition(".")
+    item = next((item for item in dataclasses.fields(section) if item.name == name), None)
+    if item is None or not inner:
+        return item is not None and item.type == "str"
+    return dataclasses.is_dataclass(item.default_factory) and _is_text(inner, item.default_factory)
 
 
 def _all_keys(section: Any, prefix: str) -> Iterator[str]:

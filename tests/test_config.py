@@ -76,6 +76,18 @@ def test_nothing_behind_the_sign_empties_a_setting(write_recipe: Callable[[str],
         load_config(path, ["trainer.epochs="])
 
 
+@pytest.mark.parametrize("text", ["2026_11_30", "runs/a #b", "0777", "1:30", "yes", "null", "a: b", "[a", "{a", "é "])
+def test_a_text_is_taken_as_it_stands(text: str) -> None:
+    assert load_config(None, [f"output_dir={text}"]).output_dir == text
+    assert load_config(None, [f'output_dir="{text}"']).output_dir == text
+    assert load_config(None, [f"vocabulary.pronunciations={text}"]).vocabulary.pronunciations == text
+
+
+def test_letters_begin_with_a_space_with_quotes_and_without() -> None:
+    for text in (" ab", '" ab"', "' ab'"):
+        assert load_config(None, [f"vocabulary.characters={text}"]).vocabulary.characters == " ab"
+
+
 def test_a_list_can_be_overridden() -> None:
     assert load_config(None, ["data.train=[a.jsonl,b.jsonl]"]).data.train == ["a.jsonl", "b.jsonl"]
 
@@ -159,7 +171,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
         ("optimizer.frozen_layers=-1", "optimizer.frozen_layers=-1 must be at least 0"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0 must be at least 0"),
         ("optimizer.name=sgd", "optimizer.name='sgd' must be adamw or muon"),
-        ("vocabulary.characters= ab", "vocabulary.characters='ab' must hold a space, which YAML keeps in quotes"),
+        ("vocabulary.characters=ab", "vocabulary.characters='ab' must hold a space, which YAML keeps in quotes"),
         ("trainer.patience=-1", "trainer.patience=-1 must be at least 0"),
         ("augment.consistency_weight=-1", "augment.consistency_weight=-1.0 must be at least 0"),
         ("augment.num_frequency_masks=-1", "augment.num_frequency_masks=-1 must be at least 0"),
