@@ -118,7 +118,7 @@ class AugmentConfig:
     """What the training step, and nothing else, does to its batches."""
 
     speeds: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
-    """One is drawn per batch: resampling, so the pitch moves too. [1.0] switches it off."""
+    """One is drawn per batch, in hundredths: resampling, so the pitch moves too. [1.0] switches it off."""
     gain_db: float = 6.0
     """Loudness is moved by up to this much either way, dB."""
     noise_probability: float = 0.2
@@ -139,13 +139,15 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         snr = self.noise_snr_db
-        are_speeds = bool(self.speeds) and all(0.5 <= speed <= 2 for speed in self.speeds)
-        require(are_speeds, "augment.speeds", self.speeds, "be numbers from 0.5 to 2")
-        require(len(snr) == 2 and snr[0] <= snr[1], "augment.noise_snr_db", snr, "be [lowest, highest]")
+        are_speeds = bool(self.speeds) and all(0.5 <= speed <= 2 and speed == round(speed, 2) for speed in self.speeds)
+        require(are_speeds, "augment.speeds", self.speeds, "be numbers from 0.5 to 2, in steps of 0.01")
+        is_range = len(snr) == 2 and -inf < snr[0] <= snr[1] < inf
+        require(is_range, "augment.noise_snr_db", snr, "be [lowest, highest], both finite")
         require(0 <= self.time_mask_share <= 1, "augment.time_mask_share", self.time_mask_share, "be in [0, 1]")
         require(0 <= self.noise_probability <= 1, "augment.noise_probability", self.noise_probability, "be in [0, 1]")
         for name in ("gain_db", "num_frequency_masks", "frequency_mask_mels", "num_time_masks", "consistency_weight"):
-            require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "be at least 0")
+            value = getattr(self, name)
+            require(0 <= value < inf, f"augment.{name}", value, "be at least 0, and finite")
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ class OptimizerConfig:
         is_rate = 0 < self.learning_rate < inf
         require(is_rate, "optimizer.learning_rate", self.learning_rate, "be above 0, and finite")
         require(0 <= self.warmup_share <= 1, "optimizer.warmup_share", self.warmup_share, "be in [0, 1]")
-        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "be at least 0")
+        is_decay = 0 <= self.weight_decay < inf
+        require(is_decay, "optimizer.weight_decay", self.weight_decay, "be at least 0, and finite")
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "be in [0, 1)")
         require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "be above 0")
         require(self.frozen_layers >= 0, "optimizer.frozen_layers", self.frozen_layers, "be at least 0")

@@ -36,6 +36,8 @@ def choose_precision(settings: TrainerConfig) -> Any:
     if settings.precision == "bf16-mixed" and on_gpu:
         # torch 2.11 gives cuDNN's recurrent layers fp16 under any autocast; without a scaler small gradients become 0.
         raise AsrError("trainer.precision=bf16-mixed: GRUs compute in fp16 on a GPU; use trainer.precision=16-mixed")
+    if settings.precision == "16-mixed" and not on_gpu:
+        raise AsrError("trainer.precision=16-mixed: a CPU has no fp16; use trainer.precision=bf16-mixed, or auto")
     if settings.precision != "auto":
         return settings.precision
     if on_gpu:

@@ -129,6 +129,12 @@ def test_a_gpu_is_not_asked_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose_precision(TrainerConfig(precision="bf16-mixed", accelerator="cpu")) == "bf16-mixed"
 
 
+def test_a_cpu_is_not_asked_for_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(AsrError, match=r"^trainer\.precision=16-mixed: a CPU has no fp16; use .*bf16-mixed, or auto$"):
+        choose_precision(TrainerConfig(precision="16-mixed"))
+
+
 @pytest.mark.parametrize(
     ("settings", "has_gpu", "has_bf16", "chosen"),
     [
