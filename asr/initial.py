@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from textwrap import shorten
 
 from asr.config import TrainConfig
@@ -32,13 +33,28 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
             model = with_phonemes(model, config.model.encoder.phoneme_layer, pronunciations, teacher=before)
             kept = find_kept_phonemes(before, pronunciations)
             _log_change("phonemes", before.phonemes, model.phonemes, kept)
-        if model.config != config.model or not is_same_kind:
-            raise AsrError(f"{config.initial_model} was made with another model or vocabulary section: {model.config}")
+        if others := ", ".join(_other_settings(model, config)):
+            reason = f"was made with another model or vocabulary section: {others}"
+            raise AsrError(f"{config.initial_model} {reason}; set the same, or another initial_model=")
     else:
         vocabulary = make_vocabulary(config, texts)
         model = CTCModel(config.model, vocabulary, make_pronunciations(config, vocabulary))
     freeze(model, config.optimizer.frozen_layers)
     return model.train()
+
+
+def _other_settings(model: CTCModel, config: TrainConfig) -> Iterator[str]:
+    """What of the recipe is not so in the model, as it is there."""
+    for section in ("frontend", "encoder"):
+        given = asdict(getattr(config.model, section))
+        for name, value in asdict(getattr(model.config, section)).items():
+            if value != given[name]:
+                yield f"model.{section}.{name}={value}"
+    kind, size = model.vocabulary.to_dict()["kind"], len(model.vocabulary)
+    if kind != config.vocabulary.kind:
+        yield f"vocabulary.kind={kind}"
+    if kind == "sentencepiece" and size > config.vocabulary.size:
+        yield f"vocabulary.size={size}"
 
 
 def change_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:

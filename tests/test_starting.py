@@ -14,7 +14,7 @@ from asr.devices import choose_accelerator, choose_precision
 from asr.errors import AsrError
 from asr.initial import make_model
 from asr.locks import locked
-from asr.modelfile import load_model
+from asr.modelfile import load_model, save_model
 from asr.training import check_output_dir, prepare_training, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,8 +100,39 @@ def test_a_run_can_start_from_a_model_of_another_dropout(tmp_path: Path, finishe
 
 def test_a_run_cannot_start_from_a_model_of_another_shape(tmp_path: Path, finished_run: Path) -> None:
     start = finished_run / "model.safetensors"
-    with pytest.raises(AsrError, match=r"model\.safetensors was made with another model or vocabulary section"):
+    reason = r"model\.safetensors was made with another model or vocabulary section: model\.encoder\.hidden_size=16;"
+    with pytest.raises(AsrError, match=reason):
         train(make_config(tmp_path / "run", f"initial_model={start}", "model.encoder.hidden_size=12"))
+
+
+@pytest.fixture
+def forty_pieces(tmp_path: Path) -> list[str]:
+    """Settings that begin with a model of so many."""
+    texts = [line["text"] for line in sample_lines()]
+    pieces = make_model(make_config(tmp_path, "vocabulary.kind=sentencepiece", "vocabulary.size=40"), texts)
+    assert len(pieces.vocabulary) == 40
+    save_model(pieces, tmp_path / "pieces.safetensors")
+    return [f"initial_model={tmp_path}/pieces.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "others"),
+    [
+        ([], "vocabulary.kind=sentencepiece"),
+        (["vocabulary.size=39"], "vocabulary.kind=sentencepiece, vocabulary.size=40"),
+        (["vocabulary.kind=sentencepiece", "vocabulary.size=39"], "vocabulary.size=40"),
+    ],
+)
+def test_a_model_of_other_tokens_is_told_by_what_is_not_as_in_the_recipe(
+    forty_pieces: list[str], tmp_path: Path, vocabulary: list[str], others: str
+) -> None:
+    with pytest.raises(AsrError, match=f"or vocabulary section: {others}; set the same"):
+        make_model(make_config(tmp_path, *forty_pieces, *vocabulary), [])
+
+
+def test_a_model_may_have_fewer_pieces_than_the_recipe_allows(forty_pieces: list[str], tmp_path: Path) -> None:
+    model = make_model(make_config(tmp_path, *forty_pieces, "vocabulary.kind=sentencepiece"), [])
+    assert len(model.vocabulary) == 40
 
 
 @pytest.mark.parametrize(
