@@ -35,7 +35,7 @@ from asr.learning import CTCTrainingModule
 from asr.locks import locked
 from asr.model import CTCModel
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
-from asr.newfiles import new_text_file
+from asr.newfiles import check_new_file, new_text_file
 from asr.plotting import LOG_NAME
 from asr.ranks import is_first_process, is_started_again, process_arguments
 from asr.recipe import load_config
@@ -216,6 +216,9 @@ def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
 
 def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
     """The checkpoint to go on from; raises AsrError where a run would be overwritten, or is of another model."""
+    if "::" in config.output_dir:
+        raise AsrError(f"output_dir={config.output_dir} must not hold ::, which Lightning takes for a chain of systems")
+    check_new_file(Path(config.output_dir) / MODEL_NAME)
     checkpoint = find_checkpoint(Path(config.output_dir))
     if checkpoint is None and (not resume or is_started_again()):
         if (model_file := Path(config.output_dir) / MODEL_NAME).exists():

@@ -31,6 +31,14 @@ def test_a_new_run_does_not_overwrite_a_model_file_whose_checkpoints_were_delete
         check_output_dir(make_config(tmp_path), resume=False)
 
 
+@pytest.mark.parametrize("place", ["file", "file/run", "a::b"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_output_folder_that_cannot_be_made_is_told_at_once(tmp_path: Path, place: str, resume: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AsrError, match=r"cannot be written; choose another folder|must not hold ::, which Lightning"):
+        check_output_dir(make_config(tmp_path / place), resume)
+
+
 def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(AsrError, match=r"last\.ckpt not found: there is nothing to resume; start without --resume"):
         train(make_config(tmp_path), resume=True)
