@@ -6,6 +6,7 @@ would have drawn.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -33,6 +34,8 @@ from asr.splitting import MemoryLimit
 from asr.vocabulary import BLANK_ID
 
 __all__ = ["CTCTrainingModule", "disagreement"]
+
+log = logging.getLogger(__name__)
 
 
 class CTCTrainingModule(lightning.LightningModule):
@@ -63,6 +66,7 @@ class CTCTrainingModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vocabulary"] = self.model.vocabulary.to_dict()
         checkpoint["phonemes"] = self.model.phonemes
+        checkpoint["pronunciations"] = self.model.pronunciations and self.model.pronunciations.checksum
         checkpoint["most_frames"] = self.memory.most_frames
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -76,6 +80,9 @@ class CTCTrainingModule(lightning.LightningModule):
             )
         if checkpoint.get("phonemes", self.model.phonemes) != self.model.phonemes:
             raise AsrError("the pronouncing dictionary has other phonemes now; start with another output_dir=")
+        said = self.model.pronunciations and self.model.pronunciations.checksum
+        if checkpoint.get("pronunciations", said) != said:
+            log.warning("the pronouncing dictionary has changed; the run goes on with what it says now")
         take_rates(checkpoint, self.config.optimizer)
         self.memory.most_frames = checkpoint.get("most_frames", math.inf)  # its parts have dropout draws of their own
 

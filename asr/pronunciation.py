@@ -12,6 +12,7 @@ from itertools import takewhile
 from operator import eq
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from asr.analogy import Analogy
 from asr.errors import AsrError, reason_of
@@ -112,6 +113,11 @@ class Pronunciations:
         text = "\n".join(f"{word}\t{phonemes}" for word, phonemes in lines)
         entries = base64.b64encode(bz2.compress(text.encode())).decode("ascii")
         return {"phonemes": list(self._plain), "entries": entries, "marks_starts": self._marks_starts}
+
+    @cached_property
+    def checksum(self) -> int:
+        """Another one for other words, or the same said otherwise."""
+        return crc32(repr(sorted(self._entries.items())).encode())
 
     @cached_property
     def _analogy(self) -> Analogy:

@@ -239,6 +239,10 @@ def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
     if (before.trainer.average_decay > 0) != (config.trainer.average_decay > 0):
         kept = f"trainer.average_decay={before.trainer.average_decay}"
         raise AsrError(f"{config.output_dir} was trained with {kept}; resume it with an average or without one as then")
+    was_mmi, is_mmi = (each.model.encoder.phoneme_layer and each.optimizer.mmi_share > 0 for each in (before, config))
+    if was_mmi != is_mmi:
+        kept = f"optimizer.mmi_share={before.optimizer.mmi_share}"
+        raise AsrError(f"{config.output_dir} was trained with {kept}; resume it with a share above 0 or with 0 as then")
     return checkpoint
 
 

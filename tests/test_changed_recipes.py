@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from short_trainings import Interrupt, make_config, make_module, read_scalars, sample_lines, train_with, write_lines
 
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.optimizers import make_optimizer
-from asr.training import train
+from asr.training import check_output_dir, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,6 +45,23 @@ def test_an_optimizer_of_other_weights_cannot_be_resumed(finished_run: Path, ove
 def test_a_run_with_an_average_is_not_resumed_without_one(finished_run: Path) -> None:
     with pytest.raises(AsrError, match=r"was trained with trainer\.average_decay=0\.8; resume it with an average"):
         train(make_config(finished_run, "trainer.average_decay=0"), resume=True)
+
+
+def test_phonemes_are_not_learned_in_another_way_by_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with zipfile.ZipFile(tmp_path / "last.ckpt", "w"):
+        pass
+    hears = ["model.encoder.phoneme_layer=1", "vocabulary.pronunciations=packaged"]
+    for settings in ([], hears):
+        before = OmegaConf.structured(make_config(tmp_path, *settings, "optimizer.mmi_share=0.5"))
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before), encoding="utf-8")
+        for share in ("0.9", "0"):
+            config = make_config(tmp_path, *settings, f"optimizer.mmi_share={share}")
+            if settings and share == "0":
+                with pytest.raises(AsrError, match=r"was trained with optimizer\.mmi_share=0\.5; resume it with"):
+                    check_output_dir(config, resume=True)
+            else:
+                assert check_output_dir(config, resume=True) == tmp_path / "last.ckpt"
 
 
 def test_a_run_whose_pieces_were_learned_from_other_texts_is_not_resumed(

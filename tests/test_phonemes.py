@@ -483,3 +483,14 @@ def test_a_run_whose_dictionary_has_other_phonemes_now_is_not_resumed(
     dictionary.write_text(dictionary.read_text(encoding="utf-8") + "YES Y EH S\n", encoding="utf-8")
     with pytest.raises(AsrError, match=r"^the pronouncing dictionary has other phonemes now; start with"):
         train(config, resume=True)
+
+
+def test_a_run_is_resumed_with_a_dictionary_that_says_words_otherwise_and_tells_it(
+    hearing: CTCModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, checkpoint = make_config(tmp_path), {"optimizer_states": [], "lr_schedulers": []}
+    CTCTrainingModule(hearing, config).on_save_checkpoint(checkpoint)
+    otherwise = Pronunciations({word: phonemes.split() for word, phonemes in (WORDS | {"CAT": "K IH T"}).items()})
+    for pronunciations, warns in ((PRONUNCIATIONS, False), (otherwise, True)):
+        CTCTrainingModule(with_phonemes(hearing, 1, pronunciations), config).on_load_checkpoint(dict(checkpoint))
+        assert ("the pronouncing dictionary has changed; the run goes on with what it says now" in caplog.text) == warns
