@@ -62,10 +62,16 @@ def _run_of(path: Path) -> Path:
     return next((folder.parent for folder in path.parents if folder.name == LOG_NAME), path.parent)
 
 
-def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
-    """Write a PNG with the curves of some output folders; raises AsrError where it cannot be written."""
+def plot_runs(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Write a picture with the curves of some output folders; returns its path, with .png where that had no ending.
+
+    Raises AsrError where it cannot be written.
+    """
     from matplotlib.figure import Figure
 
+    if path.is_dir():
+        raise AsrError(f"{path}: is a folder; name a file in it")
+    path = path if path.suffix else path.with_name(f"{path.name}.png")
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).flatten()
     for number, run_dir in enumerate(run_dirs):
@@ -84,6 +90,7 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> None:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:  # a ValueError is a kind of file that matplotlib does not know
         raise AsrError(f"{path}: the picture cannot be written: {reason_of(error)}") from error
+    return path
 
 
 def _smooth(steps: numpy.ndarray, values: numpy.ndarray) -> Curve:

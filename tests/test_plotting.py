@@ -64,6 +64,16 @@ def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest
     assert "the picture cannot be written" in capsys.readouterr().err
 
 
+def test_a_picture_has_an_ending_and_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "runs" / "a"
+    write_run(run, {1: 1.0})
+    assert main(["plot", str(run), "-o", str(tmp_path / "runs")]) == 1
+    assert "runs: is a folder; name a file in it" in capsys.readouterr().err
+    assert main(["plot", str(run), "-o", str(tmp_path / "both")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/both.png\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "both.png"}
+
+
 @pytest.mark.parametrize("name", ["_old", r"a$\no$b"])
 def test_a_run_of_any_name_is_in_the_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     drawn: list[str] = []

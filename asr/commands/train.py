@@ -80,9 +80,7 @@ def _run_plot(options: argparse.Namespace) -> int:
     """Draw loss, error rates, learning rate and the wait for data of one or several trainings to a PNG."""
     from asr.plotting import plot_runs
 
-    path = options.output or options.runs[0] / "curves.png"
-    plot_runs(options.runs, path)
-    print(path)
+    print(plot_runs(options.runs, options.output or options.runs[0] / "curves.png"))
     return 0
 
 
