@@ -134,7 +134,8 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
     """An utterance's audio file, its extension, and its cut as lhotse writes it."""
     import soundfile
 
-    if name.endswith("/") or not name.isprintable():  # unprintable is also what was not UTF-8
+    has_file_name = name.rpartition("/")[2].strip(".")  # of dots and .flac, all would be the name and no extension
+    if not (has_file_name and name.isprintable()):  # unprintable is also what was not UTF-8
         raise AsrError(f"the id {name!r} cannot name a file in a tar file; give the utterance another")
     start, seconds = utterance.start_seconds, utterance.duration_seconds
     with open_audio(utterance.audio_path) as audio:

@@ -241,7 +241,7 @@ def test_recordings_that_cannot_be_read_are_listed_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.wav"]
 
 
-@pytest.mark.parametrize("name", ["a/", "caf\udce9", "a\0b"])
+@pytest.mark.parametrize("name", ["a/", ".", "..", "a/.", "caf\udce9", "a\0b"])
 def test_an_id_that_can_name_no_file_is_told(utterances: list[Utterance], tmp_path: Path, name: str) -> None:
     with pytest.raises(AsrError, match="cannot name a file in a tar file; give the utterance another"):
         write_shards([replace(utterances[0], id=name)], tmp_path / "shards")
