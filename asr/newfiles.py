@@ -56,7 +56,7 @@ def _replaced(target: Path) -> Iterator[BinaryIO]:
     """A file beside `target` that takes its place when the block ends without an error, and is removed otherwise."""
     temporary = target.with_name(_temporary_name(target.name))
     try:
-        temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that another user has put there
+        temporary.unlink(missing_ok=True)  # of a killed process of this number, or a link of another user
         with temporary.open("xb") as file:
             if os.path.exists(target):
                 with suppress(OSError):  # some disks know no rights
