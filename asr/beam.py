@@ -9,10 +9,8 @@ either search found is then scored by both, and by a GRU language model where th
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf, isfinite
 from pathlib import Path
@@ -22,10 +20,11 @@ from torch import Tensor
 
 from asr.alignment import align_tokens
 from asr.decoder import DecodedTokens, check_vocabulary
-from asr.errors import AsrError, reason_of
+from asr.errors import AsrError
 from asr.forks import Forks
 from asr.model import CTCModel
 from asr.modelfile import PACKAGED, PACKAGED_MODEL
+from asr.ngrams import read_arpa_unigrams
 from asr.pronunciation import Pronunciations
 from asr.rescoring import Reading, Rescorer
 from asr.search import SPACE, LanguageModel, WordSearch
@@ -34,7 +33,7 @@ from asr.text import count_lost
 from asr.vocabulary import Vocabulary
 from asr.words import is_unspaced, join_words
 
-__all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder", "read_arpa_unigrams"]
+__all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder"]
 
 PACKAGED_LANGUAGE_MODEL = PACKAGED_MODEL.with_name("base.arpa.gz")
 
@@ -269,25 +268,3 @@ def _pronounce(
         if phonemes and homophones[tuple(phonemes)] <= MOST_HOMOPHONES:
             spoken[word] = phonemes
     return spoken
-
-
-def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
-    """The words of an ARPA file, without <s>, </s> and <unk>, and their log10-probabilities.
-
-    Raises AsrError for any other file.
-    """
-    begun, is_compressed = False, str(path).endswith(".gz")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if is_compressed else open(path, encoding="utf-8") as file:
-            for line in file:
-                if begun and line.startswith("\\"):
-                    return
-                fields = line.split()
-                if begun and len(fields) >= 2 and not fields[1].startswith("<"):
-                    yield fields[1], min(0.0, float(fields[0]))  # KenLM tells of one above 0
-                if not begun and line.startswith("ngram ") and "-" in line:
-                    raise ValueError(f"{line.strip()!r} is no count")  # it would end the process in KenLM
-                begun = begun or line.strip() == "\\1-grams:"
-    except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise AsrError(f"{path}: the language model cannot be read: {reason_of(error)}") from error
-    raise AsrError(f"{path}: not a language model in ARPA form; `asr lm build` makes one")

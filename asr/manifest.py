@@ -29,7 +29,7 @@ from torch import Tensor
 
 from asr.audio import open_audio, read_audio
 from asr.errors import AsrError, DamagedError
-from asr.newfiles import new_text_file
+from asr.newfiles import is_compressed, new_text_file
 from asr.tarfiles import split_path
 
 __all__ = ["Utterance", "read_manifest", "write_manifest"]
@@ -126,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     """Line number and content: a JSON text, or the columns of a CSV or TSV line."""
     name = path.name.lower()
     kind = Path(name.removesuffix(".gz")).suffix
-    with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
+    with gzip.open(path) if is_compressed(path) else path.open("rb") as file:
         if kind in (".csv", ".tsv"):
             yield from _columns(path, file, "\t" if kind == ".tsv" else ",")
         else:

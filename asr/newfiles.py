@@ -14,7 +14,7 @@ from zlib import crc32
 
 from asr.errors import AsrError
 
-__all__ = ["check_new_file", "new_file", "new_text_file", "temporary_folder"]
+__all__ = ["check_new_file", "is_compressed", "new_file", "new_text_file", "temporary_folder"]
 
 
 @contextmanager
@@ -76,9 +76,14 @@ def new_text_file(path: Path) -> Iterator[TextIO]:
     """
     with ExitStack() as stack:
         file: Any = stack.enter_context(new_file(path))
-        if path.suffix.lower() == ".gz":  # neither name nor time in its header: the same text makes the same bytes
+        if is_compressed(path):  # neither name nor time in its header: the same text makes the same bytes
             file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n"))
+
+
+def is_compressed(path: str | Path) -> bool:
+    """Whether its name says so: it ends in .gz, in either case."""
+    return str(path).lower().endswith(".gz")
 
 
 @contextmanager

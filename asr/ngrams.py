@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import logging
 import lzma
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +22,11 @@ import numpy
 from numpy.typing import NDArray
 
 from asr.errors import AsrError, reason_of
-from asr.newfiles import new_text_file
+from asr.newfiles import is_compressed, new_text_file
 from asr.text import count_lost, normalize_transcript
 from asr.words import split_words
 
-__all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_sentences", "write_arpa"]
+__all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_arpa_unigrams", "read_sentences", "write_arpa"]
 
 UNKNOWN, START, END = 0, 1, 2
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -91,9 +92,9 @@ def read_sentences(
 
 
 def _open_text(path: Path) -> TextIO:
-    if path.suffix == ".gz":
+    if is_compressed(path):
         return gzip.open(path, "rt", encoding="utf-8-sig")
-    if path.suffix == ".xz":
+    if path.suffix.lower() == ".xz":
         return lzma.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
 
@@ -254,3 +255,26 @@ def _write_tables(model: NgramModel, file: TextIO) -> None:
             shown = -99.0 if length == 1 and row[0] == START else probability
             file.write(f"{shown:.5f}\t{text}\n" if longest else f"{shown:.5f}\t{text}\t{backoff:.5f}\n")
     file.write("\n\\end\\\n")
+
+
+def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
+    """The words of an ARPA file, without <s>, </s> and <unk>, and their log10-probabilities.
+
+    Words that hold white space, of other kinds than what parts the file's columns, are left out: no text has them.
+    Raises AsrError for any other file.
+    """
+    begun = False
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if is_compressed(path) else open(path, encoding="utf-8") as file:
+            for line in file:
+                if begun and line.startswith("\\"):
+                    return
+                fields = re.split("[ \t]+", line.strip(" \t\r\n"))
+                if begun and len(fields) >= 2 and not fields[1].startswith("<") and len(fields[1].split()) == 1:
+                    yield fields[1], min(0.0, float(fields[0]))  # KenLM tells of one above 0
+                if not begun and line.startswith("ngram ") and "-" in line:
+                    raise ValueError(f"{line.strip()!r} is no count")  # it would end the process in KenLM
+                begun = begun or line.strip() == "\\1-grams:"
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise AsrError(f"{path}: the language model cannot be read: {reason_of(error)}") from error
+    raise AsrError(f"{path}: not a language model in ARPA form; `asr lm build` makes one")

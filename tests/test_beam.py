@@ -25,7 +25,7 @@ pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="flashlight-text
 
 from asr import load_model
 from asr.audio import open_audio
-from asr.beam import BeamDecoder, read_arpa_unigrams
+from asr.beam import BeamDecoder
 from asr.cli import main
 from asr.commands.options import add_language_model_options, make_decode
 from asr.decoder import decode_greedy
@@ -34,7 +34,7 @@ from asr.longform import stream_log_probs
 from asr.manifest import read_manifest
 from asr.metrics import word_errors
 from asr.model import CTCModel
-from asr.ngrams import NgramModel, build_ngrams, write_arpa
+from asr.ngrams import NgramModel, build_ngrams, read_arpa_unigrams, write_arpa
 from asr.search import _without_stderr
 from asr.transcript import find_words
 from asr.transcription import Recording, transcribe_recordings
@@ -332,14 +332,14 @@ def test_a_hotword_must_be_surer_to_replace_a_word_that_the_language_model_chose
 
 def test_a_compressed_language_model_is_the_same(arpa: Path, tmp_path: Path) -> None:
     model = build_ngrams(TEXT, 3)
-    for name in ("a.arpa.gz", "b.arpa.gz"):
+    for name in ("a.arpa.gz", "B.ARPA.GZ"):
         write_arpa(model, tmp_path / name)
     content = (tmp_path / "a.arpa.gz").read_bytes()
-    assert content == (tmp_path / "b.arpa.gz").read_bytes()
+    assert content == (tmp_path / "B.ARPA.GZ").read_bytes()
     assert gzip.decompress(content) == arpa.read_bytes()
     unclear = log_probs_of("THE CAT SAT", {4: {"C": 0.4, "B": 0.6}})
-    decoders = [BeamDecoder(VOCABULARY, path) for path in (arpa, tmp_path / "a.arpa.gz")]
-    assert text_of(decoders[0], unclear) == text_of(decoders[1], unclear)
+    names = arpa, tmp_path / "a.arpa.gz", tmp_path / "B.ARPA.GZ"
+    assert len({text_of(BeamDecoder(VOCABULARY, path), unclear) for path in names}) == 1
     (tmp_path / "cut.arpa.gz").write_bytes(content[: len(content) // 2])
     with pytest.raises(AsrError, match=r"cut\.arpa\.gz: the language model "):
         BeamDecoder(VOCABULARY, tmp_path / "cut.arpa.gz")
@@ -367,6 +367,17 @@ def test_a_file_that_is_no_language_model_is_told(tmp_path: Path, content: bytes
         path.write_bytes(content)
     with pytest.raises(AsrError, match=reason):
         BeamDecoder(VOCABULARY, path)
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u0085"])
+def test_a_word_with_white_space_in_it_is_left_out_and_not_taken_for_its_beginning(
+    arpa: Path, tmp_path: Path, space: str
+) -> None:
+    changed = arpa.read_text().replace("\tCAT", f"\tCAT{space}FISH").replace(" CAT", f" CAT{space}FISH")
+    (tmp_path / "lm.arpa").write_text(changed, encoding="utf-8")
+    words = [word for word, _ in read_arpa_unigrams(arpa)]
+    assert [word for word, _ in read_arpa_unigrams(tmp_path / "lm.arpa")] == [word for word in words if word != "CAT"]
+    assert text_of(BeamDecoder(VOCABULARY, tmp_path / "lm.arpa"), log_probs_of("THE BAT SAT")) == "THE BAT SAT"
 
 
 @pytest.mark.parametrize("kept", [0.4, 0.7, 0.9])

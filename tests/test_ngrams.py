@@ -16,11 +16,10 @@ from command_line import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asr.beam import read_arpa_unigrams
 from asr.cli import main
 from asr.errors import AsrError
 from asr.manifest import read_manifest
-from asr.ngrams import NgramModel, _discounts, build_ngrams, drop_shared, read_sentences, write_arpa
+from asr.ngrams import NgramModel, _discounts, build_ngrams, drop_shared, read_arpa_unigrams, read_sentences, write_arpa
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from asr.beam import read_arpa_unigrams
 from asr.errors import errors_told
 from asr.manifest import read_manifest
 from asr.newfiles import new_text_file
+from asr.ngrams import read_arpa_unigrams
 from asr.pronunciation import Pronunciations
 from asr.text import normalize_transcript
 
