@@ -122,6 +122,7 @@ class BeamDecoder:
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.reads_phonemes = pronunciations is not None
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
+        self._unspaced = next(filter(is_unspaced, vocabulary.alphabet), "")
         loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
         written, spellings = self._find_writable(loaded, lexicon)
         settings = {"lm_weight": lm_weight, "word_score": word_score, "prior_weight": prior_weight}
@@ -151,8 +152,8 @@ class BeamDecoder:
 
     def _find_writable(
         self, language_model: LanguageModel, lexicon: Iterable[str] | None
-    ) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """What is written for each word that is searched for, and its tokens; raises AsrError where there is none."""
+    ) -> tuple[dict[str, str], dict[str, list[list[str]]]]:
+        """What is written for each word that is searched for, and its spellings; raises AsrError where none is."""
         unigrams = language_model.unigrams
         words = set(unigrams if lexicon is None else lexicon)
         forms = {word: form for word in sorted(unigrams.keys() | words) if (form := self._write(word))}
@@ -164,24 +165,34 @@ class BeamDecoder:
             raise AsrError(f"{source}: none of its words{like} can be written with the model's vocabulary{how}")
         return writable, {word: forms[word][1] for word in writable}
 
-    def _write(self, word: str) -> tuple[str, list[str]] | None:
-        """A word as the model writes it, in the other case or without accents where need be, and its tokens."""
-        if spelling := self._spell(word):
-            return word, spelling
+    def _write(self, word: str) -> tuple[str, list[list[str]]] | None:
+        """A word as the model writes it, in the other case or without accents where need be, and its spellings."""
+        if spellings := self._spell(word):
+            return word, spellings
         lost: Counter[str] = Counter()
         text = self.vocabulary.normalize(word, lost)
         is_same_word = text and not lost and " " not in text
-        return (text, spelling) if is_same_word and (spelling := self._spell(text)) else None
+        return (text, spellings) if is_same_word and (spellings := self._spell(text)) else None
 
-    def _spell(self, word: str) -> list[str]:
-        """A word's tokens, and the space behind it where it has one; none where it cannot be written or is too long."""
+    def _spell(self, word: str) -> list[list[str]]:
+        """The ways to write a word: its tokens, and the space behind it where it has one.
+
+        Beside characters that know no spaces it is written without any too. None where it cannot be written or is too
+        long.
+        """
+        before = self._unspaced
         try:
-            spelling = [self._tokens[token_id] for token_id in self.vocabulary.encode(word)]
+            found = [self.vocabulary.encode(word)]
+            if before:
+                found.append(self.vocabulary.encode(before + word)[len(self.vocabulary.encode(before)) :])
         except AsrError:
             return []
-        if len(spelling) > LONGEST_WORD:
-            return []
-        return [*spelling, SPACE] if SPACE in self._tokens and not is_unspaced(word[-1:]) else spelling
+        short = (token_ids for token_ids in found if 0 < len(token_ids) <= LONGEST_WORD)
+        spellings = [[self._tokens[token_id] for token_id in token_ids] for token_ids in short]
+        if SPACE in self._tokens and not is_unspaced(word[-1:]):
+            spaced = [[*spelling, SPACE] for spelling in spellings]
+            spellings = [*spaced, *spellings] if before else spaced
+        return [spelling for place, spelling in enumerate(spellings) if spelling not in spellings[:place]]
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary), with `pronunciations` (batch, steps, vocabulary + phonemes); lengths:
@@ -258,13 +269,13 @@ def _choose(written: Mapping[str, str], words: Iterable[str], known: Container[s
 
 def _pronounce(
     writable: Mapping[str, str], pronunciations: Pronunciations, unigrams: Mapping[str, float]
-) -> dict[str, list[str]]:
+) -> dict[str, list[list[str]]]:
     """The phonemes of each word that has some, and of homophones those of the most frequent."""
-    spoken: dict[str, list[str]] = {}
+    spoken: dict[str, list[list[str]]] = {}
     homophones = Counter[tuple[str, ...]]()
     for word in sorted(writable, key=lambda word: -unigrams.get(word, -inf)):
         phonemes = pronunciations.pronounce(writable[word])
         homophones[tuple(phonemes)] += 1
         if phonemes and homophones[tuple(phonemes)] <= MOST_HOMOPHONES:
-            spoken[word] = phonemes
+            spoken[word] = [phonemes]
     return spoken

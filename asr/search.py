@@ -75,7 +75,7 @@ class WordSearch:
     def __init__(
         self,
         tokens: Sequence[str],
-        spellings: Mapping[str, list[str]],
+        spellings: Mapping[str, list[list[str]]],
         language_model: LanguageModel,
         *,
         beam_size: int,
@@ -83,8 +83,8 @@ class WordSearch:
         word_score: float,
         prior_weight: float,
     ) -> None:
-        """tokens: names, the blank's first; spellings: the tokens of each word that can be found, all of them words of
-        the language model as it was first used. For the settings see `BeamDecoder`.
+        """tokens: names, the blank's first; spellings: the ways to write each word that can be found, in tokens; all of
+        them are words of the language model as it was first used. For the settings see `BeamDecoder`.
 
         Raises AsrError where flashlight-text is not installed, and for a language model that KenLM refuses.
         """
@@ -123,28 +123,31 @@ class WordSearch:
 
 
 def _grow_trie(
-    tokens: Sequence[str], spellings: Mapping[str, list[str]], language_model: LanguageModel, silence: int
+    tokens: Sequence[str], spellings: Mapping[str, list[list[str]]], language_model: LanguageModel, silence: int
 ) -> Any:
     """The tree of words that the search walks through, token by token."""
     flashlight = _import_flashlight()
     trie = flashlight.Trie(len(tokens), silence)
     token_ids = {token: token_id for token_id, token in enumerate(tokens)}
     numbers = {word: number for number, word in enumerate(language_model.words)}
-    for word, spelling in spellings.items():
-        trie.insert([token_ids[token] for token in spelling], numbers[word], language_model.scores[word])
+    for word, ways in spellings.items():
+        for spelling in ways:
+            trie.insert([token_ids[token] for token in spelling], numbers[word], language_model.scores[word])
     trie.smear(flashlight.SmearingMode.MAX)
     return trie
 
 
 def _log_frequencies(
-    tokens: Sequence[str], spellings: Mapping[str, list[str]], unigrams: Mapping[str, float]
+    tokens: Sequence[str], spellings: Mapping[str, list[list[str]]], unigrams: Mapping[str, float]
 ) -> numpy.ndarray:
     """The log-frequency of each token in words of these log10-probabilities and spellings: (tokens,)."""
     counts = dict.fromkeys(tokens, 0.0)
     for word, log10_probability in unigrams.items():
-        probability = 10**log10_probability
-        for token in spellings.get(word, ()):
-            counts[token] += probability
+        ways = spellings.get(word, [])
+        for spelling in ways:
+            probability = 10**log10_probability / len(ways)
+            for token in spelling:
+                counts[token] += probability
     shares = numpy.array(list(counts.values()), dtype=numpy.float32)
     shares = (1 - BLANK_SHARE) * (shares / shares.sum().clip(min=LEAST_SHARE)).clip(min=LEAST_SHARE)
     shares[BLANK_ID] = BLANK_SHARE

@@ -202,6 +202,24 @@ def test_pieces_of_words_can_be_searched_too(arpa: Path) -> None:
     assert vocabulary.decode(tokens.token_ids) == "THE CAT SAT"
 
 
+UNSPACED = ["你好 吗", "中文 字 ABC 二", "ABC 你好 XYZ ABC 三", "ABC"]
+LETTERS = CharacterVocabulary(" ABCXYZ一二三中文字你好吗")
+PIECES = SentencePieceVocabulary.train([*map(LETTERS.normalize, UNSPACED)] * 3, 80, LETTERS.alphabet)
+
+
+@pytest.mark.parametrize("vocabulary", [LETTERS, PIECES])
+def test_words_without_spaces_between_them_are_found_at_each_place(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    texts = [vocabulary.normalize(text) for text in UNSPACED]
+    write_arpa(build_ngrams(texts * 5, 2), tmp_path / "lm.arpa")
+    decoder = BeamDecoder(vocabulary, tmp_path / "lm.arpa")
+    for text in texts:
+        path = [token_id for each in vocabulary.encode(text) for token_id in (each, 0)]
+        heard = torch.full((1, len(path), len(vocabulary)), -8.0)
+        heard[0, range(len(path)), path] = 0.0
+        (tokens,) = decoder(heard.log_softmax(2), torch.tensor([len(path)]))
+        assert vocabulary.decode(tokens.token_ids) == text
+
+
 @pytest.mark.parametrize(
     ("vocabulary", "weight"), [(VOCABULARY, 1.2), (SentencePieceVocabulary.train(TEXT * 20, 18), 0.8)]
 )
@@ -351,6 +369,17 @@ def test_the_words_of_an_arpa_file_are_read_with_their_probabilities(arpa: Path)
     assert 0.5 < sum(10**probability for probability in read.values()) < 1  # the rest is that of </s> and <unk>
 
 
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u0085"])
+def test_a_word_with_white_space_in_it_is_left_out_and_not_taken_for_its_beginning(
+    arpa: Path, tmp_path: Path, space: str
+) -> None:
+    changed = arpa.read_text().replace("\tCAT", f"\tCAT{space}FISH").replace(" CAT", f" CAT{space}FISH")
+    (tmp_path / "lm.arpa").write_text(changed, encoding="utf-8")
+    words = [word for word, _ in read_arpa_unigrams(arpa)]
+    assert [word for word, _ in read_arpa_unigrams(tmp_path / "lm.arpa")] == [word for word in words if word != "CAT"]
+    assert text_of(BeamDecoder(VOCABULARY, tmp_path / "lm.arpa"), log_probs_of("THE BAT SAT")) == "THE BAT SAT"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -367,17 +396,6 @@ def test_a_file_that_is_no_language_model_is_told(tmp_path: Path, content: bytes
         path.write_bytes(content)
     with pytest.raises(AsrError, match=reason):
         BeamDecoder(VOCABULARY, path)
-
-
-@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u0085"])
-def test_a_word_with_white_space_in_it_is_left_out_and_not_taken_for_its_beginning(
-    arpa: Path, tmp_path: Path, space: str
-) -> None:
-    changed = arpa.read_text().replace("\tCAT", f"\tCAT{space}FISH").replace(" CAT", f" CAT{space}FISH")
-    (tmp_path / "lm.arpa").write_text(changed, encoding="utf-8")
-    words = [word for word, _ in read_arpa_unigrams(arpa)]
-    assert [word for word, _ in read_arpa_unigrams(tmp_path / "lm.arpa")] == [word for word in words if word != "CAT"]
-    assert text_of(BeamDecoder(VOCABULARY, tmp_path / "lm.arpa"), log_probs_of("THE BAT SAT")) == "THE BAT SAT"
 
 
 @pytest.mark.parametrize("kept", [0.4, 0.7, 0.9])
