@@ -77,7 +77,8 @@ def read_sentences(
 ) -> Iterator[str]:
     """The lines of text files (plain, .gz, .xz) as normal transcripts; those of which nothing is left are dropped.
 
-    Letters and digits that cannot be written are counted in the log. Raises AsrError for a file that cannot be read.
+    Letters, digits and signs such as % that cannot be written are counted in the log.
+    Raises AsrError for a file that cannot be read.
     """
     dropped: Counter[str] = Counter()
     for path in paths:

@@ -19,7 +19,7 @@ from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel
-from asr.text import ALPHABET, is_letter
+from asr.text import ALPHABET, WORDS_FOR, is_letter
 from asr.vocabulary import Vocabulary
 from asr.words import is_unspaced
 
@@ -33,18 +33,6 @@ FRAME_SECONDS, SILENCE_DB, MOST_SILENCE = 0.025, -40.0, 0.6
 
 SLOWEST, FASTEST = 4.0, 25.0
 """Letters per second between which people speak; outside them audio and text may not belong together."""
-
-WORDS_FOR = {
-    "&": "AND",
-    "%": "PERCENT",
-    "@": "AT",
-    "+": "PLUS",
-    "=": "EQUALS",
-    "$": "DOLLARS",
-    "€": "EUROS",
-    "£": "POUNDS",
-}
-"""What is usually said for characters that no alphabet has."""
 
 MARK = re.compile(r"<[^<>]*\w[^<>]*>|\[[^\[\]]*\w[^\[\]]*\]|\{[^{}]*\w[^{}]*\}")
 """What transcribers write beside words, such as [NOISE] and <UNK>."""

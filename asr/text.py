@@ -12,6 +12,7 @@ from asr.words import join_words
 
 __all__ = [
     "ALPHABET",
+    "WORDS_FOR",
     "count_lost",
     "is_letter",
     "normalize_transcript",
@@ -20,6 +21,18 @@ __all__ = [
 
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What LibriSpeech's transcripts are written with."""
+
+WORDS_FOR = {
+    "&": "AND",
+    "%": "PERCENT",
+    "@": "AT",
+    "+": "PLUS",
+    "=": "EQUALS",
+    "$": "DOLLARS",
+    "€": "EUROS",
+    "£": "POUNDS",
+}
+"""What is usually said for characters that no alphabet has."""
 
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4\uff07"), "'")
 _SEPARATORS = dict.fromkeys(map(ord, "-\uff0d\u2212\u2010\u2011\u2012\u2013\u2014\u2015/_\u2026"), " ")
@@ -68,8 +81,9 @@ def without_quotes(text: str, alphabet: str) -> str:
 
 
 def count_lost(dropped: Counter[str]) -> Counter[str]:
-    """The letters and digits among dropped characters: what was said for them is missing from the text."""
-    return Counter({each: count for each, count in dropped.items() if each.isalnum() or is_letter(each)})
+    """The letters, the digits and `WORDS_FOR`'s signs among dropped characters: what was said for them is missing."""
+    said = (each for each in dropped if each.isalnum() or is_letter(each) or each in WORDS_FOR)
+    return Counter({each: dropped[each] for each in said})
 
 
 def is_letter(character: str) -> bool:

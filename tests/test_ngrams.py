@@ -220,10 +220,11 @@ def test_an_output_that_cannot_be_written_is_told_before_the_text_is_read(tmp_pa
 
 
 def test_what_a_text_loses_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.txt").write_text("In 1984 we met, and 9 lived!\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("In 1984 we met, and 9 % lived!\n", encoding="utf-8")
     assert list(read_sentences([tmp_path / "a.txt"])) == ["IN WE MET AND LIVED"]
     (message,) = caplog.messages
     assert message.startswith("dropped from the text, for the model cannot write them: '9' × 2, '")
+    assert "'%' × 1" in message
 
 
 @pytest.mark.parametrize(("output", "reason"), [("a.txt", "would replace the text"), ("a.arpa.xz", "reads .arpa and")])

@@ -66,6 +66,10 @@ def test_other_alphabets_have_their_own_cases_accents_and_stops(text: str, lette
     assert normalize_transcript(text, alphabet=alphabet) == normal
 
 
+def test_letters_digits_and_signs_that_are_spoken_are_missing_where_they_are_dropped() -> None:
+    assert count_lost(Counter("50 % – “é” £, #!&&")) == Counter("50%é£&&")
+
+
 def test_vowels_that_are_marks_count_as_lost_letters_and_accents_do_not() -> None:
     dropped = Counter("\u093f\u094d\u0e34\u0301\u064e\ufe0f\u093cक1!")
     assert set(count_lost(dropped)) == set("\u093f\u094d\u0e34क1")
