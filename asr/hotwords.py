@@ -19,6 +19,7 @@ from torch import Tensor
 from asr.alignment import align_tokens
 from asr.decoder import Decode, DecodedTokens, check_vocabulary, reads_phonemes, text_log_probs
 from asr.errors import AsrError
+from asr.model import steps_needed
 from asr.text import count_lost
 from asr.vocabulary import Vocabulary
 from asr.words import join_words, split_words
@@ -77,16 +78,22 @@ class HotwordDecoder:
         return text_log_probs(log_probs, [self._vocabulary.encode(text) for text in texts])
 
     def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:
-        """The tokens with the changes that gain most; of two that overlap, the better one."""
+        """The tokens with the changes that gain most; of two that overlap, or have too few steps, the better one."""
         words = split_words(self._vocabulary.decode(tokens.token_ids))
         texts = list(words)
         for change in sorted(self._changes(log_probs, tokens, words), key=lambda change: -change.gain):
             if texts[change.start : change.end] == words[change.start : change.end]:
-                texts[change.start : change.end] = [change.hotword, *[""] * (change.end - change.start - 1)]
-        improved = list(filter(None, texts))
-        if improved == words:
+                new = [change.hotword, *[""] * (change.end - change.start - 1)]
+                changed = [*texts[: change.start], *new, *texts[change.end :]]
+                if steps_needed(self._encode(changed)) <= len(log_probs):
+                    texts = changed
+        if texts == words:
             return tokens
-        return align_tokens(self._of_tokens(log_probs), self._vocabulary.encode(join_words(improved)))
+        return align_tokens(self._of_tokens(log_probs), self._encode(texts))
+
+    def _encode(self, words: Sequence[str]) -> list[int]:
+        """Empty ones are left out."""
+        return self._vocabulary.encode(join_words(filter(None, words)))
 
     def _changes(self, log_probs: Tensor, tokens: DecodedTokens, words: Sequence[str]) -> Iterator[_Change]:
         """All changes of one or two words, or as many as a hotword has, by which nothing is lost."""

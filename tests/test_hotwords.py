@@ -163,6 +163,20 @@ def test_a_boost_that_is_none_is_told_from_python_too(boost: float) -> None:
         decode(UNCLEAR, {"Quilter": boost})
 
 
+@pytest.mark.parametrize("text", ["U.S.", "“Us”", '"us"', "us,", "u\u00ads", "¡us!", "us…"])
+def test_marks_around_a_hotword_are_left_out(text: str) -> None:
+    assert parse_hotword(text, VOCABULARY) == ("US", BOOST)
+
+
+def test_of_two_changes_that_have_too_few_steps_one_is_made() -> None:
+    heard = torch.full((1, 7, len(VOCABULARY)), -3.0)
+    heard[0, range(7), [*VOCABULARY.encode("AB CD"), 0, 0]] = 0.0
+    decoder = HotwordDecoder(decode_greedy, VOCABULARY, {"ABXX": 50.0, "CDEF": 50.0})
+    (tokens,) = decoder(heard.log_softmax(2), torch.tensor([7]))
+    assert VOCABULARY.decode(tokens.token_ids) == "AB CDEF"
+    assert min(tokens.log_probs) > -math.inf
+
+
 def test_hotwords_for_another_model_are_told() -> None:
     with pytest.raises(AsrError, match="made for 29 tokens, and the model has 31; make it with that model's"):
         decode(torch.zeros(1, 9, 31), {"Quilter": 5.0})
