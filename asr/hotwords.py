@@ -8,6 +8,7 @@ each character is a word, as many in a row as the longest hotword has are tried.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ lost."""
 
 LEAST_SIMILARITY = 0.25
 """Share of letters that what gives way has in common with the hotword; less is not tried (0.2 found no more)."""
+
+SIGNS = r"#*\§‰()[]{}"
+"""Beside those of mathematics and money: without one of them, C# would be C. Other marks are not spoken."""
 
 MOST_TRIED = 10
 """The most alike of many hotwords are tried, so that a list of thousands stays quick."""
@@ -160,8 +164,14 @@ def _normal_word(word: str, vocabulary: Vocabulary) -> str:
     """As the model writes it."""
     dropped: Counter[str] = Counter()
     normal = vocabulary.normalize(word, dropped)
-    if lost := "".join(count_lost(dropped)):
+    letters = count_lost(dropped)
+    if lost := "".join(sign for sign in dropped if sign in letters or _is_sign(sign)):
         raise AsrError(f"hotword {word!r}: the model cannot write {lost!r}; write the word as it is spoken")
     if not normal or " " in normal:
         raise AsrError(f"hotword {word!r} must be one word; give each of several by itself")
     return normal
+
+
+def _is_sign(character: str) -> bool:
+    """Whether it is a part of a word's name; quotes, stops, hyphens and accents are none."""
+    return character in SIGNS or unicodedata.category(character) in ("Sc", "Sm", "So")
