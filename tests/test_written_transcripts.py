@@ -86,6 +86,16 @@ def test_a_list_without_a_file_is_told(
     assert run("transcribe", argument) == Outcome(1, "", f"asr transcribe: {reason}\n")
 
 
+def test_a_recording_whose_name_begins_as_a_list_does_is_transcribed(
+    run: Run, model_path: Path, sample_paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(sample_paths[0], "@a.flac")
+    done = run("transcribe", "--model", model_path, "@a.flac", "--format", "ctm")
+    assert (done.code, done.errors) == (0, "")
+    assert done.output.startswith("@a 1 ")
+
+
 def test_an_empty_name_is_not_the_folder_one_is_in(run: Run) -> None:
     done = run("transcribe", "")
     assert (done.code, done.output) == (2, "")

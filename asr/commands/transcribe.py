@@ -134,7 +134,7 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
 
     found = []
     for argument in arguments:
-        if argument.startswith("@"):
+        if _is_list(argument):
             found += [(line, Path(Path(line).stem)) for line in _read_list(argument)]
         elif argument != "-" and os.path.isdir(argument):  # where a Path raises for names that the disk refuses
             inside = find_audio(Path(argument))
@@ -146,6 +146,11 @@ def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
         else:
             found.append((argument, Path("stdin" if argument == "-" else Path(argument).stem)))
     return found
+
+
+def _is_list(argument: str) -> bool:
+    """Whether it is @LIST; where that is not there, it may be a recording of such a name."""
+    return argument.startswith("@") and (os.path.exists(argument[1:]) or not os.path.exists(argument))
 
 
 def _read_list(argument: str) -> list[str]:
@@ -226,7 +231,7 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
 def _find_output_conflict(options: argparse.Namespace) -> str | None:
     """What options of transcribe do not go together, or None."""
     first = options.files[0]
-    kinds, several = ",".join(options.format), len(options.files) > 1 or first.startswith("@") or os.path.isdir(first)
+    kinds, several = ",".join(options.format), len(options.files) > 1 or _is_list(first) or os.path.isdir(first)
     if "" in options.files:
         return "FILE must not be empty"
     if options.pcm is not None and (options.files != ["-"] or kinds != "text" or options.output_dir is not None):
