@@ -30,6 +30,26 @@ def commands() -> list[str]:
     return list(choices)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["transcribe", "a.wav", "--lm"],
+        ["transcribe", "a.wav", "--output-dir"],
+        ["align", "a.wav", "a.txt", "--model"],
+        ["evaluate", "packaged", "a.csv", "--lm", "packaged", "--rescore"],
+        ["check", "a.csv", "--report"],
+        ["lm", "build", "a.txt", "-o", "a.arpa", "--model"],
+        ["tune-lm", "packaged", "a.csv", "--lm"],
+    ],
+)
+def test_an_option_without_a_name_in_it_is_not_one_that_is_left_out(run: Run, arguments: list[str]) -> None:
+    done = run(*arguments, "")
+    assert (done.code, done.output) == (2, "")
+    assert done.errors.endswith(
+        f"argument {arguments[-1]}: must not be empty; name something, or leave the option out\n"
+    )
+
+
 @pytest.mark.parametrize("command", [None, *commands()])
 def test_help_explains_and_ends_well(run: Run, command: str | None) -> None:
     done = run(*([command] if command else []), "--help")

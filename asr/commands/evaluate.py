@@ -15,6 +15,8 @@ from asr.commands.options import (
     check_output,
     choose_device,
     find_lm_conflict,
+    given_path,
+    given_text,
     make_decode,
 )
 from asr.errors import AsrError
@@ -30,7 +32,9 @@ def add_check(commands: Commands) -> None:
     parser.add_argument("data", metavar="DATA", help="a manifest, or a folder of recordings and texts")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a clean manifest, and list each change")
     parser.add_argument("--valid", metavar="DATA", help="a valid set: what of it is in DATA too?")
-    parser.add_argument("--model", metavar="M", help="the model to train on from (default: the packaged model)")
+    parser.add_argument(
+        "--model", type=given_text, metavar="M", help="the model to train on from (default: the packaged model)"
+    )
     parser.add_argument(
         "--new-vocabulary", default="", metavar="CHARACTERS", help="what it shall write with, as of `asr finetune`"
     )
@@ -92,7 +96,7 @@ def _count(text: str) -> int:
 
 
 def _add_report_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write a page with audio and pictures there")
+    parser.add_argument("--report", type=given_path, metavar="DIR", help="write a page with audio and pictures there")
     parser.add_argument(
         "--pictures",
         type=_count,

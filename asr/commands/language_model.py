@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asr.commands.options import Commands
+from asr.commands.options import Commands, given_text
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ def _add_lm_train(actions: Commands) -> None:
         train.add_argument(f"--{name}", type=int, metavar="N", help=f"{help_text} (default: {default})")
     train.add_argument("--learning-rate", type=float, metavar="RATE", help="at its highest (default: 0.004)")
     train.add_argument(
-        "--initial-model", metavar="FILE", help="a model of `asr lm train`, or `packaged`, to begin with"
+        "--initial-model",
+        type=given_text,
+        metavar="FILE",
+        help="a model of `asr lm train`, or `packaged`, to begin with",
     )
     train.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     train.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the .safetensors file")
@@ -80,7 +83,10 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         help="valid sets: leave out sentences that share eight words in a row with their transcripts",
     )
     parser.add_argument(
-        "--model", metavar="M", help="whose alphabet to write it in (default: LibriSpeech's, or the initial model's)"
+        "--model",
+        type=given_text,
+        metavar="M",
+        help="whose alphabet to write it in (default: LibriSpeech's, or the initial model's)",
     )
 
 
@@ -182,8 +188,10 @@ def add_tune_lm(commands: Commands) -> None:
     parser.add_argument(
         "manifest", metavar="MANIFEST", help="the valid set: a manifest, or a folder of recordings and texts"
     )
-    parser.add_argument("--lm", required=True, metavar="FILE", help="`packaged`, or an ARPA file of `asr lm build`")
-    parser.add_argument("--rescore", metavar="FILE", help="as of `asr transcribe`")
+    parser.add_argument(
+        "--lm", required=True, type=given_text, metavar="FILE", help="`packaged`, or an ARPA file of `asr lm build`"
+    )
+    parser.add_argument("--rescore", type=given_text, metavar="FILE", help="as of `asr transcribe`")
     parser.add_argument("--beam-size", type=int, default=100, metavar="N", help="hypotheses kept (default: 100)")
     parser.set_defaults(run=_run_tune_lm)
 

@@ -26,6 +26,8 @@ __all__ = [
     "choose_device",
     "find_lm_conflict",
     "format_names",
+    "given_path",
+    "given_text",
     "make_decode",
 ]
 
@@ -57,6 +59,17 @@ def positive(text: str) -> float:
     return value
 
 
+def given_text(text: str) -> str:
+    """What an option names; raises ArgumentTypeError for nothing, which a shell's variable that is not set gives."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty; name something, or leave the option out")
+    return text
+
+
+def given_path(text: str) -> Path:
+    return Path(given_text(text))
+
+
 def add_language_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hotword",
@@ -67,9 +80,12 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
     )
-    group.add_argument("--lm", metavar="FILE", help="`packaged`, or an ARPA file: beam search over its words")
+    group.add_argument(
+        "--lm", type=given_text, metavar="FILE", help="`packaged`, or an ARPA file: beam search over its words"
+    )
     group.add_argument(
         "--rescore",
+        type=given_text,
         metavar="FILE",
         help="a model of `asr lm train`, to choose among the best texts, or `none`; beside the packaged ARPA file "
         "`packaged` is the default, else `none`",
@@ -90,7 +106,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
 
 def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
     """A decoder with the language model and the hotwords that are given; None for plain greedy decoding."""
-    decode = _make_beam_decoder(options, model) if options.lm else None
+    decode = _make_beam_decoder(options, model) if options.lm is not None else None
     if options.hotword:
         from asr.decoder import decode_greedy
         from asr.hotwords import HotwordDecoder, parse_hotword, usual_boost

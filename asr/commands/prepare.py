@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from asr.commands.options import Commands
+from asr.commands.options import Commands, given_path
 
 __all__ = ["add_download", "add_prepare", "add_shard"]
 
@@ -34,7 +34,7 @@ def add_prepare(commands: Commands) -> None:
     parser = commands.add_parser("prepare", help="a corpus to manifests", description=_run_prepare.__doc__)
     parser.add_argument("corpus", choices=("librispeech",))
     parser.add_argument("dir", type=Path, metavar="DIR", help="where LibriSpeech/SUBSET lies")
-    parser.add_argument("--output-dir", required=True, type=Path, metavar="DIR", help="gets SUBSET.jsonl.gz")
+    parser.add_argument("--output-dir", required=True, type=given_path, metavar="DIR", help="gets SUBSET.jsonl.gz")
     parser.set_defaults(run=_run_prepare)
 
 

@@ -21,6 +21,8 @@ from asr.commands.options import (
     choose_device,
     find_lm_conflict,
     format_names,
+    given_path,
+    given_text,
     make_decode,
 )
 from asr.commands.progress import audio_bar
@@ -55,7 +57,7 @@ def add_transcribe(commands: Commands) -> None:
         metavar="F,...",
         help=f"{', '.join(FORMATS)}; one for the screen (json: one object a line), or several for files",
     )
-    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="write NAME.txt, NAME.srt, ... there")
+    parser.add_argument("--output-dir", type=given_path, metavar="DIR", help="write NAME.txt, NAME.srt, ... there")
     parser.add_argument(
         "--pcm", type=int, metavar="RATE", help="standard input is 16-bit mono samples of this rate, without a header"
     )
@@ -63,7 +65,7 @@ def add_transcribe(commands: Commands) -> None:
         "--skip-existing", "--resume", action="store_true", help="leave recordings whose files are all there already"
     )
     add_inference_options(parser)
-    parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
+    parser.add_argument("--model", type=given_text, metavar="M", help="a model file (default: the packaged model)")
     add_language_model_options(parser)
     parser.set_defaults(run=_run_transcribe, find_conflict=_find_output_conflict)
 
@@ -266,7 +268,7 @@ def add_align(commands: Commands) -> None:
         "--format", type=format_names, default=["ctm"], metavar="F", help=f"{', '.join(FORMATS)} (default: ctm)"
     )
     add_inference_options(parser)
-    parser.add_argument("--model", metavar="M", help="a model file (default: the packaged model)")
+    parser.add_argument("--model", type=given_text, metavar="M", help="a model file (default: the packaged model)")
     parser.set_defaults(run=_run_align, find_conflict=_find_align_conflict)
 
 
