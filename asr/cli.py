@@ -13,11 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from asr.commands.evaluate import add_check, add_evaluate, add_verify
-from asr.commands.language_model import add_lm, add_tune_lm
-from asr.commands.prepare import add_download, add_prepare, add_shard
-from asr.commands.train import add_average, add_finetune, add_plot, add_train
-from asr.commands.transcribe import add_align, add_transcribe
 from asr.errors import AsrError
 
 __all__ = ["console_script", "main"]
@@ -25,6 +20,13 @@ __all__ = ["console_script", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's); returns the exit code."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # anywhere, also while modules are imported
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     if sys.stderr is None:  # it was closed; libraries write to its number, which another file could get
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
@@ -46,8 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _discard_output()
         print(f"asr {options.command}: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
     return 1
 
 
@@ -80,6 +80,11 @@ def console_script() -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     from asr import __version__
+    from asr.commands.evaluate import add_check, add_evaluate, add_verify
+    from asr.commands.language_model import add_lm, add_tune_lm
+    from asr.commands.prepare import add_download, add_prepare, add_shard
+    from asr.commands.train import add_average, add_finetune, add_plot, add_train
+    from asr.commands.transcribe import add_align, add_transcribe
 
     parser = argparse.ArgumentParser(prog="asr", description="Speech recognition with a bidirectional GRU and CTC.")
     parser.add_argument("--version", action="version", version=f"bigru-asr {__version__}")

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -48,6 +49,12 @@ def test_an_option_without_a_name_in_it_is_not_one_that_is_left_out(run: Run, ar
     assert done.errors.endswith(
         f"argument {arguments[-1]}: must not be empty; name something, or leave the option out\n"
     )
+
+
+@pytest.mark.parametrize("missing", ["asr.cli.parse", "asr.cli.build_parser"])
+def test_ctrl_c_before_the_command_runs_ends_it_too(run: Run, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(missing, Mock(side_effect=KeyboardInterrupt))
+    assert run("verify") == Outcome(130, "", "")
 
 
 @pytest.mark.parametrize("command", [None, *commands()])
