@@ -56,7 +56,7 @@ class Transcript:
     words: tuple[Word, ...]
     duration_seconds: float
     lm_log_prob: float | None = None
-    """Natural log-probability of the words under the language model that was used; None without one."""
+    """Natural log-probability of the words under the language model that was used; None without it or without words."""
 
     def __str__(self) -> str:
         return self.text

@@ -173,7 +173,7 @@ def _join(parts: Sequence[Part]) -> Transcript:
     """The transcript of a recording's parts, in their order."""
     seconds = parts[-1].recording_seconds or 0.0
     words = tuple(end_by(word, seconds) for part in parts for word in part.words or ())
-    scores = [part.lm_log_prob for part in parts if part.words or part.lm_log_prob is not None]
+    scores = [part.lm_log_prob for part in parts if part.words]
     lm_log_prob = None if None in scores or not scores else sum(score or 0.0 for score in scores)
     return Transcript(parts[-1].name, words, seconds, lm_log_prob)
 

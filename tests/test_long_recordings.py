@@ -117,6 +117,14 @@ def test_the_language_models_scores_of_a_long_recording_are_added(
     assert transcribe(talk, sample_rate=RATE, model=packaged_model).lm_log_prob is None
 
 
+def test_a_recording_without_a_word_has_no_score_of_a_language_model(packaged_model: CTCModel) -> None:
+    def decode(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
+        return [DecodedTokens([], [], [], [], lm_log_prob=-1.0) for _ in lengths]
+
+    for samples in (0.1 * torch.randn(RATE), torch.zeros(RATE)):
+        assert transcribe(samples, sample_rate=RATE, model=packaged_model, decode=decode).lm_log_prob is None
+
+
 def test_a_language_models_score_that_is_not_of_all_words_is_none(packaged_model: CTCModel, talk: Tensor) -> None:
     """A hotword that takes a word's place leaves its part without a score."""
     turns = count()
