@@ -20,17 +20,24 @@ BATCH_SECONDS = 160.0
 
 @torch.inference_mode()
 def stream_log_probs(
-    model: CTCModel, blocks: Iterable[Tensor], *, batch_seconds: float, with_phonemes: bool = False
+    model: CTCModel,
+    blocks: Iterable[Tensor],
+    *,
+    batch_seconds: float,
+    with_phonemes: bool = False,
+    only_speech: bool = False,
 ) -> Iterator[Tensor]:
     """(steps, vocabulary) log-probs of a recording, in consecutive parts, on the model's device.
 
     blocks: the recording, as consecutive (samples,) tensors at the model's rate. batch_seconds: audio that is computed
     at once. with_phonemes: whether those of the phonemes follow the tokens', where the model hears them.
+    only_speech: leaves out the stretches that `transcribe` leaves out.
     Raises AsrError for a model in training mode.
     """
     check_evaluates(model)
     at_once = max(1, int(batch_seconds / LONGEST_SECONDS))
-    stretches = cut_at_pauses(blocks, model.sample_rate, model.step_samples)
+    cut = cut_at_pauses(blocks, model.sample_rate, model.step_samples)
+    stretches = (stretch for stretch in cut if stretch.may_hold_speech or not only_speech)
     while batch := list(islice(stretches, at_once)):
         yield from _log_probs(model, batch, with_phonemes)
 

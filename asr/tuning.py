@@ -68,7 +68,8 @@ def tune(
     def score(weights: tuple[float, ...]) -> Point:
         named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))
         decoder = make(**named)
-        counts = [word_errors(reference, join_words(decoder.search(log_probs)[0])) for reference, log_probs in examples]
+        found = ([word for row in rows for word in decoder.search(row)[0]] for _, rows in examples)
+        counts = [word_errors(reference, join_words(words)) for (reference, _), words in zip(examples, found)]
         return Point(**named, words=pool(counts))
 
     forks = Forks(score, processes)
@@ -96,8 +97,9 @@ def find_best(points: Iterable[Point]) -> Point:
     return min(points, key=lambda point: point.words.rate)
 
 
-Example = tuple[str, numpy.ndarray]
-"""A reference, and the log-probs (steps, vocabulary) of its utterance, or (steps, vocabulary + phonemes)."""
+Example = tuple[str, list[numpy.ndarray]]
+"""A reference, and the log-probs (steps, vocabulary), or (steps, vocabulary + phonemes), of its utterance, or of each
+stretch of a long one that may hold speech."""
 
 
 def compute_log_probs(
@@ -112,11 +114,13 @@ def compute_log_probs(
     seconds = [utterance.duration_seconds for utterance in by_length]
     short = [index for index, each in enumerate(seconds) if each <= LONG_SECONDS]
     batches = fill_batches(seconds, short, BATCH_SECONDS)
-    rows = [row for batch in batches for row in _of_batch(model, [by_length[index] for index in batch], with_phonemes)]
+    rows = [
+        [row] for batch in batches for row in _of_batch(model, [by_length[index] for index in batch], with_phonemes)
+    ]
     rows += [_of_long(model, utterance, with_phonemes) for utterance in by_length[len(short) :]]
     return [
-        (model.vocabulary.normalize(utterance.text), row.cpu().numpy())
-        for utterance, row in zip(by_length, rows, strict=True)
+        (model.vocabulary.normalize(utterance.text), [part.cpu().numpy() for part in parts])
+        for utterance, parts in zip(by_length, rows, strict=True)
     ]
 
 
@@ -130,9 +134,9 @@ def _of_batch(model: CTCModel, utterances: Sequence[Utterance], with_phonemes: b
     return (row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True))
 
 
-def _of_long(model: CTCModel, utterance: Utterance, with_phonemes: bool) -> Tensor:
-    """(steps, vocabulary) log-probs of an utterance of any length."""
+def _of_long(model: CTCModel, utterance: Utterance, with_phonemes: bool) -> list[Tensor]:
+    """(steps, vocabulary) log-probs of each stretch that may hold speech, of an utterance of any length."""
     with open_audio(utterance.audio_path, model.sample_rate) as audio:
         blocks = audio.blocks(utterance.start_seconds, utterance.duration_seconds)
-        parts = stream_log_probs(model, blocks, batch_seconds=BATCH_SECONDS, with_phonemes=with_phonemes)
-        return torch.cat(list(parts))
+        settings = {"with_phonemes": with_phonemes, "only_speech": True}
+        return list(stream_log_probs(model, blocks, batch_seconds=BATCH_SECONDS, **settings))

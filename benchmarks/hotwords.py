@@ -25,6 +25,7 @@ from asr.metrics import pool, word_errors
 from asr.ngrams import read_sentences
 from asr.tuning import Example, compute_log_probs
 from asr.vocabulary import Vocabulary
+from asr.words import join_words
 
 SHORTEST_NAME = 6
 
@@ -70,9 +71,9 @@ def main() -> None:
 def decoded(examples: Sequence[Example], decode: Decode, vocabulary: Vocabulary) -> list[str]:
     """The text of each utterance."""
     texts = []
-    for _, row in examples:
-        (tokens,) = decode(torch.from_numpy(row)[None], torch.tensor([len(row)]))
-        texts.append(vocabulary.decode(tokens.token_ids))
+    for _, rows in examples:
+        found = (decode(torch.from_numpy(row)[None], torch.tensor([len(row)])) for row in rows)
+        texts.append(join_words(vocabulary.decode(tokens.token_ids) for (tokens,) in found))
     return texts
 
 

@@ -51,8 +51,8 @@ def main() -> None:
 
 def matched_words(model: CTCModel, manifest: Path) -> Iterator[tuple[Word, Word]]:
     """Each word that was recognised right, and the same word of the alignment of its reference."""
-    for reference, row in compute_log_probs(model, read_manifest(manifest)):
-        log_probs = torch.from_numpy(row)
+    for reference, rows in compute_log_probs(model, read_manifest(manifest)):
+        log_probs = torch.from_numpy(numpy.concatenate(rows))
         (tokens,) = decode_greedy(log_probs[None], torch.tensor([len(log_probs)]))
         yield from equal_words(find_words(tokens, model), align_log_probs(model, log_probs, reference))
 
