@@ -36,6 +36,9 @@ SPACE = "|"
 UNKNOWN = "<unk>"
 """KenLM's name of all other words, which are not written."""
 
+KENLM_ADVICE = " (and the model is configured to reject|This is a bug in IRSTLM|Byte: )"
+"""With these words it goes on, behind what is wrong with a file, to its own commands and their settings."""
+
 IMPOSSIBLE = -1e4
 """Log-probability of everything but a space behind the last step."""
 
@@ -177,7 +180,9 @@ def _told_as_error(language_model: str | Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = re.sub(r"^.* threw .*?\. ", "", " ".join(str(error).split()))  # in front of it stand KenLM's sources
-        raise AsrError(f"{language_model}: the language model cannot be used: {reason}") from error
+        reason = re.sub(f"{KENLM_ADVICE}.*", "", reason).rstrip(".")
+        mend = "mend the file, or make one by `asr lm build`"
+        raise AsrError(f"{language_model}: the language model cannot be used: {reason}; {mend}") from error
 
 
 def _import_flashlight() -> Any:

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -410,6 +411,23 @@ def test_a_file_that_is_no_language_model_is_told(tmp_path: Path, content: bytes
         path.write_bytes(content)
     with pytest.raises(AsrError, match=reason):
         BeamDecoder(VOCABULARY, path)
+
+
+@pytest.mark.parametrize(
+    ("written", "other", "reason"),
+    [
+        (r"\t</s>", r"\tX", "The ARPA file is missing </s>"),
+        (r"-[\d.]+\tTHE\t", r"0.2\tTHE\t", "Positive log probability 0.2 in the model"),
+    ],
+)
+def test_what_kenlm_refuses_is_told_without_its_own_advice(
+    arpa: Path, tmp_path: Path, written: str, other: str, reason: str
+) -> None:
+    (tmp_path / "lm.arpa").write_text(re.sub(written, other, arpa.read_text(), count=1))
+    with pytest.raises(AsrError) as error:
+        BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
+    mend = "mend the file, or make one by `asr lm build`"
+    assert str(error.value) == f"{tmp_path}/lm.arpa: the language model cannot be used: {reason}; {mend}"
 
 
 @pytest.mark.parametrize("kept", [0.4, 0.7, 0.9])
