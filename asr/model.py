@@ -93,7 +93,7 @@ class CTCModel(nn.Module):
 
         waveforms: (batch, samples) in [-1, 1] at `sample_rate`; sample_lengths: (batch,) integers.
         returns: (batch, steps, vocabulary), (batch,); what stands past a length is undefined.
-        Raises AsrError for other shapes.
+        Raises AsrError for other shapes, and on a CPU for lengths that are not those of samples.
         """
         log_probs, lengths = self.all_log_probs(waveforms, sample_lengths)
         return log_probs[:, :, : len(self.vocabulary)].contiguous(), lengths
@@ -103,9 +103,7 @@ class CTCModel(nn.Module):
 
         returns: (batch, steps, vocabulary + phonemes), (batch,).
         """
-        if waveforms.dim() != 2 or sample_lengths.shape != waveforms.shape[:1]:
-            given = f"waveforms {tuple(waveforms.shape)} and sample_lengths {tuple(sample_lengths.shape)}"
-            raise AsrError(f"{given} must be (batch, samples) and (batch,)")
+        _check_lengths(waveforms, sample_lengths)
         # A backward pass, which comes later, must find the precision of its forward pass.
         with nullcontext() if torch.is_grad_enabled() else full_float32():
             return self.log_probs(*self.frontend(waveforms, sample_lengths))
@@ -129,6 +127,19 @@ class CTCModel(nn.Module):
         from asr.transcription import transcribe  # the one import from below: people look for it on a model
 
         return transcribe(source, sample_rate=sample_rate, model=self, decode=decode)
+
+
+def _check_lengths(waveforms: Tensor, sample_lengths: Tensor) -> None:
+    """Raise AsrError for what `CTCModel.forward` does not take; what is on a GPU is not waited for."""
+    given = f"waveforms {tuple(waveforms.shape)} and sample_lengths {tuple(sample_lengths.shape)}"
+    if waveforms.dim() != 2 or sample_lengths.shape != waveforms.shape[:1] or not waveforms.numel():
+        raise AsrError(f"{given} must be (batch, samples) and (batch,), of one utterance and one sample at least")
+    if sample_lengths.is_floating_point() or sample_lengths.is_complex():
+        raise AsrError(f"sample_lengths of {sample_lengths.dtype} must be integers")
+    if sample_lengths.device.type == "cpu":
+        shortest, longest = sample_lengths.min().item(), sample_lengths.max().item()
+        if shortest < 0 or longest > waveforms.shape[1]:
+            raise AsrError(f"{given}: lengths of {shortest} to {longest} must be from 0 to {waveforms.shape[1]}")
 
 
 def check_evaluates(model: CTCModel) -> None:

@@ -123,10 +123,25 @@ def test_training_and_evaluation_mode_mean_the_same(
         torch.testing.assert_close(actual.exp().sum(1), torch.ones(len(actual)), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("shape", "lengths"), [((8000,), [8000]), ((2, 8000), [8000]), ((1, 8000), 8000)])
+@pytest.mark.parametrize(
+    ("shape", "lengths"), [((8000,), [8000]), ((2, 8000), [8000]), ((1, 8000), 8000), ((0, 8000), []), ((1, 0), [0])]
+)
 def test_shapes_that_are_no_batch_are_told(model: CTCModel, shape: tuple[int, ...], lengths: list[int] | int) -> None:
     with pytest.raises(AsrError, match=r"^waveforms \(.*\) and sample_lengths \(.*\) must be \(batch, samples\) and"):
         model(torch.zeros(shape), torch.tensor(lengths))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "reason"),
+    [
+        ([8001, 5], r"waveforms \(2, 8000\) and .*: lengths of 5 to 8001 must be from 0 to 8000"),
+        ([-1, 5], r"waveforms \(2, 8000\) and .*: lengths of -1 to 5 must be from 0 to 8000"),
+        ([8000.0, 5.0], r"sample_lengths of torch\.float32 must be integers"),
+    ],
+)
+def test_lengths_that_are_none_of_samples_are_told(model: CTCModel, lengths: list[float], reason: str) -> None:
+    with pytest.raises(AsrError, match=f"^{reason}$"):
+        model(torch.zeros(2, 8000), torch.tensor(lengths))
 
 
 def test_transcripts_do_not_depend_on_the_batch_size_or_the_order(model: CTCModel, sample_paths: list[Path]) -> None:
