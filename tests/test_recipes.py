@@ -127,18 +127,36 @@ def test_an_utterance_is_cut_only_where_it_is_quiet(pieces: list[Utterance]) -> 
             assert around.square().mean() < samples.square().mean() / 100
 
 
+def errors(utterances: list[Utterance]) -> int:
+    """Characters that the packaged model gets wrong."""
+    recordings = [Recording(one.audio_path, one.id, one.start_seconds, one.duration_seconds) for one in utterances]
+    texts = [str(transcript) for transcript in transcribe_recordings(load_model(), recordings)]
+    return sum(character_errors(one.text, text).errors for one, text in zip(utterances, texts, strict=True))
+
+
 def test_pieces_are_recognised_as_well_as_the_whole(pieces: list[Utterance]) -> None:
     """A word on the wrong side of a cut would be deleted here and inserted there."""
 
-    def errors(utterances: list[Utterance]) -> int:
-        recordings = [
-            Recording(piece.audio_path, piece.id, piece.start_seconds, piece.duration_seconds) for piece in utterances
-        ]
-        texts = [str(transcript) for transcript in transcribe_recordings(load_model(), recordings)]
-        return sum(character_errors(piece.text, text).errors for piece, text in zip(utterances, texts, strict=True))
-
     wholes = read_manifest(SAMPLES / "manifest.jsonl")
     assert errors(pieces) <= errors(wholes) + 0.03 * sum(len(whole.text) for whole in wholes)
+
+
+def test_spliced_utterances_say_the_words_of_their_speaker_in_another_order(tmp_path: Path) -> None:
+    run_script("splice.py", SAMPLES / "manifest.jsonl", tmp_path, "--words", 2, 3)
+    wholes, spliced = (read_manifest(folder / "manifest.jsonl") for folder in (SAMPLES, tmp_path))
+    assert {one.text for one in spliced}.isdisjoint(one.text for one in wholes)
+    for whole in wholes:
+        own = [one for one in spliced if one.speaker == whole.speaker]
+        assert sorted(" ".join(one.text for one in own).split()) == sorted(whole.text.split())
+        seconds = sum(len(read_audio(one.audio_path, 16000)) / 16000 for one in own)
+        assert 0.7 * whole.duration_seconds < seconds <= whole.duration_seconds, "silence at its ends is left out"
+
+
+def test_a_splice_is_cut_between_words(tmp_path: Path) -> None:
+    """A word on either side of a cut would be misheard on both."""
+    run_script("splice.py", SAMPLES / "manifest.jsonl", tmp_path, "--words", 4, 5)
+    wholes, spliced = (read_manifest(folder / "manifest.jsonl") for folder in (SAMPLES, tmp_path))
+    assert errors(spliced) <= errors(wholes) + 0.15 * sum(len(whole.text) for whole in wholes)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
