@@ -105,7 +105,7 @@ def test_a_polite_request_to_end_saves_and_exits_with_0(tmp_path: Path) -> None:
     assert f"stopped at step {step}" in talk.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("is_ignored", [False, True])
+@pytest.mark.parametrize("is_ignored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_terminal_that_closes_ends_a_run_as_a_request_to_end_does_but_under_nohup(
     tmp_path: Path, is_ignored: bool
 ) -> None:

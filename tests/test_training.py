@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_leaves_a_model_checkpoints_its_config_and_a_data_report(finished_run: Path) -> None:
-    names = ["best.ckpt", "config.yaml", "data.txt", "last.ckpt", "model.safetensors", "previous.ckpt", "tensorboard"]
-    assert sorted(path.name for path in finished_run.iterdir()) == names
+    kept = ["best.ckpt", "config.yaml", "data.txt", "last.ckpt", "model.safetensors", "previous.ckpt", "tensorboard"]
+    assert sorted(path.name for path in finished_run.iterdir()) == [".lock", *kept]
     assert load_config(finished_run / "config.yaml") == make_config(finished_run)
     assert "train: 6 utterances" in (finished_run / "data.txt").read_text(encoding="utf-8")
     model = load_model(finished_run / "model.safetensors")
