@@ -166,7 +166,7 @@ def test_a_splice_is_cut_between_words(spliced: list[Utterance]) -> None:
     assert errors(spliced) <= errors(wholes) + 0.15 * sum(len(whole.text) for whole in wholes)
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("num_layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_deeper_model_writes_the_same_and_its_new_layers_learn(tmp_path: Path, num_layers: int) -> None:
     run_script("deepen.py", PACKAGED_MODEL, tmp_path / "deeper.safetensors", *["2"][: num_layers - 1])
     model, deeper = load_model(), load_model(tmp_path / "deeper.safetensors")
