@@ -122,6 +122,7 @@ class BeamDecoder:
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.reads_phonemes = pronunciations is not None
         self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
+        self._has_space = SPACE in self._tokens
         self._unspaced = next(filter(is_unspaced, vocabulary.alphabet), "")
         loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
         written, spellings = self._find_writable(loaded, lexicon)
@@ -152,7 +153,7 @@ class BeamDecoder:
 
     def _find_writable(
         self, language_model: LanguageModel, lexicon: Iterable[str] | None
-    ) -> tuple[dict[str, str], dict[str, list[list[str]]]]:
+    ) -> tuple[dict[str, str], dict[str, list[tuple[str, ...]]]]:
         """What is written for each word that is searched for, and its spellings; raises AsrError where none is."""
         unigrams = language_model.unigrams
         words = set(unigrams if lexicon is None else lexicon)
@@ -165,7 +166,7 @@ class BeamDecoder:
             raise AsrError(f"{source}: none of its words{like} can be written with the model's vocabulary{how}")
         return writable, {word: forms[word][1] for word in writable}
 
-    def _write(self, word: str) -> tuple[str, list[list[str]]] | None:
+    def _write(self, word: str) -> tuple[str, list[tuple[str, ...]]] | None:
         """A word as the model writes it, in the other case or without accents where need be, and its spellings."""
         if spellings := self._spell(word):
             return word, spellings
@@ -174,7 +175,7 @@ class BeamDecoder:
         is_same_word = text and not lost and " " not in text
         return (text, spellings) if is_same_word and (spellings := self._spell(text)) else None
 
-    def _spell(self, word: str) -> list[list[str]]:
+    def _spell(self, word: str) -> list[tuple[str, ...]]:
         """The ways to write a word: its tokens, and the space behind it where it has one.
 
         Beside characters that know no spaces it is written without any too. None where it cannot be written or is too
@@ -187,12 +188,12 @@ class BeamDecoder:
                 found.append(self.vocabulary.encode(before + word)[len(self.vocabulary.encode(before)) :])
         except AsrError:
             return []
-        short = (token_ids for token_ids in found if 0 < len(token_ids) <= LONGEST_WORD)
-        spellings = [[self._tokens[token_id] for token_id in token_ids] for token_ids in short]
-        if SPACE in self._tokens and not is_unspaced(word[-1:]):
-            spaced = [[*spelling, SPACE] for spelling in spellings]
-            spellings = [*spaced, *spellings] if before else spaced
-        return [spelling for place, spelling in enumerate(spellings) if spelling not in spellings[:place]]
+        ends: list[list[str]] = [[]]
+        if self._has_space and not is_unspaced(word[-1:]):
+            ends = [[SPACE], []] if before else [[SPACE]]
+        short = [token_ids for token_ids in found if 0 < len(token_ids) <= LONGEST_WORD]
+        ways = ((*(self._tokens[token_id] for token_id in token_ids), *end) for end in ends for token_ids in short)
+        return list(dict.fromkeys(ways))
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary), with `pronunciations` (batch, steps, vocabulary + phonemes); lengths:
@@ -269,13 +270,13 @@ def _choose(written: Mapping[str, str], words: Iterable[str], known: Container[s
 
 def _pronounce(
     writable: Mapping[str, str], pronunciations: Pronunciations, unigrams: Mapping[str, float]
-) -> dict[str, list[list[str]]]:
+) -> dict[str, list[tuple[str, ...]]]:
     """The phonemes of each word that has some, and of homophones those of the most frequent."""
-    spoken: dict[str, list[list[str]]] = {}
+    spoken: dict[str, list[tuple[str, ...]]] = {}
     homophones = Counter[tuple[str, ...]]()
     for word in sorted(writable, key=lambda word: -unigrams.get(word, -inf)):
-        phonemes = pronunciations.pronounce(writable[word])
-        homophones[tuple(phonemes)] += 1
-        if phonemes and homophones[tuple(phonemes)] <= MOST_HOMOPHONES:
+        phonemes = tuple(pronunciations.pronounce(writable[word]))
+        homophones[phonemes] += 1
+        if phonemes and homophones[phonemes] <= MOST_HOMOPHONES:
             spoken[word] = [phonemes]
     return spoken

@@ -272,7 +272,7 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
             for line in file:
                 if begun and line.startswith("\\"):
                     return
-                fields = re.split("[ \t]+", line.strip(" \t\r\n"))
+                fields = line.split() if line.isascii() else re.split("[ \t]+", line.strip(" \t\r\n"))
                 if begun and len(fields) >= 2 and not fields[1].startswith("<") and len(fields[1].split()) == 1:
                     yield fields[1], min(0.0, float(fields[0]))  # KenLM tells of one above 0
                 if not begun and line.startswith("ngram ") and "-" in line:

@@ -78,7 +78,7 @@ class WordSearch:
     def __init__(
         self,
         tokens: Sequence[str],
-        spellings: Mapping[str, list[list[str]]],
+        spellings: Mapping[str, Sequence[Sequence[str]]],
         language_model: LanguageModel,
         *,
         beam_size: int,
@@ -126,7 +126,7 @@ class WordSearch:
 
 
 def _grow_trie(
-    tokens: Sequence[str], spellings: Mapping[str, list[list[str]]], language_model: LanguageModel, silence: int
+    tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[str]]], language_model: LanguageModel, silence: int
 ) -> Any:
     """The tree of words that the search walks through, token by token."""
     flashlight = _import_flashlight()
@@ -141,7 +141,7 @@ def _grow_trie(
 
 
 def _log_frequencies(
-    tokens: Sequence[str], spellings: Mapping[str, list[list[str]]], unigrams: Mapping[str, float]
+    tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[str]]], unigrams: Mapping[str, float]
 ) -> numpy.ndarray:
     """The log-frequency of each token in words of these log10-probabilities and spellings: (tokens,)."""
     counts = dict.fromkeys(tokens, 0.0)

@@ -208,7 +208,8 @@ def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
     """
 
     def average(averages: Any, weights: Any, steps: Any) -> None:
-        decay = min(settings.average_decay, (1 + int(steps)) / (10 + int(steps)))
+        done = int(steps)
+        decay = min(settings.average_decay, (1 + done) / (10 + done))
         get_ema_multi_avg_fn(decay)(averages, weights, steps)
 
     return WeightAveraging(choose_accelerator(settings), use_buffers=False, multi_avg_fn=average)
