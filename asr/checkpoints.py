@@ -9,9 +9,6 @@ import stat
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from asr.counters import between_two_steps, round_down_progress
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.modelfile import save_model
@@ -255,45 +253,3 @@ def write_checkpoint(trainer: lightning.Trainer, path: Path, previous: Path | No
     if previous is not None and path.exists():
         os.replace(path, previous)
     os.replace(temporary, path)
-
-
-@contextmanager
-def between_two_steps(trainer: lightning.Trainer) -> Iterator[None]:
-    """Lightning's counters as `round_down_progress` sets them, and afterwards as they were."""
-    epoch_loop: Any = trainer.fit_loop.epoch_loop
-    trackers: list[Any] = [
-        trainer.fit_loop.epoch_progress,
-        epoch_loop.batch_progress,
-        epoch_loop.val_loop.batch_progress,
-    ]
-    states = [deepcopy(tracker.state_dict()) for tracker in trackers]
-    stepped = epoch_loop._batches_that_stepped
-    round_down_progress(trainer)
-    try:
-        yield
-    finally:
-        for tracker, state in zip(trackers, states, strict=True):
-            tracker.load_state_dict(state)
-        epoch_loop._batches_that_stepped = stepped
-
-
-def round_down_progress(trainer: lightning.Trainer) -> None:
-    """Set Lightning's counters to "between two steps", the one place in an epoch from which it resumes exactly.
-
-    Before an epoch's first step they say that the epoch is yet to begin, and after its last one that the validation is
-    yet to run, in full.
-    """
-    epochs: Any = trainer.fit_loop.epoch_progress
-    epoch_loop = trainer.fit_loop.epoch_loop
-    batches: Any = epoch_loop.batch_progress
-    begun = epochs.current.started > epochs.current.processed and batches.current.processed > 0
-    for progress in (batches,) if begun else (batches, epochs):
-        for tracker in (progress.total, progress.current):
-            tracker.ready = tracker.started = tracker.completed = tracker.processed
-    batches.is_last_batch = begun and batches.current.processed == trainer.num_training_batches
-    epoch_loop._batches_that_stepped = trainer.global_step
-    if batches.is_last_batch and epoch_loop._should_check_val_epoch():
-        epoch_loop._batches_that_stepped -= 1  # Lightning counts the last step once the validation has run
-        validation = epoch_loop.val_loop.batch_progress
-        validation.reset()
-        validation.total.ready = validation.total.started = 1  # type: ignore[attr-defined]

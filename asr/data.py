@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
+from asr.counters import Place, epoch_to_plan, place_of
 from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.plan import DurationBatchSampler, fill_batches
 from asr.pronunciation import Pronunciations
 from asr.vocabulary import Vocabulary
 
-__all__ = ["Batch", "SpeechDataModule", "SpeechDataset", "batches_done"]
+__all__ = ["Batch", "SpeechDataModule", "SpeechDataset"]
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ class SpeechDataModule(lightning.LightningDataModule):
         super().__init__()
         self.train_corpus, self.valid_corpus = train, valid
         self.config, self.model, self.seed = config, model, seed
-        self._batches_done = (0, 0)
-        self._steps_done: int | None = None
+        self._resumed_at = Place(0, 0)
+        self._steps_before: int | None = None
+        """A resume; None where there is none."""
         self._train_loader: DataLoader[Batch] | None = None
         self._valid_loader: _EndingLoader | None = None
         self._has_ended = multiprocessing.RawValue("b", False)
@@ -187,9 +189,8 @@ class SpeechDataModule(lightning.LightningDataModule):
         if self._train_loader is None:
             self._train_loader = self._loader(self.train_corpus, self._train_sampler(), stays=True)
         sampler = cast(DurationBatchSampler, self._train_loader.sampler)
-        sampler.batches_done = self._batches_done
-        # Lightning reads ahead before it tells the sampler its epoch, and before it knows the epoch of a resumed run.
-        sampler.set_epoch(max(self.trainer.current_epoch, self._batches_done[0]))
+        sampler.resumed_at = self._resumed_at
+        sampler.set_epoch(epoch_to_plan(self.trainer, self._resumed_at))  # Lightning reads ahead before it calls it
         return self._train_loader
 
     def val_dataloader(self) -> _EndingLoader:
@@ -207,10 +208,10 @@ class SpeechDataModule(lightning.LightningDataModule):
         then those that are done count as they were.
         """
         sampler = self._train_sampler()
-        if self._steps_done is None:
+        if self._steps_before is None:
             return sampler.count_batches(range(epochs))
-        epoch, batches_done = self._batches_done
-        return self._steps_done + sampler.count_batches(range(epoch, epochs)) - batches_done
+        epoch, batches_done = self._resumed_at
+        return self._steps_before + sampler.count_batches(range(epoch, epochs)) - batches_done
 
     def _train_sampler(self) -> DurationBatchSampler:
         assert self.trainer is not None
@@ -242,25 +243,24 @@ class SpeechDataModule(lightning.LightningDataModule):
         self._has_ended.value = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches are done; an epoch that is over counts as the next one's start."""
+        """The place in the epoch, and what its batches depend on."""
         assert self.trainer is not None
-        epochs: Any = self.trainer.fit_loop.epoch_progress.current
-        progress = {"epoch": epochs.processed, "batches_done": batches_done(self.trainer)}
-        return {**progress, "steps": self.trainer.global_step, "plan": self._plan_settings()}
+        place = place_of(self.trainer)._asdict()
+        return {**place, "steps": self.trainer.global_step, "plan": self._plan_settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises AsrError in the middle of an epoch that would be planned otherwise now, and where fewer epochs are
         wanted than are done.
         """
         assert self.trainer is not None
-        self._batches_done = state_dict.get("epoch", 0), state_dict["batches_done"]
-        done, wanted = self._batches_done[0], self.trainer.max_epochs
+        self._resumed_at = Place(state_dict.get("epoch", 0), state_dict["batches_done"])
+        done, wanted = self._resumed_at.epoch, self.trainer.max_epochs
         if wanted is not None and done > wanted:
             raise AsrError(f"trainer.epochs={wanted}: the run has done {done} already; set more, or leave it as it is")
         before, now = state_dict.get("plan", {}), self._plan_settings()
-        self._steps_done = state_dict.get("steps")
+        self._steps_before = state_dict.get("steps")
         changed = [f"{name}={before[name]}" for name in before if before[name] != now[name]]
-        if state_dict["batches_done"] > 0 and changed:
+        if self._resumed_at.batches_done > 0 and changed:
             raise AsrError(
                 f"the run was stopped in the middle of an epoch with {', '.join(changed)}; resume it with that, "
                 "or some utterances would be heard twice and others not at all (between two epochs it may change)"
@@ -290,10 +290,3 @@ def _leave_signals_to_the_trainer(has_ended: Any, worker: int) -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if has_ended.value else None)
-
-
-def batches_done(trainer: lightning.Trainer) -> int:
-    """Of the epoch, those before a resume too; between two epochs none, where Lightning still counts the last one's."""
-    epochs: Any = trainer.fit_loop.epoch_progress.current
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return int(batches.processed) if epochs.ready > epochs.processed else 0

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from asr.checkpoints import Checkpoints, is_whole
 from asr.config import TrainerConfig, require
-from asr.data import batches_done
+from asr.counters import Place, epoch_to_plan, place_of
 from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
 from asr.monitor import ProgressBar, make_progress
@@ -167,16 +167,14 @@ class _Training(lightning.LightningModule):
     def __init__(self, model: GRULanguageModel, batches: TextBatches, settings: LanguageModelSettings) -> None:
         super().__init__()
         self.model, self.batches, self.settings = model, batches, settings
-        self._done = (0, 0)
-        """Epochs, and batches of the one behind them, before a resume."""
+        self._resumed_at = Place(0, 0)
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
-        """Lightning asks for it before each epoch, and before it knows the epoch of a resumed run."""
-        epochs_done, done = self._done
-        epoch = max(self.trainer.current_epoch, epochs_done)
+        """Lightning asks for it before each epoch."""
+        epoch = epoch_to_plan(self.trainer, self._resumed_at)
         ranks = self.trainer.world_size, self.trainer.global_rank
-        skipped = done if epoch == epochs_done else 0
-        sampler = ShuffledBatches(len(self.batches), self.settings.seed, epoch, *ranks, batches_done=skipped)
+        done = self._resumed_at.batches_done_of(epoch)
+        sampler = ShuffledBatches(len(self.batches), self.settings.seed, epoch, *ranks, batches_done=done)
         return DataLoader(self.batches, batch_size=None, sampler=sampler)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
@@ -196,8 +194,7 @@ class _Training(lightning.LightningModule):
         return with_schedule(optimizer, WARMUP_SHARE, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        epochs: Any = self.trainer.fit_loop.epoch_progress.current
-        checkpoint["done"] = epochs.processed, batches_done(self.trainer)
+        checkpoint["done"] = tuple(place_of(self.trainer))
         checkpoint["plan"] = self._plan()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -209,7 +206,7 @@ class _Training(lightning.LightningModule):
             has_other_text = changed == [f"text={before.get('text')}"]
             what = "another text, --model, --held-out or --initial-model" if has_other_text else ", ".join(changed)
             raise AsrError(f"the training to resume had {what}; resume it as it was")
-        self._done = checkpoint["done"]
+        self._resumed_at = Place(*checkpoint["done"])
 
     def _plan(self) -> dict[str, Any]:
         sizes = {"hidden_size": self.model.cell.hidden_size, "pieces": len(self.model.vocabulary)}

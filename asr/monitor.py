@@ -14,7 +14,8 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from asr.data import Batch, batches_done
+from asr.counters import place_of
+from asr.data import Batch
 from asr.vocabulary import BLANK_ID
 
 __all__ = ["Pictures", "ProgressBar", "SampleTranscripts", "TrainingMonitor", "make_progress"]
@@ -88,7 +89,7 @@ class ProgressBar(TQDMProgressBar):
 
     def on_train_start(self, trainer: lightning.Trainer, *others: Any) -> None:
         super().on_train_start(trainer, *others)
-        if (done := batches_done(trainer)) > 0:  # no on_train_epoch_start follows, or it sets these anew
+        if (done := place_of(trainer).batches_done) > 0:  # no on_train_epoch_start follows, or it sets these anew
             self.on_train_epoch_start(trainer)
             self.train_progress_bar.initial = self.train_progress_bar.n = done
 
@@ -106,7 +107,7 @@ class ProgressLines(lightning.Callback):
             return
         self._told, share = now, _share_done(trainer)
         left = timedelta(seconds=round((now - self._began) * (1 - share) / (share - self._share_before)))
-        place = f"batch {batches_done(trainer)} of {trainer.num_training_batches}"
+        place = f"batch {place_of(trainer).batches_done} of {trainer.num_training_batches}"
         log.info("%s, %s: loss %.3f, %s left", _epoch(trainer), place, trainer.progress_bar_metrics["train/loss"], left)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -124,7 +125,7 @@ def _epoch(trainer: lightning.Trainer) -> str:
 
 def _share_done(trainer: lightning.Trainer) -> float:
     """Of all epochs, taken as equally long."""
-    epochs = trainer.current_epoch + batches_done(trainer) / trainer.num_training_batches
+    epochs = trainer.current_epoch + place_of(trainer).batches_done / trainer.num_training_batches
     return float(epochs / int(trainer.max_epochs or 1))
 
 

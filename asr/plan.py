@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy
 from torch.utils.data import Sampler
 
+from asr.counters import Place
+
 __all__ = ["DurationBatchSampler", "fill_batches", "plan_batches"]
 
 DURATION_JITTER = 0.03
@@ -72,8 +74,7 @@ class DurationBatchSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.batches_done = (0, 0)
-        """An epoch, and how many of its batches were done before a resume."""
+        self.resumed_at = Place(0, 0)
         self._planned: tuple[int, list[list[int]]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -101,8 +102,7 @@ class DurationBatchSampler(Sampler[list[int]]):
         return self._planned[1]
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, done = self.batches_done
-        yield from self._plan()[done if self.epoch == epoch else 0 :]
+        yield from self._plan()[self.resumed_at.batches_done_of(self.epoch) :]
 
     def __len__(self) -> int:
         return len(self._plan())

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from asr.audio import read_audio
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
+from asr.counters import Place
 from asr.data import Batch, SpeechDataModule, SpeechDataset
 from asr.errors import AsrError
 from asr.manifest import Utterance, read_manifest
@@ -126,7 +127,7 @@ def test_without_shortest_first_the_first_epoch_is_mixed_too() -> None:
 def test_a_resumed_epoch_continues_at_the_right_batch_and_the_next_one_is_whole() -> None:
     durations = librispeech_like_durations(100)
     whole, resumed = make_sampler(durations), make_sampler(durations)
-    resumed.batches_done = (2, 7)
+    resumed.resumed_at = Place(2, 7)
     resumed.set_epoch(2)
     assert list(resumed) == epoch_of(whole, 2)[7:]
     assert list(resumed) == epoch_of(whole, 2)[7:], "Lightning iterates more than once"
