@@ -64,6 +64,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     text_batches   text                      → batches of tokens to learn from
     lm_training    text                      → a GRU language model
     search         log_probs, spelled words  → hypotheses
+    spelling       a language model's words  → how a model writes and pronounces them
     rescoring      log_probs                 → the best of the hypotheses
     beam           log_probs, language model → token ids
     hotwords       token ids, likely words   → token ids

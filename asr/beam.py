@@ -10,9 +10,9 @@ either search found is then scored by both, and by a GRU language model where th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from asr.modelfile import PACKAGED, PACKAGED_MODEL
 from asr.ngrams import read_arpa_unigrams
 from asr.pronunciation import Pronunciations
 from asr.rescoring import Reading, Rescorer
-from asr.search import SPACE, LanguageModel, WordSearch
+from asr.search import LanguageModel, WordSearch
 from asr.sentences import GRULanguageModel, load_language_model
+from asr.spelling import Speller, pronounce
 from asr.text import count_lost
 from asr.vocabulary import Vocabulary
-from asr.words import is_unspaced, join_words
+from asr.words import join_words
 
 __all__ = ["PACKAGED_LANGUAGE_MODEL", "PRIOR_WEIGHT", "BeamDecoder"]
 
@@ -70,12 +71,6 @@ model knows has been kept already, so it counts fully."""
 
 BEAM_OF_PHONEMES = 0.5
 """Hypotheses that their search keeps beside those of the tokens' search: it takes four times as long for each."""
-
-LONGEST_WORD = 1000
-"""Tokens of a word that can be written; the search's tree of words ends the process at some tens of thousands."""
-
-MOST_HOMOPHONES = 6
-"""Words of one pronunciation that are searched for, the most frequent ones; flashlight-text holds no more."""
 
 
 class BeamDecoder:
@@ -117,27 +112,37 @@ class BeamDecoder:
             language_model = PACKAGED_LANGUAGE_MODEL
         usual_weight = LM_WEIGHT if " " in vocabulary.tokens else LM_WEIGHT_OF_PIECES
         lm_weight = usual_weight if lm_weight is None else lm_weight
-        _check_words(vocabulary, lexicon)
         _check_settings(beam_size, lm_weight=lm_weight, word_score=word_score, prior_weight=prior_weight)
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.reads_phonemes = pronunciations is not None
-        self._tokens = [SPACE if token == " " else token for token in vocabulary.tokens]
-        self._has_space = SPACE in self._tokens
-        self._unspaced = next(filter(is_unspaced, vocabulary.alphabet), "")
+        speller = Speller(vocabulary)
         loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
-        written, spellings = self._find_writable(loaded, lexicon)
-        settings = {"lm_weight": lm_weight, "word_score": word_score, "prior_weight": prior_weight}
-        search = WordSearch(self._tokens, spellings, loaded, beam_size=beam_size, **settings)
-        readings = [Reading(search, vocabulary.encode)]
+        written, spellings = speller.find_writable(loaded, lexicon)
+        by_tokens = WordSearch(
+            speller.tokens,
+            spellings,
+            loaded,
+            beam_size=beam_size,
+            lm_weight=lm_weight,
+            word_score=word_score,
+            prior_weight=prior_weight,
+        )
+        readings = [Reading(by_tokens, vocabulary.encode)]
         if pronunciations is not None:
-            weights, share = BY_MMI if phonemes_by_mmi else BY_CTC, lm_weight / usual_weight
-            lm_weight = weights.behind * share
-            settings |= {"lm_weight": weights.in_search * share, "prior_weight": weights.prior_share * prior_weight}
-            spoken, beam_size = _pronounce(written, pronunciations, loaded.unigrams), ceil(BEAM_OF_PHONEMES * beam_size)
-            search = WordSearch(pronunciations.phonemes, spoken, loaded, beam_size=beam_size, **settings)
+            weights, given = BY_MMI if phonemes_by_mmi else BY_CTC, lm_weight / usual_weight
+            lm_weight = weights.behind * given
+            by_phonemes = WordSearch(
+                pronunciations.phonemes,
+                pronounce(written, pronunciations, loaded.unigrams),
+                loaded,
+                beam_size=ceil(BEAM_OF_PHONEMES * beam_size),
+                lm_weight=weights.in_search * given,
+                word_score=word_score,
+                prior_weight=weights.prior_share * prior_weight,
+            )
             readings = [
-                replace(readings[0], share=1 - PHONEME_SHARE),
-                Reading(search, pronunciations.encode, PHONEME_SHARE),
+                Reading(by_tokens, vocabulary.encode, 1 - PHONEME_SHARE),
+                Reading(by_phonemes, pronunciations.encode, PHONEME_SHARE),
             ]
         rescoring_model = _load_rescoring_model(rescore, language_model, written.values())
         self.search = Rescorer(readings, written, lm_weight, word_score, rescoring_model)
@@ -150,50 +155,6 @@ class BeamDecoder:
         """The decoder of all that a model hears; settings: the others of BeamDecoder."""
         settings |= {"pronunciations": model.pronunciations, "phonemes_by_mmi": model.phonemes_by_mmi}
         return cls(model.vocabulary, language_model, **settings)
-
-    def _find_writable(
-        self, language_model: LanguageModel, lexicon: Iterable[str] | None
-    ) -> tuple[dict[str, str], dict[str, list[tuple[str, ...]]]]:
-        """What is written for each word that is searched for, and its spellings; raises AsrError where none is."""
-        unigrams = language_model.unigrams
-        words = set(unigrams if lexicon is None else lexicon)
-        forms = {word: form for word in sorted(unigrams.keys() | words) if (form := self._write(word))}
-        writable = _choose({word: text for word, (text, _) in forms.items()}, words, unigrams)
-        if not writable:
-            source = language_model.path if lexicon is None else "the lexicon"
-            like = f" ({min(words)!r})" if words else ""
-            how = "; `asr lm build --model MODEL` writes a text's words in it" if lexicon is None else ""
-            raise AsrError(f"{source}: none of its words{like} can be written with the model's vocabulary{how}")
-        return writable, {word: forms[word][1] for word in writable}
-
-    def _write(self, word: str) -> tuple[str, list[tuple[str, ...]]] | None:
-        """A word as the model writes it, in the other case or without accents where need be, and its spellings."""
-        if spellings := self._spell(word):
-            return word, spellings
-        lost: Counter[str] = Counter()
-        text = self.vocabulary.normalize(word, lost)
-        is_same_word = text and not lost and " " not in text
-        return (text, spellings) if is_same_word and (spellings := self._spell(text)) else None
-
-    def _spell(self, word: str) -> list[tuple[str, ...]]:
-        """The ways to write a word: its tokens, and the space behind it where it has one.
-
-        Beside characters that know no spaces it is written without any too. None where it cannot be written or is too
-        long.
-        """
-        before = self._unspaced
-        try:
-            found = [self.vocabulary.encode(word)]
-            if before:
-                found.append(self.vocabulary.encode(before + word)[len(self.vocabulary.encode(before)) :])
-        except AsrError:
-            return []
-        ends: list[list[str]] = [[]]
-        if self._has_space and not is_unspaced(word[-1:]):
-            ends = [[SPACE], []] if before else [[SPACE]]
-        short = [token_ids for token_ids in found if 0 < len(token_ids) <= LONGEST_WORD]
-        ways = ((*(self._tokens[token_id] for token_id in token_ids), *end) for end in ends for token_ids in short)
-        return list(dict.fromkeys(ways))
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary), with `pronunciations` (batch, steps, vocabulary + phonemes); lengths:
@@ -226,13 +187,6 @@ class BeamDecoder:
         return replace(tokens, lm_log_prob=lm_log_prob)
 
 
-def _check_words(vocabulary: Vocabulary, lexicon: Iterable[str] | None) -> None:
-    if isinstance(lexicon, str):
-        raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
-    if SPACE in vocabulary.tokens:
-        raise AsrError(f"a model that writes {SPACE!r} cannot be used with a language model, where it is the space")
-
-
 def _check_settings(beam_size: int, **weights: float) -> None:
     if not isinstance(beam_size, int) or not 1 <= beam_size <= LARGEST_BEAM:
         raise AsrError(f"beam_size={beam_size} must be a whole number from 1 to {LARGEST_BEAM:,}")
@@ -255,28 +209,3 @@ def _load_rescoring_model(
     if unknown := "".join(sorted(count_lost(lost))):
         raise AsrError(f"{path}: does not know {unknown!r}, which the model writes; `asr lm train --model MODEL` does")
     return model
-
-
-def _choose(written: Mapping[str, str], words: Iterable[str], known: Container[str]) -> dict[str, str]:
-    """Each word of the search and what is written for it: of these words, as the language model has them.
-
-    written: what is written for each word that can be; known: the words of the language model, of which some may be
-    written alike, as `The` and `the` are.
-    """
-    chosen = {written[word] for word in words if word in written}
-    scored = {text for word, text in written.items() if word in known}
-    return {word: text for word, text in written.items() if text in chosen and (word in known or text not in scored)}
-
-
-def _pronounce(
-    writable: Mapping[str, str], pronunciations: Pronunciations, unigrams: Mapping[str, float]
-) -> dict[str, list[tuple[str, ...]]]:
-    """The phonemes of each word that has some, and of homophones those of the most frequent."""
-    spoken: dict[str, list[tuple[str, ...]]] = {}
-    homophones = Counter[tuple[str, ...]]()
-    for word in sorted(writable, key=lambda word: -unigrams.get(word, -inf)):
-        phonemes = tuple(pronunciations.pronounce(writable[word]))
-        homophones[phonemes] += 1
-        if phonemes and homophones[phonemes] <= MOST_HOMOPHONES:
-            spoken[word] = [phonemes]
-    return spoken
