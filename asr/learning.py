@@ -33,7 +33,7 @@ from asr.optimizers import follow_schedule, make_optimizer, take_rates
 from asr.splitting import MemoryLimit
 from asr.vocabulary import BLANK_ID
 
-__all__ = ["CTCTrainingModule", "disagreement"]
+__all__ = ["CTCTrainingModule", "ctc_losses", "disagreement"]
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ class CTCTrainingModule(lightning.LightningModule):
         log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
         log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
         tokens = self._loss_denominator(batch.target_lengths)
-        loss, impossible = self._loss(log_probs, lengths, batch, tokens)
-        impossible = impossible * size / len(lengths)
+        losses = ctc_losses(log_probs, lengths, batch.targets, batch.target_lengths)
+        loss, impossible = losses.sum() / tokens, (losses == 0).sum() * size / len(losses)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=size, sync_dist=True)
         if weight > 0:
@@ -132,27 +132,13 @@ class CTCTrainingModule(lightning.LightningModule):
             features, feature_lengths = self.model.frontend(waveforms, sample_lengths)
             return augment_features(features, feature_lengths, augment, generator), feature_lengths
 
-    def _loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """CTC loss of a batch over `tokens`, in float32, and how many utterances CTC could not write in their steps."""
-        losses = ctc_loss(
-            log_probs.transpose(0, 1),
-            batch.targets,
-            lengths,
-            batch.target_lengths,
-            blank=BLANK_ID,
-            reduction="none",
-            zero_infinity=True,
-        )
-        # An utterance that CTC cannot write has infinite loss, which zero_infinity makes exactly 0.
-        return losses.sum() / tokens, (losses == 0).sum().float()
-
     def _phoneme_loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of a batch per phoneme, in float32, and how many those are; log_probs: (batch, steps, phonemes)."""
         phonemes, phoneme_lengths = batch.phonemes, batch.phoneme_lengths
         assert phonemes is not None
         assert phoneme_lengths is not None
         count = self._loss_denominator(phoneme_lengths)
-        losses = ctc_loss(log_probs.transpose(0, 1), phonemes, lengths, phoneme_lengths, BLANK_ID, "none", True)
+        losses = ctc_losses(log_probs, lengths, phonemes, phoneme_lengths)
         if self.trigrams is not None:
             rivals = log_prob_of_all(log_probs, lengths, self.trigrams)
             rivals = rivals - log_prior(phonemes, phoneme_lengths, self.trigrams)
@@ -160,11 +146,9 @@ class CTCTrainingModule(lightning.LightningModule):
         return losses.sum() / count, count
 
     def _loss_denominator(self, lengths: Tensor) -> Tensor:
-        """All tokens together; in training their mean over the ranks: it makes the mean gradient that of the pooled
-        loss.
-        """
+        """All tokens together, as a mean over the ranks: it makes the mean gradient that of the pooled loss."""
         tokens = lengths.sum().clamp(min=1)
-        if not self.training or self._trainer is None or self.trainer.world_size == 1:
+        if self._trainer is None or self.trainer.world_size == 1:
             return tokens
         mean: Tensor = self.trainer.strategy.reduce(tokens.float(), reduce_op="mean")
         return mean
@@ -173,7 +157,7 @@ class CTCTrainingModule(lightning.LightningModule):
         """No word of what cannot be read counts as heard: rates of the rest alone could not be compared."""
         log_probs, lengths = self.model.all_log_probs(batch.waveforms, batch.sample_lengths)
         log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
-        loss, _ = self._loss(log_probs, lengths, batch, self._loss_denominator(batch.target_lengths))
+        losses = ctc_losses(log_probs, lengths, batch.targets, batch.target_lengths)
         size = len(batch.ids)
         hypotheses = [self.model.vocabulary.decode(each.token_ids) for each in decode_greedy(log_probs, lengths)]
         pairs = [*zip(batch.references[:size], hypotheses), *((reference, "") for reference in batch.unheard)]
@@ -191,7 +175,8 @@ class CTCTrainingModule(lightning.LightningModule):
         blanks = (log_probs.argmax(2) == BLANK_ID)[valid].float().mean()
         empty = sum(not hypothesis for hypothesis in hypotheses) / len(hypotheses)
         # Each is a mean over what it counts, in all batches together; a silent second counts for nothing.
-        self.log("valid/loss", loss, batch_size=int(batch.target_lengths.sum()), sync_dist=True)
+        tokens = int(batch.target_lengths.sum())
+        self.log("valid/loss", losses.sum() / max(1, tokens), batch_size=tokens, sync_dist=True)
         self.log("valid/blank_share", blanks, batch_size=int(lengths.sum()) if size else 0, sync_dist=True)
         self.log("valid/empty_hypothesis_share", empty, batch_size=size, sync_dist=True)
 
@@ -247,6 +232,15 @@ def _twice(batch: Batch) -> Batch:
         name: torch.cat([value, value]) for name, value in vars(batch).items() if isinstance(value, Tensor)
     }
     return replace(batch, **tensors)
+
+
+def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """CTC loss of each utterance, in float32: (batch,), nats; exactly 0 where it cannot be written in its steps.
+
+    log_probs: (batch, steps, tokens), the blank first; targets: (batch, tokens) ids; lengths of both: (batch,).
+    """
+    # zero_infinity makes 0 of the infinite loss of what CTC cannot write; no other loss is 0.
+    return ctc_loss(log_probs.transpose(0, 1), targets, lengths, target_lengths, BLANK_ID, "none", zero_infinity=True)
 
 
 def disagreement(log_probs: Tensor, lengths: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,23 +13,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.data import Batch
-from asr.learning import CTCTrainingModule, disagreement
+from asr.learning import CTCTrainingModule, ctc_losses, disagreement
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_an_utterance_that_ctc_cannot_write_is_counted_and_harms_nothing(tmp_path: Path) -> None:
-    module = make_module(make_config(tmp_path))
+def test_an_utterance_that_ctc_cannot_write_has_no_loss_and_harms_nothing() -> None:
     targets = torch.tensor([[3, 3, 3], [4, 5, 0]])  # three equal tokens need five steps
-    batch = Batch(torch.zeros(2, 9), torch.tensor([9, 9]), targets, torch.tensor([3, 2]), ["AAA", "BC"], ["a", "b"])
     scores = torch.randn(2, 4, 29, requires_grad=True)
-    loss, impossible = module._loss(scores.log_softmax(2), torch.tensor([4, 4]), batch, torch.tensor(5))
-    loss.backward()
-    assert impossible == 1
+    losses = ctc_losses(scores.log_softmax(2), torch.tensor([4, 4]), targets, torch.tensor([3, 2]))
+    losses.sum().backward()
+    assert losses[0] == 0
     possible = torch.nn.functional.ctc_loss(
         scores[1:].log_softmax(2).transpose(0, 1), targets[1:, :2], (4,), (2,), reduction="sum"
     )
-    torch.testing.assert_close(loss, possible / 5)
+    torch.testing.assert_close(losses[1], possible)
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
     assert not scores.grad[0].any()
@@ -66,20 +65,23 @@ def test_a_step_with_two_views_has_their_mean_ctc_loss_and_their_weighted_disagr
     views = Batch(*doubled, [""] * 4, list("abab"))
     log_probs, lengths = weighted.model.log_probs(*weighted.augmented_features(views))
     assert not torch.equal(log_probs[:2], log_probs[2:]), "each view is augmented in its own way"
-    tokens = torch.tensor(5)
-    ctc = [
-        weighted._loss(log_probs[rows], lengths[rows], views_of(views, rows), tokens)[0]
-        for rows in (slice(2), slice(2, 4))
-    ]
-    torch.testing.assert_close(loss, sum(ctc) / 2 + 0.5 * disagreement(log_probs, lengths) / 10)
+    ctc = ctc_losses(log_probs[:, :, :29], lengths, views.targets, views.target_lengths)
+    torch.testing.assert_close(loss, ctc.sum() / 10 + 0.5 * disagreement(log_probs, lengths) / 10)
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in weighted.parameters())
 
 
-def views_of(batch: Batch, rows: slice) -> Batch:
-    """Some rows of a batch."""
-    values = {name: value for name, value in vars(batch).items() if value is not None}
-    return Batch(**{name: value if name == "unreadable" else value[rows] for name, value in values.items()})
+@pytest.mark.parametrize("weight", [0, 0.5])
+def test_utterances_that_ctc_cannot_write_are_counted_once_whatever_the_views(
+    tmp_path: Path, speech: list[Tensor], weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module(make_config(tmp_path, f"augment.consistency_weight={weight}"))
+    logged: dict[str, object] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    batch = real_batch(speech)
+    targets = torch.full((2, 200), 3)  # more than two seconds have steps
+    module.training_step(replace(batch, targets=targets, target_lengths=torch.tensor([200, 2])), 0)
+    assert logged["train/impossible_utterances"] == 1
 
 
 def real_batch(speech: list[Tensor]) -> Batch:
