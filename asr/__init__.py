@@ -40,8 +40,8 @@ The stages, in the order of the flow; a file imports only from files above it:
     shards         utterances                ↔ tar files of a thousand recordings
     folders        a manifest or a folder    → utterances
     survey         utterances                → a page about them
-    counters       how far a training is, where it resumes exactly
     plan           durations                 → the batches of an epoch
+    counters       how far a training is, where it resumes exactly
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
     muon           an optimizer for recurrent layers

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from asr.config import AugmentConfig, DataConfig
@@ -103,26 +104,49 @@ def check_corpus(
 def find_shared(train: CheckedCorpus, valid: CheckedCorpus) -> list[str]:
     """What makes a valid set look easier than new speech, a line for each kind: what is in the training set too.
 
-    Compared are utterances by id and text, sentences of at least five words, and speakers where both sets name them.
+    Compared are utterances by id and text, the stretches of files that they are, sentences of at least five words, and
+    speakers where both sets name them.
     """
-
-    def kinds(corpus: CheckedCorpus) -> dict[str, set[tuple[str, ...]]]:
-        examples = corpus.examples
-        speakers: set[tuple[str, ...]] = {(example.utterance.speaker,) for example in examples}
-        return {
-            # Two recordings without an id are called after their files, which may be 001.wav in either set.
-            "utterances": {(example.utterance.id, example.reference) for example in examples},
-            "sentences": {(one.reference,) for one in examples if len(split_words(one.reference)) >= SENTENCE_WORDS},
-            "speakers": speakers - {("",)},
-        }
-
     lines = []
-    for (kind, trained), validated in zip(kinds(train).items(), kinds(valid).values(), strict=True):
-        shared = sorted(name for name, *_ in trained & validated)
+    for kind, find in KINDS_SHARED.items():
+        trained, validated = find(train.examples), find(valid.examples)
+        shared = sorted(validated[key] for key in trained.keys() & validated.keys())
         if shared:
             shown = ", ".join(shared[:MOST_LISTED]) + (", ..." if len(shared) > MOST_LISTED else "")
             lines.append(f"{kind} of the valid set that are in the training set too: {len(shared)}: {shown}")
     return lines
+
+
+def _utterances(examples: Iterable[Example]) -> dict[object, str]:
+    """Two recordings without an id are called after their files, which may be 001.wav in either set."""
+    return {(one.utterance.id, one.reference): one.utterance.id for one in examples}
+
+
+def _recordings(examples: Iterable[Example]) -> dict[object, str]:
+    return {stretch_of(one.utterance): one.utterance.id for one in examples}
+
+
+def _sentences(examples: Iterable[Example]) -> dict[object, str]:
+    long = (one.reference for one in examples if len(split_words(one.reference)) >= SENTENCE_WORDS)
+    return {reference: reference for reference in long}
+
+
+def _speakers(examples: Iterable[Example]) -> dict[object, str]:
+    return {one.utterance.speaker: one.utterance.speaker for one in examples if one.utterance.speaker}
+
+
+KINDS_SHARED: dict[str, Callable[[Iterable[Example]], dict[object, str]]] = {
+    "utterances": _utterances,
+    "recordings": _recordings,
+    "sentences": _sentences,
+    "speakers": _speakers,
+}
+"""What two sets may share: what it is told by, and its name in a report."""
+
+
+def stretch_of(utterance: Utterance) -> tuple[str, float, float]:
+    """What no two utterances should have in common: the file, by any path, and where they are in it."""
+    return os.path.realpath(utterance.audio_path), utterance.start_seconds, utterance.duration_seconds
 
 
 def find_problem(

@@ -31,6 +31,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
     options = parse(arguments)
+    if sys.stdout is None:
+        advice = f"standard output is closed; send it to a file, or to {os.devnull}"
+        print(f"asr {options.command}: {advice}", file=sys.stderr)
+        return 1
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         if sys.stdout.errors == "strict" or not sys.stdout.encoding.lower().startswith("utf"):

@@ -5,24 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as lightning
 
-__all__ = ["Place", "between_two_steps", "epoch_to_plan", "place_of", "round_down_progress"]
+from asr.plan import Place
 
-
-class Place(NamedTuple):
-    """Between two steps of a training."""
-
-    epoch: int
-    """As many epochs are over; the first one is 0."""
-    batches_done: int
-    """Of this epoch, in each process."""
-
-    def batches_done_of(self, epoch: int) -> int:
-        """What a resume from here leaves out of an epoch."""
-        return self.batches_done if epoch == self.epoch else 0
+__all__ = ["between_two_steps", "epoch_to_plan", "place_of", "round_down_progress"]
 
 
 def place_of(trainer: lightning.Trainer) -> Place:

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
-from asr.counters import Place, epoch_to_plan, place_of
+from asr.counters import epoch_to_plan, place_of
 from asr.errors import AsrError
 from asr.model import CTCModel
-from asr.plan import DurationBatchSampler, fill_batches
+from asr.plan import DurationBatchSampler, Place, fill_batches
 from asr.pronunciation import Pronunciations
 from asr.vocabulary import Vocabulary
 

@@ -68,6 +68,9 @@ class Evaluation:
         """Rates with their 95 % intervals, errors by kind, and speed."""
         lines = [f"utterances {len(self.scored):,}  hours {self.audio_seconds / 3600:.2f}"]
         for name, (total, (low, high)) in self.rates.items():
+            if total.reference_length == 0:
+                lines.append(f"{name} none: no reference holds a letter that the model writes")
+                continue
             lines.append(
                 f"{name} {total.rate:.2%}  [{low:.2%}, {high:.2%}]  substitutions {total.substitutions:,}  "
                 f"deletions {total.deletions:,}  insertions {total.insertions:,}  of {total.reference_length:,}"

@@ -99,7 +99,7 @@ def _tsv(transcript: Transcript) -> str:
 
 def _ctm(transcript: Transcript) -> str:
     """NIST's: recording, channel, start, duration, word, confidence."""
-    recording = "_".join(Path(transcript.name).stem.split()) or "audio"
+    recording = "_".join(Path(transcript.name).stem.split()).lstrip(";") or "audio"  # ;; begins a comment
     return "".join(
         f"{recording} 1 {word.start_seconds:.3f} {word.end_seconds - word.start_seconds:.3f} "
         f"{word.text} {word.confidence:.4f}\n"

@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader
 
 from asr.checkpoints import Checkpoints, is_whole
 from asr.config import TrainerConfig, require
-from asr.counters import Place, epoch_to_plan, place_of
+from asr.counters import epoch_to_plan, place_of
 from asr.devices import choose_accelerator, choose_precision, full_float32
 from asr.errors import AsrError
 from asr.monitor import ProgressBar, make_progress
 from asr.muon import Muon
 from asr.newfiles import check_new_file
 from asr.optimizers import with_schedule
-from asr.plan import fill_batches
+from asr.plan import Place, fill_batches
 from asr.ranks import is_started_again, process_arguments
 from asr.sentences import GRULanguageModel, load_language_model, save_language_model
 from asr.text import ALPHABET

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy
 from torch.utils.data import Sampler
 
-from asr.counters import Place
-
-__all__ = ["DurationBatchSampler", "fill_batches", "plan_batches"]
+__all__ = ["DurationBatchSampler", "Place", "fill_batches", "plan_batches"]
 
 DURATION_JITTER = 0.03
 """Sorting key noise, share of the duration: batches mix anew each epoch and padding stays at a few percent."""
@@ -48,6 +47,19 @@ def plan_batches(
         while len(later) < world_size and earlier:
             later.append(earlier.pop())
     return [(batch * world_size)[: max(len(batch), world_size)] for batch in batches]
+
+
+class Place(NamedTuple):
+    """Between two steps of a training."""
+
+    epoch: int
+    """As many epochs are over; the first one is 0."""
+    batches_done: int
+    """Of this epoch, in each process."""
+
+    def batches_done_of(self, epoch: int) -> int:
+        """What a resume from here leaves out of an epoch."""
+        return self.batches_done if epoch == self.epoch else 0
 
 
 class DurationBatchSampler(Sampler[list[int]]):

@@ -140,7 +140,7 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
     start, seconds = utterance.start_seconds, utterance.duration_seconds
     with open_audio(utterance.audio_path) as audio:
         rate, frames, kind = audio.file.samplerate, audio.frames, audio.file.format.lower()
-        is_whole = start == 0 and seconds > audio.duration_seconds - WHOLE_SECONDS
+        is_whole = start == 0 and abs(seconds - audio.duration_seconds) < WHOLE_SECONDS
         is_mono = audio.file.channels == 1
     if is_whole and is_mono:
         with open_recording(utterance.audio_path) as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from statistics import median
 from torch import Tensor
 
 from asr.audio import frame_powers, open_audio
-from asr.check import find_problem
+from asr.check import find_problem, stretch_of
 from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
 from asr.manifest import Utterance, write_manifest
@@ -215,8 +214,7 @@ def _repeats(utterances: Iterable[Utterance]) -> list[tuple[Utterance, str]]:
     first: dict[tuple[str, float, float], Utterance] = {}
     repeats = []
     for utterance in utterances:
-        stretch = utterance.start_seconds, utterance.duration_seconds
-        earlier = first.setdefault((os.path.realpath(utterance.audio_path), *stretch), utterance)
+        earlier = first.setdefault(stretch_of(utterance), utterance)
         if earlier is not utterance:
             repeats.append((utterance, f"the same recording as {earlier.place}"))
     return repeats

@@ -85,6 +85,17 @@ def test_a_mean_replaces_none_of_its_models(
     assert trebled_path.read_bytes() == before
 
 
+def test_a_mean_is_called_as_model_files_are(
+    model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "data.csv"
+    manifest.write_text("audio,text\n")
+    with pytest.raises(SystemExit):
+        main(["average", str(model_path), str(model_path), "-o", str(manifest)])
+    assert "must end in .safetensors" in capsys.readouterr().err
+    assert manifest.read_text() == "audio,text\n"
+
+
 def test_one_model_has_no_mean(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["average", str(model_path), "-o", str(tmp_path / "mean.safetensors")])

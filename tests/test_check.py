@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
@@ -249,7 +250,7 @@ def corpus_of(*utterances: tuple[str, str, str]) -> CheckedCorpus:
     """Of (id, text, speaker)."""
     return CheckedCorpus(
         [
-            Example(Utterance(name, RECORDING, text, 0.0, 1.0, speaker, "m.jsonl", line), text)
+            Example(Utterance(name, RECORDING, text, crc32(f"{name} {text}".encode()), 1.0, speaker, "m", line), text)
             for line, (name, text, speaker) in enumerate(utterances)
         ]
     )
@@ -266,13 +267,23 @@ def test_utterances_sentences_and_speakers_of_both_sets_are_told() -> None:
     valid = corpus_of(("b", "NO", "bob"), ("x", "ONE TWO THREE FOUR FIVE", "cid"))
     assert find_shared(train, valid) == [
         "utterances of the valid set that are in the training set too: 1: b",
+        "recordings of the valid set that are in the training set too: 1: b",
         "sentences of the valid set that are in the training set too: 1: ONE TWO THREE FOUR FIVE",
         "speakers of the valid set that are in the training set too: 2: bob, cid",
     ]
 
 
+def test_a_recording_of_both_sets_is_told_under_another_name_and_path(tmp_path: Path) -> None:
+    (tmp_path / "link.flac").symlink_to(RECORDING)
+    train, valid = (
+        CheckedCorpus([Example(Utterance(name, path, "YES", 0.5, 1.0, "", "m", 1), "YES")])
+        for name, path in (("a", RECORDING), ("b", str(tmp_path / "link.flac")))
+    )
+    assert find_shared(train, valid) == ["recordings of the valid set that are in the training set too: 1: b"]
+
+
 def test_of_many_shared_ones_some_are_shown() -> None:
     both = corpus_of(*[(f"{number:02}", "NO", "") for number in range(20)])
-    (line,) = find_shared(both, both)
+    line, _ = find_shared(both, both)
     assert line.startswith("utterances of the valid set that are in the training set too: 20: 00, 01, ")
     assert line.endswith("07, ...")

@@ -22,12 +22,11 @@ from torch.utils.data import DataLoader
 from asr.audio import read_audio
 from asr.check import CheckedCorpus, Example
 from asr.config import DataConfig
-from asr.counters import Place
 from asr.data import Batch, SpeechDataModule, SpeechDataset
 from asr.errors import AsrError
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel
-from asr.plan import DurationBatchSampler, plan_batches
+from asr.plan import DurationBatchSampler, Place, plan_batches
 from asr.text import normalize_transcript
 from asr.vocabulary import CharacterVocabulary
 

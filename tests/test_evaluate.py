@@ -143,6 +143,14 @@ def test_what_references_lose_is_told(run: Run, model_path: Path, tmp_path: Path
     assert "dropped" not in run("evaluate", model_path, manifest).output
 
 
+def test_where_no_reference_holds_a_word_there_is_no_rate(run: Run, model_path: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"audio": str(SAMPLES / "84-121123-0001.flac"), "text": "5"}))
+    done = run("evaluate", model_path, manifest)
+    assert "WER none: no reference holds a letter that the model writes\n" in done.output
+    assert "inf" not in done.output
+
+
 def test_marks_in_references_are_scored_as_training_reads_them_and_told(
     run: Run, model_path: Path, tmp_path: Path
 ) -> None:
@@ -177,11 +185,14 @@ def test_a_model_to_compare_with_that_cannot_be_read_is_told_before_the_first_he
     assert "typo.safetensors: model file not found" in done.errors
 
 
-def test_evaluate_does_not_replace_its_manifest(run: Run, model_path: Path, tmp_path: Path) -> None:
+def test_evaluate_replaces_neither_its_manifest_nor_a_recording(run: Run, model_path: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
-    manifest.write_text(json.dumps({"audio": str(SAMPLES / "84-121123-0001.flac"), "text": "BUT IN LESS"}))
+    manifest.write_text(json.dumps({"audio": "a.flac", "text": "BUT IN LESS"}))
     before = manifest.read_bytes()
-    done = run("evaluate", model_path, manifest, "--hypotheses", manifest)
-    assert done.code == 1
-    assert done.errors.startswith(f"asr evaluate: --hypotheses {manifest}: would replace the data themselves; choose")
-    assert manifest.read_bytes() == before
+    shutil.copy(SAMPLES / "84-121123-0001.flac", recording := tmp_path / "a.flac")
+    heard = recording.read_bytes()
+    for path in (manifest, recording):
+        done = run("evaluate", model_path, manifest, "--hypotheses", path)
+        assert done.code == 1
+        assert done.errors.startswith(f"asr evaluate: --hypotheses {path}: would replace the data themselves; choose")
+    assert (manifest.read_bytes(), recording.read_bytes()) == (before, heard)

@@ -122,6 +122,12 @@ def test_a_ctm_has_a_line_of_six_fields_per_word(transcript: Transcript) -> None
         assert float(duration) == pytest.approx(word.end_seconds - word.start_seconds, abs=1.1e-3)
 
 
+@pytest.mark.parametrize(("name", "recording"), [(";;a b.wav", "a_b"), (";;.wav", "audio")])
+def test_the_name_of_a_recording_makes_no_comment_of_a_ctms_lines(name: str, recording: str) -> None:
+    (line,) = format_transcript(Transcript(name, (Word("A", 0.0, 1.0, 1.0),), 1.0), "ctm").splitlines()
+    assert line.split()[0] == recording
+
+
 @given(transcripts())
 def test_a_tsv_has_a_row_of_milliseconds_per_segment(transcript: Transcript) -> None:
     header, *rows = [line.split("\t") for line in format_transcript(transcript, "tsv").splitlines()]

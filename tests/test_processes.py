@@ -139,6 +139,13 @@ def test_a_closed_standard_error_disturbs_nothing(model_path: Path) -> None:
     assert "Errno" not in done.stdout
 
 
+def test_a_closed_standard_output_is_told() -> None:
+    command = f"{shlex.join(COMMAND)} transcribe {SAMPLES}/84-121123-0001.flac >&-"
+    done = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr == "asr transcribe: standard output is closed; send it to a file, or to /dev/null\n"
+
+
 def test_a_script_runs_from_any_folder(tmp_path: Path) -> None:
     """The example of the README, with the packaged model, in a process that starts elsewhere."""
     path = SAMPLES / "1272-128104-0000.flac"

@@ -198,6 +198,17 @@ def test_a_shard_that_is_cut_short_loses_only_what_is_behind(
     assert "cuts.000001.jsonl.gz: 1 of its 2 recordings are damaged or missing, and left out" in caplog.text
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_recording_that_broke_off_is_not_packed_with_all_of_its_text(
+    utterances: list[Utterance], tmp_path: Path, channels: int
+) -> None:
+    samples = utterances[0].read(16000)[:16000].numpy()
+    soundfile.write(tmp_path / "short.wav", samples[:, None].repeat(channels, axis=1), 16000)
+    short = replace(utterances[0], audio_path=str(tmp_path / "short.wav"))
+    with pytest.raises(AsrError, match=r"is not inside its 1 s"):
+        write_shards([short], tmp_path / "shards")
+
+
 @pytest.mark.parametrize("name", ["recording.000001.tar", "cuts.000001.jsonl.gz"])
 @pytest.mark.parametrize("content", [b"", b"no such thing" * 100], ids=["empty", "other"])
 def test_a_broken_shard_is_named_and_left_out(

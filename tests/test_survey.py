@@ -266,6 +266,10 @@ def test_texts_of_another_language_are_checked_in_its_letters(
     assert main(["check", str(manifest), "--fix", str(clean)]) == 1
     assert "nothing is left to write; of another language, give its letters by --new-vocab" in capsys.readouterr().err
     assert main(["check", str(manifest), "--fix", str(clean), "--new-vocabulary", " абв"]) == 1
+    assert main(["check", str(manifest), "--new-vocabulary", "веимпрт"]) == 1
+    assert "must hold a space" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["check", str(manifest), "--new-vocabulary", ""])
     assert main(["check", str(manifest), "--fix", str(clean), "--new-vocabulary", " веимпрт"]) == 0
     assert read_manifest(clean)[0].text == "привет мир"
 

@@ -36,7 +36,10 @@ def add_check(commands: Commands) -> None:
         "--model", type=given_text, metavar="M", help="the model to train on from (default: the packaged model)"
     )
     parser.add_argument(
-        "--new-vocabulary", default="", metavar="CHARACTERS", help="what it shall write with, as of `asr finetune`"
+        "--new-vocabulary",
+        type=given_text,
+        metavar="CHARACTERS",
+        help="what it shall write with, as of `asr finetune`",
     )
     _add_report_option(parser)
     parser.set_defaults(run=_run_check, find_conflict=_find_check_conflict)
@@ -57,6 +60,7 @@ def _find_check_conflict(options: argparse.Namespace) -> str | None:
 def _run_check(options: argparse.Namespace) -> int:
     """Print a page about recordings and their texts: what they are like, what cannot be learned from, what is odd."""
     from asr.check import check_corpus, find_shared
+    from asr.config import VocabularyConfig
     from asr.folders import read_data
     from asr.model import with_vocabulary
     from asr.modelfile import load_model
@@ -66,7 +70,8 @@ def _run_check(options: argparse.Namespace) -> int:
     faults: list[str] = []
     model = load_model(options.model)
     if options.new_vocabulary:
-        model = with_vocabulary(model, CharacterVocabulary(options.new_vocabulary))
+        given = VocabularyConfig(characters=options.new_vocabulary)  # with the rules of a training
+        model = with_vocabulary(model, CharacterVocabulary(given.characters))
     utterances = read_data(options.data, faults)
     _check_report(options, utterances)
     if options.fix:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from asr.errors import AsrError
+from asr.tarfiles import split_path
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -177,5 +179,9 @@ def choose_device(name: str) -> str:
 
 def check_output(path: Path, option: str, utterances: Iterable[Utterance]) -> None:
     """Raise AsrError where a file that an option names would replace a file that utterances come from."""
-    if path.resolve() in {Path(name).resolve() for name in {utterance.manifest for utterance in utterances}}:
+    if not path.exists():
+        return
+    names = {name for utterance in utterances for name in (utterance.manifest, utterance.audio_path)}
+    files = (parts[0] if (parts := split_path(name)) else name for name in names)
+    if os.path.realpath(path) in map(os.path.realpath, files):
         raise AsrError(f"{option} {path}: would replace the data themselves; choose another file")

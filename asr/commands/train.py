@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asr.commands.options import Commands, add_language_model_options, find_lm_conflict, make_decode
+from asr.commands.options import Commands, add_language_model_options, find_lm_conflict, given_text, make_decode
 
 __all__ = ["add_average", "add_finetune", "add_plot", "add_train"]
 
@@ -95,7 +95,10 @@ def add_finetune(commands: Commands) -> None:
     parser.add_argument("--also-valid", **manifest, default=[], help="what shall not suffer: compared only")
     parser.add_argument("--mix", **manifest, default=[], help="learned before: as many hours are drawn from it again")
     parser.add_argument(
-        "--new-vocabulary", default="", metavar="CHARACTERS", help="what to write with, a space included"
+        "--new-vocabulary",
+        type=given_text,
+        metavar="CHARACTERS",
+        help="what to write with, a space included",
     )
     parser.add_argument("--freeze-encoder-layers", type=int, metavar="N", help="lowest layers keep weights")
     parser.add_argument(
@@ -119,7 +122,7 @@ def _run_finetune(options: argparse.Namespace) -> int:
         options.valid,
         options.overrides,
         frozen_layers=options.freeze_encoder_layers,
-        characters=options.new_vocabulary,
+        characters=options.new_vocabulary or "",
     )
     finetuned = finetune(
         config,
@@ -148,6 +151,8 @@ def add_average(commands: Commands) -> None:
 def _find_average_conflict(options: argparse.Namespace) -> str | None:
     if len(options.models) < 2:
         return "a mean takes two models or more"
+    if options.output.suffix != ".safetensors":
+        return f"--output {options.output}: must end in .safetensors, as model files do"
     if options.output.resolve() in (Path(model).resolve() for model in options.models):
         return f"--output {options.output}: would replace a model that goes into the mean; choose another file"
     return None
