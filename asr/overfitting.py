@@ -21,10 +21,13 @@ from asr.modelfile import load_model, save_model
 from asr.plotting import EVENT_FILES, LOG_NAME
 from asr.training import MODEL_NAME, train
 
-__all__ = ["LEARNED_WER", "overfit", "overfit_config"]
+__all__ = ["LEARNED_WER", "overfit", "prepare_trial"]
 
 EPOCHS, VALIDATIONS = 100, 10
-"""Of four batches each; it ends earlier where no word is wrong any more."""
+"""It ends earlier where no word is wrong any more."""
+
+BATCHES = 4
+"""Of an epoch; fewer where that would be less than the longest utterance that a recipe allows."""
 
 LEARNED_WER = 0.05
 """A higher one on the very utterances that were learned means that something is wrong."""
@@ -42,40 +45,59 @@ def overfit(config: TrainConfig, count: int) -> Evaluation:
 
     Raises AsrError as `train` does.
     """
-    small = overfit_config(config, count)
+    small = prepare_trial(config, count)
     model = load_model(train(small, is_trial=True))
     return evaluate(model, read_manifest(small.data.train[0]))
 
 
-def overfit_config(config: TrainConfig, count: int) -> TrainConfig:
-    """The recipe on those utterances, without augmentation and dropout; writes their manifest to its output folder."""
+def prepare_trial(config: TrainConfig, count: int) -> TrainConfig:
+    """The recipe for those utterances, whose manifest and first model it writes to an output folder of their own.
+
+    Raises AsrError where that folder holds a training that is no trial.
+    """
     output_dir = Path(f"{Path(config.output_dir)}-overfit")
-    manifest = output_dir / MANIFEST_NAME
-    patterns = "*.ckpt", MODEL_NAME, f"{LOG_NAME}/{EVENT_FILES}"
-    earlier = [path for pattern in patterns for path in output_dir.glob(pattern)]
-    if earlier and not manifest.exists():
-        raise AsrError(f"{output_dir} holds a training that is no trial; move it, or set another output_dir=")
-    limits = config.data
+    manifest, initial_model = output_dir / MANIFEST_NAME, output_dir / "initial.safetensors"
+    earlier = _find_earlier(output_dir)
     utterances = read_many(config.data.train)
     torch.manual_seed(config.trainer.seed)
     model = make_model(config, (utterance.text for utterance in utterances))  # few texts are too few to learn pieces
-    examples = check_corpus(utterances, model, limits, NO_AUGMENTATION).examples[:count]
+    examples = check_corpus(utterances, model, config.data, NO_AUGMENTATION).examples[:count]
     output_dir.mkdir(parents=True, exist_ok=True)
-    for path in earlier:  # of a trial, which nobody resumes
+    for path in earlier:
         path.unlink()
     write_manifest([example.utterance for example in examples], manifest)
-    initial_model = output_dir / "initial.safetensors"
     save_model(model, initial_model)
-    batch_seconds = max(limits.max_seconds, sum(example.utterance.duration_seconds for example in examples) / 4)
+    seconds = sum(example.utterance.duration_seconds for example in examples)
+    return dataclasses.replace(
+        _without_regularization(config),
+        output_dir=str(output_dir),
+        initial_model=str(initial_model),
+        vocabulary=dataclasses.replace(config.vocabulary, characters="", pronunciations=""),  # of the initial model
+        data=dataclasses.replace(
+            config.data,
+            train=[str(manifest)],
+            valid=[str(manifest)],
+            batch_seconds=max(config.data.max_seconds, seconds / BATCHES),
+        ),
+    )
+
+
+def _find_earlier(output_dir: Path) -> list[Path]:
+    """What an earlier trial left there, which nobody resumes."""
+    patterns = "*.ckpt", MODEL_NAME, f"{LOG_NAME}/{EVENT_FILES}"
+    earlier = [path for pattern in patterns for path in output_dir.glob(pattern)]
+    if earlier and not (output_dir / MANIFEST_NAME).exists():
+        raise AsrError(f"{output_dir} holds a training that is no trial; move it, or set another output_dir=")
+    return earlier
+
+
+def _without_regularization(config: TrainConfig) -> TrainConfig:
+    """The recipe without augmentation, dropout and averages, long enough to learn by heart, in one process."""
     encoder = dataclasses.replace(config.model.encoder, dropout=0.0)
     return dataclasses.replace(
         config,
-        output_dir=str(output_dir),
-        initial_model=str(initial_model),
         model=dataclasses.replace(config.model, encoder=encoder),
-        vocabulary=dataclasses.replace(config.vocabulary, characters="", pronunciations=""),  # of the initial model
         augment=NO_AUGMENTATION,
-        data=dataclasses.replace(limits, train=[str(manifest)], valid=[str(manifest)], batch_seconds=batch_seconds),
         trainer=dataclasses.replace(
             config.trainer,
             epochs=EPOCHS,

@@ -11,7 +11,7 @@ from short_trainings import Interrupt, train_with
 from asr.cli import main
 from asr.errors import AsrError
 from asr.manifest import read_manifest
-from asr.overfitting import overfit_config
+from asr.overfitting import prepare_trial
 from asr.recipe import load_config
 from asr.training import prepare_training
 
@@ -49,7 +49,7 @@ def test_settings_that_cannot_learn_are_told_and_a_second_trial_has_curves_of_it
 
 def test_the_recipe_keeps_its_model_and_optimizer_and_loses_its_augmentation(recipe: str, tmp_path: Path) -> None:
     config = load_config(recipe, [f"output_dir={tmp_path}/run"])
-    small = overfit_config(config, 3)
+    small = prepare_trial(config, 3)
     assert len(read_manifest(small.data.train[0])) == 3
     assert all(utterance.duration_seconds <= 5 for utterance in read_manifest(small.data.train[0]))
     assert small.output_dir == f"{tmp_path}/run-overfit"
@@ -59,7 +59,7 @@ def test_the_recipe_keeps_its_model_and_optimizer_and_loses_its_augmentation(rec
 
 
 def test_a_folder_may_be_named_with_a_stroke_behind_it(recipe: str, tmp_path: Path) -> None:
-    small = overfit_config(load_config(recipe, [f"output_dir={tmp_path}/run/"]), 1)
+    small = prepare_trial(load_config(recipe, [f"output_dir={tmp_path}/run/"]), 1)
     assert small.output_dir == f"{tmp_path}/run-overfit"
 
 
@@ -67,7 +67,7 @@ def test_a_training_that_is_no_trial_is_left_alone(recipe: str, tmp_path: Path) 
     (tmp_path / "run-overfit").mkdir()
     (tmp_path / "run-overfit" / "last.ckpt").write_bytes(b"a week of training")
     with pytest.raises(AsrError, match="run-overfit holds a training that is no trial; move it, or set another output"):
-        overfit_config(load_config(recipe, [f"output_dir={tmp_path}/run"]), 1)
+        prepare_trial(load_config(recipe, [f"output_dir={tmp_path}/run"]), 1)
     assert [path.name for path in (tmp_path / "run-overfit").iterdir()] == ["last.ckpt"]
 
 
@@ -78,9 +78,9 @@ def test_a_trial_that_is_stopped_is_begun_anew(
     caplog.set_level("INFO")
     config = load_config(recipe, [f"output_dir={tmp_path}/run"])
     with pytest.raises(SystemExit):
-        train_with(monkeypatch, Interrupt("on_train_batch_start", 2), overfit_config(config, 1), is_trial=True)
+        train_with(monkeypatch, Interrupt("on_train_batch_start", 2), prepare_trial(config, 1), is_trial=True)
     assert "stopped at step 1; there is nothing to resume: start again" in caplog.text
-    overfit_config(config, 1)
+    prepare_trial(config, 1)
     assert list((tmp_path / "run-overfit").glob("*.ckpt")) == []
 
 
@@ -109,7 +109,7 @@ def test_what_training_would_leave_out_is_passed_over_and_pieces_come_from_all_t
     manifest.write_text("\n".join(json.dumps(line) for line in [lines[0] | {"text": "1912"}, *lines]), encoding="utf-8")
     pieces = ["vocabulary.kind=sentencepiece", "vocabulary.size=80"]
     settings = [f"output_dir={tmp_path}/run", f"data.train=[{manifest}]", *pieces]
-    small = overfit_config(load_config(recipe, settings), 1)
+    small = prepare_trial(load_config(recipe, settings), 1)
     assert [utterance.text for utterance in read_manifest(small.data.train[0])] == [lines[0]["text"]]
     model, train_corpus, _ = prepare_training(small)
     assert len(model.vocabulary) == 80
