@@ -10,7 +10,12 @@ The stages, in the order of the flow; a file imports only from files above it:
     files          a folder                  → the files in it and below
     tarfiles       a path into a tar file    → an open file
     sources        a path, a pipe, samples   → an open file
-    containers     an MP3, an Ogg file       → whether libsndfile reads all of it
+    streams        an open file              → its bytes; one with another header
+    wav            a WAV file                → one whose header tells all its samples
+    mp3            an MP3                    → one that tells its length
+    flac           a FLAC file               → how many are joined in it
+    ogg            an Ogg file               → how many are joined in it, whether it is cut short
+    containers     an open file              → one that libsndfile reads whole, or a refusal
     audio          any audio file            → waveforms (batch, samples)
     pauses         sound of any length       → stretches between pauses
     live           sound that is coming in   → waveforms

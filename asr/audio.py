@@ -5,7 +5,6 @@ Read are WAV, FLAC, OGG/Opus and MP3, known by their bytes and not by their name
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from asr.containers import count_joined_recordings, count_told_frames, identity, with_whole_length
+from asr.containers import check_whole, with_whole_length
 from asr.errors import AsrError
 from asr.sources import KINDS, AudioSource, check_rate, name_of, open_source
+from asr.streams import Identity, identity, is_on_disk
+from asr.wav import count_told_frames
 
 __all__ = ["AUDIO_EXTENSIONS", "AudioFile", "frame_powers", "open_audio", "read_audio", "resample"]
 
@@ -50,8 +51,8 @@ UNKNOWN_FRAMES = 2**63 - 1
 """What libsndfile reports for a stream whose header does not tell its length: FLAC that was written to a pipe."""
 
 
-_counted: dict[tuple[int, ...] | None, int] = {}
-"""The lengths of such files, by what tells one from others."""
+_counted: dict[Identity | None, int] = {}
+"""The lengths of such files."""
 
 
 class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
@@ -174,10 +175,8 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
     """
     name = name_of(source)
     with open_source(source) as original:
+        check_whole(original, name)
         stream = with_whole_length(original)
-        if (num_recordings := count_joined_recordings(stream)) > 1:
-            only = f"only the first of {num_recordings} recordings that are joined in this file could be read"
-            raise AsrError(f"{name}: {only}; save it anew as one, with `ffmpeg -i FILE NEW.flac` for example")
         told = count_told_frames(stream)
         try:
             file = _SequentialFile(_descriptor_or_stream(stream), closefd=False)
@@ -197,14 +196,15 @@ def open_audio(source: AudioSource, sample_rate: int | None = None) -> Iterator[
 
 
 def _descriptor_or_stream(stream: BinaryIO) -> int | BinaryIO:
-    """A file on the disk by its descriptor, because a name such as a.raw would be believed over the content."""
-    if not (isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)):
+    """At its beginning; what is on the disk by its descriptor, for a name such as a.raw would be believed."""
+    stream.seek(0)
+    if not is_on_disk(stream):
         return stream
     os.lseek(stream.fileno(), 0, os.SEEK_SET)  # what was read of it before was read in blocks
     return stream.fileno()
 
 
-def _count_frames(file: soundfile.SoundFile, key: tuple[int, ...] | None) -> int:
+def _count_frames(file: soundfile.SoundFile, key: Identity | None) -> int:
     """The length of an open file by decoding it; the file is at its beginning again.
 
     key: of a file on the disk, which is decoded once, for many utterances may be stretches of it.
