@@ -12,6 +12,7 @@ import soundfile
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from recordings import encoded
 
 from asr import flac, streams
 from asr import mp3 as mp3_files
@@ -113,6 +114,27 @@ def test_joined_ogg_files_are_refused_with_their_number_and_what_to_do(tmp_path:
     (tmp_path / "three.ogg").write_bytes(file.getvalue() * 3)
     with pytest.raises(AsrError, match=r"three\.ogg: only the first of 3 recordings .* `ffmpeg -i FILE NEW\.flac`"):
         read_audio(tmp_path / "three.ogg", RATE)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.8, 0.999])
+def test_an_ogg_file_that_is_cut_short_within_a_page_is_refused(tmp_path: Path, subtype: str, share: float) -> None:
+    content = encoded(QUIET_FIRST, "OGG", subtype)
+    (tmp_path / "half.ogg").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(AsrError, match=r"half\.ogg: the audio is cut short: its last Ogg page reaches past the file's"):
+        read_audio(tmp_path / "half.ogg", RATE)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_that_was_never_finished_is_read_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, subtype: str
+) -> None:
+    content = encoded(QUIET_FIRST, "OGG", subtype)
+    path = tmp_path / "live.ogg"
+    path.write_bytes(content[: content.rindex(b"OggS")])
+    for _ in range(2):
+        assert 0 < len(read_audio(path, RATE)) < len(QUIET_FIRST)
+    assert caplog.messages == [f"{path}: the Ogg file was never finished, or is cut short; what is there is read"]
 
 
 def test_joined_flac_files_are_refused(tmp_path: Path) -> None:
