@@ -31,6 +31,9 @@ AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 BLOCK_SECONDS = 30.0
 """How much of a long file is decoded at once."""
 
+BLOCK_FRAMES = 1_000_000
+"""And of what is decoded and dropped."""
+
 END_TOLERANCE_SECONDS = 0.05
 """How far past a file's end a manifest may reach: codecs round lengths."""
 
@@ -64,12 +67,16 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile h
     def seekable(self) -> bool:
         return False
 
+    def can_seek(self) -> bool:
+        """False for codecs that go forward only: GSM, some kinds of ADPCM, and DWVW, which says that it can."""
+        return super().seekable() and not self.subtype.startswith("DWVW")
+
 
 class AudioFile:
     """An open recording: its length, and its samples as mono float32 in [-1, 1] at `sample_rate`."""
 
-    def __init__(self, file: soundfile.SoundFile, name: str, sample_rate: int | None, frames: int) -> None:
-        self.file, self.frames = file, frames
+    def __init__(self, file: _SequentialFile, name: str, sample_rate: int | None, frames: int) -> None:
+        self.file, self.frames, self.position = file, frames, 0
         self.name = name
         self.sample_rate: int = sample_rate or file.samplerate
 
@@ -124,18 +131,16 @@ class AudioFile:
     def _read_native(self, start: int, count: int) -> Tensor:
         """`count` mono samples from `start` on, at the file's own rate."""
         try:
-            if self.file.tell() != start:
-                lead_in = min(start, round(LEAD_IN_SECONDS * self.file.samplerate))
-                self.file.seek(start - lead_in)
-                self.file.read(lead_in, dtype="float32")
+            self._go_to(start)
             samples = self.file.read(count, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AsrError(f"{self.name}: the audio is damaged: {_reason(error)}") from error
         except MemoryError as error:  # a damaged header may claim years
             seconds = count / self.file.samplerate
             raise AsrError(f"{self.name}: {seconds:.0f} s of audio do not fit into the memory") from error
+        self.position += len(samples)
         if len(samples) < count:
-            ends = (start + len(samples)) / self.file.samplerate
+            ends = self.position / self.file.samplerate
             raise AsrError(
                 f"{self.name}: the audio is cut short: it ends at {ends:.2f} of {self.duration_seconds:.2f} s"
             )
@@ -145,6 +150,19 @@ class AudioFile:
         if (mono.abs() > LOUDEST_SAMPLE).any():
             raise AsrError(f"{self.name}: the audio holds a sample of {mono.abs().max():.2g}; full scale is 1")
         return mono
+
+    def _go_to(self, start: int) -> None:
+        """Be at that frame, or at the end where the audio ends before it."""
+        if self.position == start:
+            return
+        if self.file.can_seek():
+            self.position = max(0, start - round(LEAD_IN_SECONDS * self.file.samplerate))
+            self.file.seek(self.position)
+        elif self.position > start:
+            advice = "open it anew, or `ffmpeg -i FILE NEW.flac` makes a file of it that can be read in any order"
+            raise AsrError(f"{self.name}: {self.file.subtype} can only be read forward; {advice}")
+        while dropped := len(self.file.read(min(BLOCK_FRAMES, start - self.position), dtype="float32")):
+            self.position += dropped
 
 
 def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
@@ -212,7 +230,7 @@ def _count_frames(file: soundfile.SoundFile, key: Identity | None) -> int:
     if key in _counted:
         return _counted[key]
     frames = 0
-    while count := len(file.read(1_000_000, dtype="float32")):
+    while count := len(file.read(BLOCK_FRAMES, dtype="float32")):
         frames += count
     file.seek(0)
     if key is not None:

@@ -201,6 +201,30 @@ def test_a_wav_that_is_cut_short_says_where_it_ends() -> None:
         read_audio(io.BytesIO(data[: 44 + 2 * 29_920]), RATE)
 
 
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [
+        *[("WAV", codec) for codec in ("GSM610", "G721_32", "NMS_ADPCM_16", "NMS_ADPCM_32", "IMA_ADPCM", "MS_ADPCM")],
+        *[("AIFF", "GSM610"), ("AIFF", "DWVW_16"), ("W64", "GSM610"), ("AU", "G721_32"), ("AU", "G723_24")],
+    ],
+)
+def test_what_only_goes_forward_is_read_whole_in_stretches_and_in_blocks(format: str, subtype: str) -> None:
+    data = encoded(SPEECH, format, subtype)
+    whole = read_audio(io.BytesIO(data), RATE)
+    assert snr_db(SPEECH, whole[: len(SPEECH)]) > 5
+    stretch = read_audio(io.BytesIO(data), RATE, start_seconds=2.5, duration_seconds=1.0)
+    assert torch.equal(stretch, whole[40000:56000])
+    with open_audio(io.BytesIO(data), RATE) as audio:
+        assert torch.equal(torch.cat(list(audio.blocks(1.0, block_seconds=0.7))), whole[16000:])
+
+
+def test_what_only_goes_forward_is_not_called_damaged_where_it_would_have_to_go_back() -> None:
+    with open_audio(io.BytesIO(encoded(SPEECH, "WAV", "GSM610")), RATE) as audio:
+        audio.read(1.0, 1.0)
+        with pytest.raises(AsrError, match=r"^audio: GSM610 can only be read forward; open it anew, or `ffmpeg"):
+            audio.read(0.5)
+
+
 def test_channels_are_averaged() -> None:
     parts = torch.stack([SPEECH, 0.5 * SPEECH.flip(0)], dim=1)
     assert torch.allclose(read_audio(io.BytesIO(encoded(parts, subtype="FLOAT")), RATE), parts.mean(1), atol=1e-7)
