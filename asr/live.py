@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -20,6 +21,9 @@ BLOCK_SECONDS = 0.1
 
 HEADER_BYTES = 36
 """Of a WAV file, to the end of its format."""
+
+FORMAT_BYTES = 16
+"""A format may be longer."""
 
 TRAILING_CHUNKS = {b"LIST", b"id3 ", b"ID3 ", b"bext", b"cue ", b"fact", b"iXML", b"smpl", b"inst", b"JUNK", b"PAD "}
 """What may stand behind the samples of a WAV file whose header does not tell that something does. Anything else there
@@ -50,7 +54,11 @@ def open_stream(stream: BinaryIO, pcm_rate: int | None = None) -> tuple[Iterator
         return file
     channels, rate = int.from_bytes(header[22:24], "little"), int.from_bytes(header[24:28], "little")
     check_rate("standard input", rate)
-    found = _skip_to_samples(stream, int.from_bytes(header[16:20], "little") - 16)
+    format_bytes = int.from_bytes(header[16:20], "little")
+    if format_bytes < FORMAT_BYTES:
+        reason = f"its format has {format_bytes} bytes, and the shortest has {FORMAT_BYTES}"
+        raise AsrError(f"{stream.name}: the WAV header is damaged: {reason}")
+    found = _skip_to_samples(stream, format_bytes - FORMAT_BYTES)
     if channels == 0 or found is None:
         reason = "it is cut short" if found is None else "it has no channel"
         raise AsrError(f"{stream.name}: the WAV header is damaged: {reason}")
@@ -94,13 +102,21 @@ def until_interrupted(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
 def _skip_to_samples(stream: BinaryIO, rest_of_format: int) -> tuple[int, int] | None:
     """Read all that stands before the samples; at which byte of the file they begin, and how many bytes of them the
     header tells. None where the stream ends before."""
-    begin, skipped = HEADER_BYTES, rest_of_format
-    while len(stream.read(skipped + skipped % 2)) == skipped + skipped % 2 and len(chunk := stream.read(8)) == 8:
-        begin += skipped + skipped % 2 + len(chunk)
-        skipped = int.from_bytes(chunk[4:], "little")
-        if chunk[:4] == b"data":
-            return begin, skipped
-    return None
+    begin, size = HEADER_BYTES, rest_of_format
+    while True:
+        size += size % 2
+        if _read_exactly(stream, size) is None or (chunk := _read_exactly(stream, 8)) is None:
+            return None
+        begin += size + len(chunk)
+        name, size = struct.unpack("<4sI", chunk)
+        if name == b"data":
+            return begin, size
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytes | None:
+    """So many bytes; None where the stream ends before."""
+    content = stream.read(size)
+    return content if len(content) == size else None
 
 
 class _Samples:

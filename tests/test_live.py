@@ -122,6 +122,11 @@ def test_a_damaged_header_is_told(speech: list[Tensor]) -> None:
         open_stream(Pipe(bytes(content)))
     with pytest.raises(AsrError, match="<pipe>: the WAV header is damaged: it is cut short"):
         open_stream(Pipe(as_wav(speech[1])[:40]))
+    for format_bytes in (0, 14):
+        content = bytearray(as_wav(speech[1]))
+        content[16:20] = format_bytes.to_bytes(4, "little")
+        with pytest.raises(AsrError, match=f"<pipe>: the WAV header is damaged: its format has {format_bytes} bytes"):
+            open_stream(Pipe(bytes(content)))
     with pytest.raises(AsrError, match="standard input: a sample rate of 7 Hz is out of range"):
         open_stream(Pipe(as_wav(speech[1], 7)))
 
