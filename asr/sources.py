@@ -109,5 +109,7 @@ def samples_as_file(samples: Tensor | numpy.ndarray, sample_rate: int | None) ->
         raise AsrError(f"sample_rate={sample_rate} must be {LOWEST_RATE} to {HIGHEST_RATE} Hz")
     file = io.BytesIO()
     kind = {"format": "RF64", "subtype": "FLOAT"}  # a plain WAV file ends at 4 GB
-    soundfile.write(file, samples.astype(numpy.float32), round(sample_rate), **kind)
+    with numpy.errstate(over="ignore"):  # what is too large is told where it is read
+        samples = samples.astype(numpy.float32)
+    soundfile.write(file, samples, round(sample_rate), **kind)
     return file

@@ -58,6 +58,12 @@ def test_samples_that_are_no_sound_are_refused_with_the_rule(
         transcribe(samples, sample_rate=sample_rate, model=model)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_too_large_for_32_bits_is_told_without_a_warning_of_numpys(model: CTCModel) -> None:
+    with pytest.raises(AsrError, match="not finite"):
+        transcribe(numpy.full(RATE, 1e300), sample_rate=RATE, model=model)
+
+
 @pytest.mark.parametrize("source", [None, 3, b"RIFF", numpy.float32(0.5), io.StringIO("RIFF")])
 def test_what_is_no_recording_is_told_and_stops_no_other(
     model: CTCModel, sample_paths: list[Path], source: Any
