@@ -40,7 +40,7 @@ LOWEST_DB = -120.0
 """Of a frame, beside full scale; a frame of zeros has this one too."""
 
 SILENCE_PEAK = 1e-4
-"""A recording whose loudest sample is below this (-80 dB) holds nothing to recognise."""
+"""A recording whose loudest sample, without its offset, is below this (-80 dB) holds nothing to recognise."""
 
 STEADY_DB = 3.0
 """Sound that is nowhere louder than its background by more is hiss or hum; speech rises and falls by 20 dB."""
@@ -59,8 +59,8 @@ class Stretch:
 
 
 def is_silent(samples: Tensor) -> bool:
-    """Whether nothing in (samples,) is loud enough to be recognised."""
-    return len(samples) == 0 or bool(samples.abs().max() < SILENCE_PEAK)
+    """Whether nothing in (samples,) but an offset is loud enough to be recognised."""
+    return len(samples) == 0 or bool((samples - samples.mean()).abs().max() < SILENCE_PEAK)
 
 
 def cut_at_pauses(blocks: Iterable[Tensor], sample_rate: int, frame_samples: int) -> Iterator[Stretch]:

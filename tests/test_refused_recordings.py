@@ -190,13 +190,18 @@ def test_no_damage_to_a_file_stops_the_others(
     assert (other.name, other.text) == ("whole", text_of(model, speech[3]))
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.5])
 @pytest.mark.parametrize("seconds", [1, 90])
 def test_silence_has_an_empty_transcript_and_is_told(
-    make_model: Callable[..., CTCModel], tmp_path: Path, caplog: pytest.LogCaptureFixture, seconds: int
+    make_model: Callable[..., CTCModel],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    seconds: int,
+    offset: float,
 ) -> None:
     model, computed = make_model(), []
     model.encoder.subsampling.register_forward_pre_hook(lambda *_: computed.append(True))
-    path = write(tmp_path / "silence.wav", torch.zeros(seconds * RATE), subtype="PCM_16")
+    path = write(tmp_path / "silence.wav", torch.full((seconds * RATE,), offset), subtype="PCM_16")
     with caplog.at_level(logging.WARNING):
         assert transcribe(path, model=model) == Transcript(str(path), (), seconds)
     assert caplog.messages == [f"{path}: holds nothing but silence"]
