@@ -38,6 +38,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     modelfile      model                     ↔ one .safetensors
     averaging      model files               → a model of their mean weights
     cuts           an utterance              → a lhotse cut
+    tables         CSV, TSV                  → rows
     manifest       CSV, JSON lines, cuts     → utterances
     check          utterances                → examples to learn from, and what is wrong with the rest
     corpora        the name of a corpus      → folders → manifests

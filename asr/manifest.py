@@ -9,10 +9,8 @@ audio path is relative to its manifest.
 from __future__ import annotations
 
 import codecs
-import csv
 import gc
 import gzip
-import io
 import json
 import os
 import zlib
@@ -22,7 +20,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from torch import Tensor
@@ -30,20 +28,10 @@ from torch import Tensor
 from asr.audio import open_audio, read_audio
 from asr.errors import AsrError, DamagedError
 from asr.newfiles import is_compressed, new_text_file
+from asr.tables import ALIASES, NOT_UTF8, read_table
 from asr.tarfiles import split_path
 
 __all__ = ["Utterance", "read_manifest", "write_manifest"]
-
-ALIASES = {
-    "audio": ("audio_filepath", "file_name", "path", "wav", "wav_filename"),
-    "text": ("transcript", "transcription", "sentence", "wrd"),
-    "start": ("offset",),
-    "speaker": ("speaker_id", "client_id", "spk_id"),
-}
-"""Names that NeMo, Hugging Face, Common Voice, SpeechBrain and DeepSpeech use for ours."""
-NOT_UTF8 = " is not UTF-8; save the manifest as UTF-8"
-
-BinaryFile = gzip.GzipFile | io.BufferedReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +116,7 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     kind = Path(name.removesuffix(".gz")).suffix
     with gzip.open(path) if is_compressed(path) else path.open("rb") as file:
         if kind in (".csv", ".tsv"):
-            yield from _columns(path, file, "\t" if kind == ".tsv" else ",")
+            yield from read_table(path, file, "\t" if kind == ".tsv" else ",")
         else:
             first = file.readline()
             if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -142,44 +130,6 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
             for number, line in enumerate(chain([first], file), start=1):
                 if line and not line.isspace():
                     yield number, line
-
-
-def _columns(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of each line of a table.
-
-    Common Voice's own, known by their `client_id`, quote nothing, and their audio lies in a folder that they leave out.
-    """
-    text = io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    lines = _checked(path, text)
-    above, header = next(((above, line.lower()) for above, line in enumerate(lines) if line.strip()), (0, ""))
-    is_common_voice = delimiter == "\t" and "client_id" in header.split()
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if is_common_voice else csv.QUOTE_MINIMAL
-    table = csv.DictReader(chain([header], lines), delimiter=delimiter, quoting=quoting, strict=True)
-    has_clips = is_common_voice and (path.parent / "clips").is_dir()
-    try:
-        names = table.fieldnames or ()
-        for name in ("audio", "text") if names else ():  # once, not for every line
-            if not {name, *ALIASES[name]} & set(names):
-                advice = "; part columns by commas, or by tabs in a .tsv" if {*";\t"} & {*"".join(names)} else ""
-                raise AsrError(f"{path}:{1 + above}: {name!r} is missing (there are: {', '.join(names)}){advice}")
-        for row in table:
-            if has_clips and row.get("path"):
-                row["path"] = os.path.join("clips", row["path"])
-            yield above + table.line_num, row
-    except csv.Error as error:
-        line = above + table.line_num + 1  # behind the last good one; an open quote may reach to the end of the file
-        raise AsrError(f"{path}:{line}: {error}; double the quotes in a text, and quote it") from error
-
-
-def _checked(path: Path, lines: Iterable[str]) -> Iterator[str]:
-    """Lines that were read with surrogateescape; raises AsrError at the first that is not UTF-8."""
-    for number, line in enumerate(lines, start=1):
-        try:
-            line.encode()
-        except UnicodeEncodeError as error:
-            byte = ord(line[error.start]) & 0xFF
-            raise AsrError(f"{path}:{number}: byte 0x{byte:02x}{NOT_UTF8}") from error
-        yield line
 
 
 def _fields(row: bytes | dict[str, Any], shard: str) -> dict[str, Any]:

@@ -495,6 +495,31 @@ def test_empty_lines_above_the_header_count_as_lines_and_as_nothing_else(tmp_pat
         read_manifest(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.csv", 'audio, text , duration\na.wav, "Hello, you", 1\n'),
+        ("m.csv", "sep=,\naudio,text,duration\na.wav,Hello,1\n"),
+        ("m.csv", "\nSEP=;\r\n\r\naudio;text;duration\r\na.wav;Hello, you;1\r\n"),
+        ("m.csv", "audio,text,duration,,\n,,,,\n , ,,,\na.wav,Hello,1,,\n,,,,\n"),
+        ("m.tsv", "audio\t text\tduration\n\t\t\na.wav\tHello\t1\n"),
+    ],
+)
+def test_tables_are_read_as_people_and_spreadsheets_write_them(tmp_path: Path, name: str, content: str) -> None:
+    (utterance,) = read_manifest(written(tmp_path, content.encode(), name))
+    text = "Hello, you" if "you" in content else "Hello"
+    line = next(number for number, line in enumerate(content.split("\n"), start=1) if "a.wav" in line)
+    expected = Utterance("a", str(tmp_path / "a.wav"), text, 0.0, 1.0, "", str(tmp_path / name), line)
+    assert utterance == expected
+
+
+def test_two_columns_of_a_name_that_is_read_are_refused_and_others_are_not(tmp_path: Path) -> None:
+    path = written(tmp_path, b"audio,text,Text,duration\na.wav,A,B,1\n", "m.csv")
+    assert refusal(path) == "1: 2 columns are called 'text'; rename all but the one to read"
+    path = written(tmp_path, b"audio,text,note,note,duration\na.wav,A,B,C,1\n", "m.csv")
+    assert read_manifest(path)[0].text == "A"
+
+
 def test_an_open_quote_is_told_where_it_opens(tmp_path: Path) -> None:
     lines = [f"{number}.wav,HELLO,1" for number in range(1000)]
     lines[15] = '15.wav,"HELLO,1'
