@@ -32,6 +32,8 @@ NOT_UTF8 = " is not UTF-8; save the manifest as UTF-8"
 SEPARATOR = re.compile(r"sep=([,;\t])")
 """A line that Excel understands, and some programs write for it, above the header."""
 
+LINE_BREAK = re.compile(r"[\r\n]")
+
 BinaryFile = gzip.GzipFile | io.BufferedReader
 
 
@@ -56,7 +58,10 @@ def read_table(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[i
         _check_names(f"{path}:{1 + above}", names)
         line = above + table.line_num
         for values in table:
-            line = above + table.line_num
+            first, line = line + 1, above + table.line_num
+            if line > first and any(delimiter in value and LINE_BREAK.search(value) for value in values):
+                advice = "double it, or write the text in one line"
+                raise AsrError(f"{path}:{first}: a quotation mark reaches to line {line}; {advice}")
             row: dict[Any, Any] = dict(zip_longest(names, values))
             if has_clips and row.get("path"):
                 row["path"] = os.path.join("clips", row["path"])

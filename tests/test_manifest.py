@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asr.audio import read_audio
@@ -177,17 +177,24 @@ def test_audio_is_not_opened_where_the_duration_is_given(tmp_path: Path, monkeyp
 
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip))
+@example(text='"Here,"\r\nhe\tsaid,')
 def test_a_text_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    """Quotes, commas, line breaks and every script; characters that are unknown are the check's business."""
+    """Quotes, commas, line breaks and every script; characters that are unknown are the check's business.
+
+    A line break beside what parts the columns is refused in a table, where it may be lines that a quote swallowed.
+    """
     folder, row = tmp_path_factory.getbasetemp(), {**GOOD, "text": text}
-    for name, content in (
-        ("m.jsonl", json_lines(row)),
-        ("m.jsonl.gz", json_lines(cut(supervisions=[{"text": text}]))),
-        ("m.csv", table([row])),
-        ("m.tsv", table([row], "\t")),
+    for name, content, delimiter in (
+        ("m.jsonl", json_lines(row), None),
+        ("m.jsonl.gz", json_lines(cut(supervisions=[{"text": text}])), None),
+        ("m.csv", table([row]), ","),
+        ("m.tsv", table([row], "\t"), "\t"),
     ):
-        (utterance,) = read_manifest(written(folder, content, name))
-        assert utterance.text == text, name
+        path = written(folder, content, name)
+        if delimiter and delimiter in text and {*"\r\n"} & {*text}:
+            assert "a quotation mark reaches to line" in refusal(path)
+        else:
+            assert [utterance.text for utterance in read_manifest(path)] == [text], name
 
 
 # Bad lines
@@ -518,6 +525,14 @@ def test_two_columns_of_a_name_that_is_read_are_refused_and_others_are_not(tmp_p
     assert refusal(path) == "1: 2 columns are called 'text'; rename all but the one to read"
     path = written(tmp_path, b"audio,text,note,note,duration\na.wav,A,B,C,1\n", "m.csv")
     assert read_manifest(path)[0].text == "A"
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("m.csv", ","), ("m.tsv", "\t")])
+def test_a_quote_that_swallows_lines_is_told_with_both_ends(tmp_path: Path, name: str, delimiter: str) -> None:
+    texts = ["One.", '"Come here he said.', "Nobody came.", 'Then he left."', "End."]
+    lines = [f"{number}.wav{delimiter}{text}" for number, text in enumerate(texts)]
+    path = written(tmp_path, f"audio{delimiter}text\n".encode() + "\n".join(lines).encode(), name)
+    assert refusal(path) == "3: a quotation mark reaches to line 5; double it, or write the text in one line"
 
 
 def test_an_open_quote_is_told_where_it_opens(tmp_path: Path) -> None:
