@@ -34,6 +34,13 @@ from asr.tarfiles import split_path
 __all__ = ["Utterance", "read_manifest", "write_manifest"]
 
 
+WHOLE_SECONDS = 0.01
+"""A transcript that leaves out less of a lhotse cut belongs to all of it."""
+
+DIGITS = 8
+"""To which lhotse rounds seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """One stretch of speech with its transcript."""
@@ -165,21 +172,37 @@ def _from_cut(cut: dict[str, Any], shard: str) -> dict[str, Any]:
     """Our names for a lhotse MonoCut with one file, or a place in its shard, as its source, and one supervision."""
     try:
         (source,) = cut["recording"]["sources"]
+        if len(cut["supervisions"]) > 1:
+            advice = "lhotse's trim_to_supervisions(keep_overlapping=False) makes a cut of each"
+            raise _LineError(f"cut {cut['id']}: holds {len(cut['supervisions'])} supervisions; {advice}")
         (supervision,) = cut["supervisions"]
         if source["type"] not in ("file", "shar"):
             raise _LineError(f"cut {cut['id']}: audio of type {source['type']!r} is not read here, only files are")
         if len(source.get("channels", [0])) > 1 or cut["recording"].get("transforms"):
             raise _LineError(f"cut {cut['id']}: channels and transforms are not read here; lhotse's save_audios first")
+        start, duration = _span(cut, supervision)
         return {
             "id": cut["id"],
             "audio": source["source"] if source["type"] == "file" else f"{shard}/{cut['id']}",
             "text": supervision.get("text", ""),
-            "start": cut["start"],
-            "duration": cut["duration"],
+            "start": start,
+            "duration": duration,
             "speaker": supervision.get("speaker") or "",
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _LineError("must be a lhotse MonoCut with one audio source and one supervision") from error
+
+
+def _span(cut: dict[str, Any], supervision: dict[str, Any]) -> tuple[float, float]:
+    """Start in the recording and duration (seconds) of what of a cut is transcribed."""
+    cut_start, cut_duration = cut["start"], cut["duration"]
+    if "start" not in supervision or "duration" not in supervision:
+        return cut_start, cut_duration
+    start = max(0.0, supervision["start"])
+    end = min(cut_duration, supervision["start"] + supervision["duration"])
+    if start < WHOLE_SECONDS and end > cut_duration - WHOLE_SECONDS:
+        return cut_start, cut_duration
+    return round(cut_start + start, DIGITS), round(end - start, DIGITS)
 
 
 def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) -> Utterance:

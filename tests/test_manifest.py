@@ -25,6 +25,8 @@ RECORDING = str(SAMPLES / "84-121123-0001.flac")
 RECORDING_SECONDS = 3.99
 GOOD = {"audio": "a.wav", "text": "HELLO", "duration": 1.5, "start": 0.25, "speaker": "ann", "id": "u1"}
 
+ONE_SUPERVISION = "must be a lhotse MonoCut with one audio source and one supervision"
+
 
 def json_lines(*rows: object) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
@@ -138,6 +140,25 @@ def test_cuts_that_lhotse_writes_are_read(tmp_path: Path) -> None:
     assert utterance == Utterance("c", RECORDING, "LESS THAN FIVE", 0.25, 1.5, "84", str(tmp_path / "cuts.jsonl.gz"), 1)
 
 
+@pytest.mark.parametrize(
+    ("start", "duration", "expected"),
+    [
+        (0.5, 0.75, (0.75, 0.75)),
+        (0.5, 7.0, (0.75, 1.0)),
+        (-1.0, 2.0, (0.25, 1.0)),
+        (-0.5, 3.0, (0.25, 1.5)),
+        (0.00006, 1.49994, (0.25, 1.5)),
+        (0.1, 0.2, (0.35, 0.2)),
+    ],
+)
+def test_of_a_cut_is_read_what_its_supervision_spans(
+    tmp_path: Path, start: float, duration: float, expected: tuple[float, float]
+) -> None:
+    row = cut(supervisions=[{"text": "HELLO", "start": start, "duration": duration}])
+    (utterance,) = read_manifest(written(tmp_path, json_lines(row)))
+    assert (utterance.start_seconds, utterance.duration_seconds) == expected
+
+
 def test_a_relative_path_starts_at_the_manifest_and_an_absolute_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,10 +244,15 @@ def test_a_text_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFa
         ({"audio": RECORDING, "text": "A", "start": 5}, "duration=-1.01 must be above 0 seconds"),
         ([GOOD], 'must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}'),
         ("a.wav", 'must be a JSON object such as {"audio": "a.wav", "text": "HELLO"}'),
-        (cut(supervisions=[]), "must be a lhotse MonoCut with one audio source and one supervision"),
-        (cut(supervisions=[{"text": "A"}] * 2), "must be a lhotse MonoCut with one audio source and one supervision"),
-        (cut(recording=None), "must be a lhotse MonoCut with one audio source and one supervision"),
-        (cut(recording={"sources": ["a.wav"]}), "must be a lhotse MonoCut with one audio source and one supervision"),
+        (cut(supervisions=[]), ONE_SUPERVISION),
+        (
+            cut(supervisions=[{"text": "A"}] * 2),
+            "cut u1: holds 2 supervisions; lhotse's trim_to_supervisions(keep_overlapping=False) makes a cut of each",
+        ),
+        (cut(supervisions=[{"text": "A", "start": 0.5, "duration": "long"}]), ONE_SUPERVISION),
+        (cut(supervisions=[{"text": "A", "start": 1.5, "duration": 1.0}]), "duration=0 must be above 0 seconds"),
+        (cut(recording=None), ONE_SUPERVISION),
+        (cut(recording={"sources": ["a.wav"]}), ONE_SUPERVISION),
         (cut(supervisions=[{"text": ""}]), "'text' is empty"),
         (cut(supervisions=[{"id": "s1"}]), "'text' is empty"),
         (
