@@ -40,7 +40,8 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
 
     Raises AsrError that lists each fault: a recording without a text, a line with fields missing, audio that cannot be
     read; and for a folder of no known kind.
-    faults: gets them, if given, and texts without a recording too, and the utterances without a fault are returned.
+    faults: gets them, if given, and texts without a recording too, which the log tells otherwise, and the utterances
+    without a fault are returned.
     """
     if str(path).startswith(("http://", "https://")):
         return fetch_shards(str(path))
@@ -56,16 +57,10 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
             return read_manifest(folder / name, faults)
     if (folder / "wav.scp").is_file() and (folder / "text").is_file():
         return _checked(folder, _read_kaldi(folder), faults)
-    if any(path.name.endswith(".trans.txt") for path in find_files(folder)):
+    files = list(find_files(folder))
+    if any(path.name.endswith(".trans.txt") for path in files):
         return _checked(folder, _read_librispeech(folder), faults)
-    recordings = find_audio(folder)
-    if any(audio.with_suffix(".txt").is_file() for audio in recordings):
-        utterances = _checked(folder, _read_pairs(recordings), faults)
-        if faults is not None:
-            faults += [f"{text}: has no recording beside it" for text in _find_texts_alone(folder, recordings)]
-        return utterances
-    kinds = "shards, metadata.csv, Kaldi's wav.scp and text, *.trans.txt, or recordings with a .txt beside each"
-    raise AsrError(f"{path}: the folder holds no data of a known kind ({kinds})")
+    return _pairs(folder, files, faults)
 
 
 def find_audio(folder: Path) -> list[Path]:
@@ -125,15 +120,33 @@ def _utterance(
     return Utterance(name, str(audio), text.strip(), start, end - start, speaker, str(manifest), line)
 
 
-def _read_pairs(recordings: Iterable[Path]) -> Iterator[Utterance | _Fault]:
+def _pairs(folder: Path, files: Iterable[Path], faults: list[str] | None) -> list[Utterance]:
+    """The utterances of recordings with a text beside each; files: all in the folder."""
+    recordings = find_audio(folder)
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt" and path.is_file()}
+    alone = _find_texts_alone(files, texts, recordings)
+    if len(alone) == len(texts):
+        kinds = "shards, metadata.csv, Kaldi's wav.scp and text, *.trans.txt, or recordings with a .txt beside each"
+        raise AsrError("; ".join([f"{folder}: the folder holds no data of a known kind ({kinds})", *alone[:1]]))
+    utterances = _checked(folder, _read_pairs(recordings, texts), faults)
+    if faults is not None:
+        faults += alone
+    elif alone:
+        log.warning("%s: %d texts without a recording are left out, such as %s", folder, len(alone), alone[0])
+    return utterances
+
+
+def _read_pairs(recordings: Iterable[Path], texts: dict[Path, Path]) -> Iterator[Utterance | _Fault]:
+    """texts: by their paths without an ending."""
     beside: dict[Path, list[Path]] = defaultdict(list)
     for audio in recordings:
-        beside[audio.with_suffix(".txt")].append(audio)
-    for text, (audio, *others) in beside.items():
+        beside[audio.with_suffix("")].append(audio)
+    for stem, (audio, *others) in beside.items():
         yield from (_Fault(f"{other}: has the same text as {audio.name} beside it") for other in others)
-        if not text.is_file():
-            yield _Fault(f"{audio}: has no {text.name} beside it")
+        if stem not in texts:
+            yield _Fault(f"{audio}: has no {stem.name}.txt beside it")
             continue
+        text = texts[stem]
         try:
             yield _utterance(audio.stem, audio, text.read_text(encoding="utf-8-sig"), (text, 1))
         except UnicodeDecodeError:
@@ -142,9 +155,17 @@ def _read_pairs(recordings: Iterable[Path]) -> Iterator[Utterance | _Fault]:
             yield _Fault(f"{text}: cannot be opened: {error.strerror}")
 
 
-def _find_texts_alone(folder: Path, recordings: Iterable[Path]) -> list[Path]:
-    heard = {audio.with_suffix(".txt") for audio in recordings}
-    return sorted(path for path in find_files(folder) if path.suffix == ".txt" and path not in heard)
+def _find_texts_alone(files: Iterable[Path], texts: dict[Path, Path], recordings: Iterable[Path]) -> list[str]:
+    """A line for each text without a recording that is read; first those that have another file beside them."""
+    others = {path.with_suffix(""): path.name for path in files if path.suffix.lower() != ".txt"}
+    alone = sorted(texts.keys() - {audio.with_suffix("") for audio in recordings})
+    unread = [
+        f"{texts[stem]}: has no recording beside it but {others[stem]}, which is not read; "
+        "`ffmpeg -i FILE NEW.flac` turns it into one that is"
+        for stem in alone
+        if stem in others
+    ]
+    return unread + [f"{texts[stem]}: has no recording beside it" for stem in alone if stem not in others]
 
 
 def _read_librispeech(folder: Path) -> Iterator[Utterance | _Fault]:

@@ -51,6 +51,36 @@ def test_recordings_with_a_text_beside_each(tmp_path: Path) -> None:
     assert (other.id, other.text, other.place) == ("a", "He had never", f"{tmp_path}/sub/a.txt:1")
 
 
+def test_the_ending_of_a_text_may_be_capitals(tmp_path: Path) -> None:
+    shutil.copy(ONE, tmp_path / "A.FLAC")
+    shutil.copy(OTHER, tmp_path / "b.flac")
+    (tmp_path / "A.TXT").write_text("But in less")
+    (tmp_path / "b.txt").write_text("He had never")
+    one, other = read_data(tmp_path)
+    assert (one.id, one.text, one.place) == ("A", "But in less", f"{tmp_path}/A.TXT:1")
+    assert other.text == "He had never"
+
+
+UNREAD = "has no recording beside it but c.m4a, which is not read; `ffmpeg -i FILE NEW.flac` turns it"
+
+
+def test_texts_without_a_recording_that_is_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "c.m4a").write_bytes(b"of another kind")
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text("But in less")
+    with pytest.raises(AsrError, match=rf"holds no data of a known kind \(.*\); {tmp_path}/c\.txt: {UNREAD}"):
+        read_data(tmp_path)
+    shutil.copy(ONE, tmp_path / "b.flac")
+    faults: list[str] = []
+    for told in (None, faults):
+        assert [utterance.id for utterance in read_data(tmp_path, told)] == ["b"]
+    (message,) = caplog.messages
+    start = f"{tmp_path}: 2 texts without a recording are left out, such as {tmp_path}/c.txt: {UNREAD}"
+    assert message.startswith(start)
+    assert faults[0].startswith(f"{tmp_path}/c.txt: {UNREAD}")
+    assert faults[1:] == [f"{tmp_path}/a.txt: has no recording beside it"]
+
+
 def test_a_tree_of_librispeech(tmp_path: Path) -> None:
     chapter = tmp_path / "LibriSpeech" / "dev-clean" / "84" / "121123"
     chapter.mkdir(parents=True)
