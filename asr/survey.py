@@ -90,11 +90,7 @@ class Survey:
         rates = [letters_per_second(utterance, self.vocabulary) for utterance in self.utterances]
         lines.append(f"letters per second: {median(rates):.1f} (median)")
         lines += [f"seconds: {median(durations):.1f} (median)", *_histogram(durations)]
-        if self.dropped_characters:
-            lines.append("characters outside the alphabet, and what to write:")
-            lines += [
-                f"  {char!r} × {count}: {_proposal(char)}" for char, count in self.dropped_characters.most_common()
-            ]
+        lines += _unwritten(self.dropped_characters)
         for kind, places in (self.keeping_out | self.odd).items():
             lines += [f"{kind}: {len(places)}"] if places else []
             lines += [f"  {utterance.place}: {utterance.id}: {detail}" for utterance, detail in places[:MOST_LISTED]]
@@ -231,12 +227,30 @@ def find_marks(text: str, vocabulary: Vocabulary) -> list[str]:
     return [mark for mark in MARK.findall(text) if vocabulary.normalize(mark)[:1] not in ("", mark[0])]
 
 
-def _proposal(character: str) -> str:
-    if character in WORDS_FOR:
-        return WORDS_FOR[character]
-    if is_letter(character):
-        return "letters of the alphabet, else its utterance is left out"
-    return "the number in words" if character.isnumeric() else "nothing, it is dropped"
+def _unwritten(dropped: Counter[str]) -> list[str]:
+    """Lines about characters outside the alphabet, the most frequent first: one for each sign, one for all letters."""
+    letters = [character for character, _ in dropped.most_common() if _is_lost_letter(character)]
+    signs = [character for character, _ in dropped.most_common() if not _is_lost_letter(character)]
+    lines = ["characters outside the alphabet, and what to write:"] if dropped else []
+    lines += [f"  {sign!r} × {dropped[sign]}: {_proposal(sign)}" for sign in signs[:MOST_LISTED]]
+    lines += [f"  ... and {len(signs) - MOST_LISTED} more kinds"] if len(signs) > MOST_LISTED else []
+    if letters:
+        shown = ", ".join(f"{letter!r} × {dropped[letter]}" for letter in letters[:MOST_LISTED])
+        more = f" and {len(letters) - MOST_LISTED} more letters" if len(letters) > MOST_LISTED else ""
+        other = "of another language, give its letters by --new-vocabulary"
+        lines.append(f"  {shown}{more}: letters of the alphabet, else their utterances are left out; {other}")
+    return lines
+
+
+def _is_lost_letter(character: str) -> bool:
+    """Without which a word would be learned wrong."""
+    return is_letter(character) and character not in WORDS_FOR
+
+
+def _proposal(sign: str) -> str:
+    if sign in WORDS_FOR:
+        return WORDS_FOR[sign]
+    return "the number in words" if sign.isnumeric() else "nothing, it is dropped"
 
 
 def _counted(values: Iterable[str]) -> str:

@@ -82,6 +82,23 @@ def test_the_page_names_places_and_proposes_words(spoilt: Path) -> None:
     assert f"recordings that come again: 1\n  {spoilt}:5: slow: the same recording as {spoilt}:4" in page
 
 
+def test_many_signs_and_letters_of_another_language_take_a_few_lines(spoilt: Path) -> None:
+    found = survey(read_manifest(spoilt)[:1], load_model())
+    signs, letters = "!?.:;§#=$%&123", "абвгдежзийклмнопрст"
+    found.dropped_characters.update({sign: 100 - place for place, sign in enumerate(signs + letters)})
+    title, *lines = found.page().split("characters outside")[1].splitlines()
+    assert title == " the alphabet, and what to write:"
+    assert lines[0] == "  '!' × 100: nothing, it is dropped"
+    assert [line[3] for line in lines[:8]] == [*signs[:8]]
+    assert lines[8] == "  ... and 6 more kinds"
+    assert lines[9].startswith("  'а' × 86, 'б' × 85, ")
+    assert lines[9].endswith(
+        " and 11 more letters: letters of the alphabet, else their utterances are left out; "
+        "of another language, give its letters by --new-vocabulary"
+    )
+    assert len(lines) == 10
+
+
 def test_a_fixed_manifest_can_be_learned_from_and_every_change_is_told(
     spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
