@@ -20,6 +20,9 @@ __all__ = ["CheckedCorpus", "Example", "check_corpus", "find_problem", "find_sha
 MOST_LISTED = 8
 """Findings of one kind that the page shows; the full list is in the file that training writes."""
 
+TOO_LONG = "left out, too long"
+"""A kind of finding."""
+
 SENTENCE_WORDS = 5
 """Fewest words of a sentence that two people do not say by chance."""
 
@@ -97,7 +100,10 @@ def check_corpus(
             corpus.findings.setdefault(kind, []).append(f"{utterance.place}: {utterance.id}: {detail}")
     if missing or not corpus.examples:
         what = "audio files are missing" if missing else "no utterance is left to use"
-        raise AsrError(f"{what}; mend the manifest, then run again\n{corpus.report()}")
+        advice = "mend the manifest"
+        if not missing and TOO_LONG in corpus.findings:
+            advice = "cut what is too long with recipes/base/cut_at_pauses.py, or raise data.max_seconds"
+        raise AsrError(f"{what}; {advice}, then run again\n{corpus.report()}")
     return corpus
 
 
@@ -158,7 +164,7 @@ def find_problem(
     """
     seconds = utterance.duration_seconds
     if not limits.min_seconds <= seconds <= limits.max_seconds:
-        kind = "left out, too short" if seconds < limits.min_seconds else "left out, too long"
+        kind = "left out, too short" if seconds < limits.min_seconds else TOO_LONG
         return kind, f"{seconds:.2f} s (allowed: {limits.min_seconds:g} to {limits.max_seconds:g} s)"
     lost = "".join(sorted(filter(is_letter, dropped)))
     if lost:  # without its letters a word would be learned wrong

@@ -235,11 +235,19 @@ def test_a_page_that_shows_all_does_not_speak_of_more(model: CTCModel) -> None:
     assert "more" not in corpus.report()
 
 
-@pytest.mark.parametrize("utterances", [[], [utterance(seconds=30.0)]])
-def test_a_set_of_which_nothing_is_left_is_refused(model: CTCModel, utterances: list[Utterance]) -> None:
-    with pytest.raises(
-        AsrError, match=r"^no utterance is left to use; mend the manifest, then run again\n0 utterances"
-    ):
+@pytest.mark.parametrize(
+    ("utterances", "advice"),
+    [
+        ([], "mend the manifest"),
+        ([utterance(seconds=0.1)], "mend the manifest"),
+        (
+            [utterance(seconds=600.0)],
+            r"cut what is too long with recipes/base/cut_at_pauses\.py, or raise data\.max_seconds",
+        ),
+    ],
+)
+def test_a_set_of_which_nothing_is_left_is_refused(model: CTCModel, utterances: list[Utterance], advice: str) -> None:
+    with pytest.raises(AsrError, match=rf"^no utterance is left to use; {advice}, then run again\n0 utterances"):
         check_corpus(utterances, model, LIMITS, None)
 
 
