@@ -285,6 +285,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
+    def __post_init__(self) -> None:
+        require(self.output_dir.strip() != "", "output_dir", self.output_dir, "name a folder")
+
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """The inverse of dataclasses.asdict for a ModelConfig; raises TypeError, KeyError or AsrError for others."""

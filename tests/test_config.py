@@ -178,6 +178,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0 must be at least 0"),
         ("optimizer.name=sgd", "optimizer.name='sgd' must be adamw or muon"),
         ("vocabulary.characters=ab", "vocabulary.characters='ab' must hold a space, which YAML keeps in quotes"),
+        ("output_dir=", "output_dir='' must name a folder"),
         ("trainer.patience=-1", "trainer.patience=-1 must be at least 0"),
         ("augment.consistency_weight=-1", "augment.consistency_weight=-1.0 must be at least 0"),
         ("augment.num_frequency_masks=-1", "augment.num_frequency_masks=-1 must be at least 0"),
