@@ -5,24 +5,26 @@ import hashlib
 import http.server
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import librosa
 import numpy
 import pytest
 import torch
+from command_line import Outcome
 
 from asr import load_model
 from asr.audio import read_audio
 from asr.cli import main
 from asr.corpora.librispeech import SUBSETS, Subset
-from asr.manifest import Utterance, read_manifest
+from asr.manifest import Utterance, read_manifest, write_manifest
 from asr.metrics import character_errors
 from asr.modelfile import PACKAGED_MODEL
 from asr.transcription import Recording, transcribe_recordings
@@ -94,12 +96,97 @@ def test_a_script_tells_what_it_cannot_read_in_a_sentence(script: str, tmp_path:
     assert done.stderr.count("\n") == 1
 
 
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """A script in this process."""
+
+    def run(script: str, *arguments: str | Path) -> Outcome:
+        path = ROOT / "recipes" / script
+        monkeypatch.syspath_prepend(path.parent)
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "recipes").glob("*/*.py")), ids=lambda script: script.name)
+def test_every_script_tells_how_it_is_called(call: Call, script: Path) -> None:
+    told = call(str(script), "--help")
+    assert (told.code, told.errors) == (0, "")
+    assert told.output.startswith(f"usage: {script.name} ")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "reason"),
+    [
+        ("base/deepen.py", [], "arguments are required: model, deeper"),
+        ("base/deepen.py", ["packaged", "deeper.safetensors", "0"], "layers must be at least 1"),
+        ("base/publish.py", [], "arguments are required: model"),
+        ("finetune/plot.py", [], "arguments are required: picture"),
+        ("finetune/take_minutes.py", ["m.csv", "0", "part.jsonl"], "0 must be a number above 0"),
+        ("base/cut_at_pauses.py", ["m.csv", "p.jsonl", "--model", "packaged", "--max-seconds", "0"], "above 0"),
+    ],
+)
+def test_a_script_that_is_called_otherwise_tells_why(
+    call: Call, script: str, arguments: list[str], reason: str
+) -> None:
+    told = call(script, *arguments)
+    assert told.code == 2
+    assert reason in told.errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("base/cut_at_pauses.py", "{manifest} {manifest} --model packaged"),
+        ("base/mp3_copies.py", "{manifest} {folder}"),
+        ("base/pronounce.py", "{manifest} -o {manifest}"),
+        ("base/speak.py", "{text} {folder} --held-out {folder}/manifest.jsonl"),
+        ("base/splice.py", "{manifest} {folder}"),
+        ("finetune/take_minutes.py", "{manifest} 1 {manifest}"),
+    ],
+)
+def test_a_script_does_not_write_over_its_data(call: Call, tmp_path: Path, script: str, arguments: str) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    write_manifest(read_manifest(SAMPLES / "manifest.jsonl"), manifest)
+    before = manifest.read_bytes()
+    (tmp_path / "text.txt").write_text("THESE ARE FOUR WORDS\n")
+    names = {"manifest": manifest, "folder": tmp_path, "text": tmp_path / "text.txt"}
+    told = call(script, *arguments.format(**names).split())
+    assert told.code == 1
+    assert "would replace " in told.errors
+    assert told.errors.count("\n") == 1
+    assert manifest.read_bytes() == before
+
+
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
     """The samples, cut wherever they can be."""
     path = tmp_path_factory.mktemp("pieces") / "pieces.jsonl"
     run_script("cut_at_pauses.py", SAMPLES / "manifest.jsonl", path, "--model", PACKAGED_MODEL, "--max-seconds", "2")
     return read_manifest(path)
+
+
+def test_a_folder_is_cut_at_its_pauses_and_nothing_is_written_where_nothing_is_left(call: Call, tmp_path: Path) -> None:
+    folder, pieces = tmp_path / "folder", tmp_path / "new" / "pieces.jsonl"
+    folder.mkdir()
+    shutil.copy(SAMPLES / "84-121123-0001.flac", folder / "a.flac")
+    (folder / "a.txt").write_text("1984")
+    told = call("base/cut_at_pauses.py", folder, pieces, "--model", "packaged")
+    assert told.code == 1
+    assert told.errors.splitlines()[-1].startswith(f"{folder}: every utterance was left out; ")
+    assert not pieces.exists()
+    (folder / "a.txt").write_text("But in less than five minutes the staircase groaned beneath an extraordinary weight")
+    assert call("base/cut_at_pauses.py", folder, pieces, "--model", "packaged").code == 0
+    assert read_manifest(pieces)[0].id == "a-0"
 
 
 def pieces_of(pieces: list[Utterance], whole: Utterance) -> list[Utterance]:

@@ -31,6 +31,7 @@ __all__ = [
     "given_path",
     "given_text",
     "make_decode",
+    "positive",
 ]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -8,8 +8,9 @@ it was, yet the gradient of its input weights is not zero (compare Chen et al., 
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -35,13 +36,19 @@ def deepen(model: CTCModel) -> CTCModel:
 
 def main() -> None:
     """Deepen what the command line names."""
-    source, target, num_layers = [*sys.argv[1:], "1"][:3]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="model file, or `packaged`")
+    parser.add_argument("deeper", type=Path, help="gets the deeper model")
+    parser.add_argument("layers", type=int, nargs="?", default=1, help="how many more (default: 1)")
+    options = parser.parse_args()
+    if options.layers < 1:
+        parser.error("layers must be at least 1")
     torch.manual_seed(1)
-    model = deepen(load_model(source))
-    for seed in range(2, int(num_layers) + 1):
+    model = deepen(load_model(options.model))
+    for seed in range(2, options.layers + 1):
         torch.manual_seed(seed)
         model = deepen(model)
-    save_model(model, target)
+    save_model(model, options.deeper)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ writes FOLDER/audio/*.mp3 and FOLDER/manifest.jsonl.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import soundfile
 
+from asr.commands.options import check_output
 from asr.errors import errors_told
-from asr.manifest import Utterance, read_manifest, write_manifest
+from asr.folders import read_data
+from asr.manifest import Utterance, write_manifest
 
 SAMPLE_RATE = 16000
 QUALITY = {"compression_level": 0.9, "bitrate_mode": "CONSTANT"}
@@ -31,14 +33,15 @@ def main() -> None:
     parser.add_argument("manifest")
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    manifest, folder = arguments.manifest, arguments.folder
+    utterances, folder = read_data(arguments.manifest), arguments.folder
+    check_output(folder / "manifest.jsonl", "folder", utterances)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    write_manifest(copies(manifest, folder / "audio"), folder / "manifest.jsonl")
+    write_manifest(copies(utterances, folder / "audio"), folder / "manifest.jsonl")
 
 
-def copies(manifest: str, folder: Path) -> Iterator[Utterance]:
-    """The utterances of a manifest, each as a recording of its own, which is written."""
-    for number, utterance in enumerate(read_manifest(manifest)):
+def copies(utterances: Iterable[Utterance], folder: Path) -> Iterator[Utterance]:
+    """Each as a recording of its own, which is written."""
+    for number, utterance in enumerate(utterances):
         copy = folder / f"{number:06d}.mp3"  # not by its id, which others may have too
         soundfile.write(copy, utterance.read(SAMPLE_RATE).numpy(), SAMPLE_RATE, format="MP3", **QUALITY)
         yield replace(utterance, audio_path=str(copy), start_seconds=0.0)

@@ -3,9 +3,9 @@
     sudo apt-get install flite
     python recipes/base/pronounce.py WORDS... -o lexicon.txt
 
-WORDS are language models in ARPA form (.arpa, .arpa.gz) and manifests. Each line of lexicon.txt has a word, a tab and
-its phonemes, as in `QUILTER<tab>k w ih l t er`. flite has the CMU dictionary, and rules for words that it lacks; the
-few words of which it says nothing are pronounced like others.
+WORDS are language models in ARPA form (.arpa, .arpa.gz), manifests and folders. Each line of lexicon.txt has a word, a
+tab and its phonemes, as in `QUILTER<tab>k w ih l t er`. flite has the CMU dictionary, and rules for words that it
+lacks; the few words of which it says nothing are pronounced like others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from asr.errors import errors_told
-from asr.manifest import read_manifest
+from asr.errors import AsrError, errors_told
+from asr.folders import read_data
 from asr.newfiles import new_text_file
 from asr.ngrams import read_arpa_unigrams
 from asr.pronunciation import Pronunciations
@@ -31,9 +31,11 @@ SAID = {"A": ["ax"]}
 def main() -> None:
     """Pronounce what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", type=Path, nargs="+")
+    parser.add_argument("words", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
+    if options.output.resolve() in (Path(path).resolve() for path in options.words):
+        raise AsrError(f"{options.output}: would replace what the words are taken from; choose another file")
     words = sorted({word for path in options.words for word in read_words(path)})
     with ThreadPool() as pool:
         said = dict(zip(words, pool.map(pronounce, words)))
@@ -43,12 +45,12 @@ def main() -> None:
     print(f"{len(words)} words, of which flite says nothing of {list(said.values()).count([])}", file=sys.stderr)
 
 
-def read_words(path: Path) -> Iterator[str]:
-    """The words of a language model or a manifest, some more than once."""
-    if path.name.endswith((".arpa", ".arpa.gz")):
+def read_words(path: str) -> Iterator[str]:
+    """The words of a language model or of data, some more than once."""
+    if path.lower().endswith((".arpa", ".arpa.gz")):
         yield from (word for word, _ in read_arpa_unigrams(path))
     else:
-        for utterance in read_manifest(path):
+        for utterance in read_data(path):
             yield from normalize_transcript(utterance.text).split()
 
 

@@ -5,9 +5,9 @@ python recipes/base/publish.py runs/base-pieces/model.safetensors
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 
 from asr import BeamDecoder, load_model
 from asr.errors import errors_told
@@ -19,11 +19,14 @@ from asr.verification import BY_LANGUAGE_MODEL, GREEDY, PUBLISHED_TEXTS, SAMPLES
 
 def main() -> None:
     """Publish what the command line names."""
-    model, samples = load_model(sys.argv[1]), read_manifest(SAMPLES)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="model file")
+    path = parser.parse_args().model
+    model, samples = load_model(path), read_manifest(SAMPLES)
     decoders = {GREEDY: None, BY_LANGUAGE_MODEL: BeamDecoder.for_model(model)}
     texts = {name: sample_texts(evaluate(model, samples, decode=decode)) for name, decode in decoders.items()}
-    if not PACKAGED_MODEL.exists() or not PACKAGED_MODEL.samefile(sys.argv[1]):
-        shutil.copyfile(sys.argv[1], PACKAGED_MODEL)
+    if not PACKAGED_MODEL.exists() or not PACKAGED_MODEL.samefile(path):
+        shutil.copyfile(path, PACKAGED_MODEL)
     PUBLISHED_TEXTS.write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")
 
 

@@ -24,8 +24,10 @@ import numpy
 import soundfile
 from mp3_copies import QUALITY, SAMPLE_RATE
 
+from asr.commands.options import check_output, positive
 from asr.errors import errors_told
-from asr.manifest import Utterance, read_manifest, write_manifest
+from asr.folders import read_data
+from asr.manifest import Utterance, write_manifest
 from asr.ngrams import drop_shared, read_sentences
 from asr.text import normalize_transcript
 
@@ -40,8 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--hours", type=float, default=8.0)
-    parser.add_argument("--held-out", type=Path, help="manifest whose sentences are not spoken")
+    parser.add_argument("--hours", type=positive, default=8.0)
+    parser.add_argument("--held-out", help="manifest or folder whose sentences are not spoken")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     (options.folder / "audio").mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,8 @@ def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
     sentences = read_sentences([options.text], normalize_transcript)
     sentences = [sentence for sentence in sentences if len(sentence.split()) in NUM_WORDS]
     numpy.random.default_rng(options.seed).shuffle(sentences)
-    held_out = read_manifest(options.held_out) if options.held_out else []
+    held_out = read_data(options.held_out) if options.held_out else []
+    check_output(options.folder / "manifest.jsonl", "folder", held_out)
     return drop_shared(sentences, [normalize_transcript(utterance.text) for utterance in held_out])
 
 

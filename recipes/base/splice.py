@@ -27,8 +27,10 @@ import torch
 
 from asr import AsrError, load_model
 from asr.alignment import align_tokens
+from asr.commands.options import check_output
 from asr.errors import errors_told
-from asr.manifest import Utterance, read_manifest, write_manifest
+from asr.folders import read_data
+from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel, steps_needed
 
 FADE_SECONDS = 0.01
@@ -53,7 +55,9 @@ def main() -> None:
     model, draw = load_model(options.model), Random(options.seed)
     if model.pronunciations is None:
         raise AsrError(f"{options.model}: hears no phonemes, by which words are found; the packaged model does")
-    spliced = splice(read_manifest(options.manifest), model, options.words, draw)
+    utterances = read_data(options.manifest)
+    check_output(options.folder / "manifest.jsonl", "folder", utterances)
+    spliced = splice(utterances, model, options.words, draw)
     (options.folder / "audio").mkdir(parents=True, exist_ok=True)
     write_manifest(written(spliced, options.folder / "audio", model.sample_rate), options.folder / "manifest.jsonl")
 

@@ -5,8 +5,8 @@ python recipes/finetune/plot.py docs/finetune.svg
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -25,6 +25,9 @@ MARKS = {"mixed": ("x", "LibriSpeech mixed in"), "average": ("^", "mean with the
 
 def main() -> None:
     """Draw WER over minutes, and what mixing and averaging change as marks of their own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path)
+    options = parser.parse_args()
     with Path(__file__).with_name("results.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
@@ -40,7 +43,7 @@ def main() -> None:
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right", fontsize="small")
     figure.tight_layout()
-    figure.savefig(sys.argv[1], metadata={"Date": None})
+    figure.savefig(options.picture, metadata={"Date": None})
 
 
 if __name__ == "__main__":

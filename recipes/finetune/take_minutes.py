@@ -10,8 +10,10 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from asr.commands.options import check_output, positive
 from asr.errors import errors_told
-from asr.manifest import Utterance, read_manifest, write_manifest
+from asr.folders import read_data
+from asr.manifest import Utterance, write_manifest
 
 
 def take(utterances: Sequence[Utterance], minutes: float) -> Iterator[Utterance]:
@@ -28,10 +30,12 @@ def main() -> None:
     """Take what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest")
-    parser.add_argument("minutes", type=float)
+    parser.add_argument("minutes", type=positive)
     parser.add_argument("part", type=Path)
     options = parser.parse_args()
-    write_manifest(take(list(read_manifest(options.manifest)), options.minutes), options.part)
+    utterances = read_data(options.manifest)
+    check_output(options.part, "part", utterances)
+    write_manifest(take(utterances, options.minutes), options.part)
 
 
 if __name__ == "__main__":
