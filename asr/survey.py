@@ -15,7 +15,7 @@ from torch import Tensor
 from asr.audio import frame_powers, open_audio
 from asr.check import find_problem, stretch_of
 from asr.config import AugmentConfig, DataConfig
-from asr.errors import AsrError
+from asr.errors import AsrError, printable
 from asr.manifest import Utterance, write_manifest
 from asr.model import CTCModel
 from asr.text import ALPHABET, WORDS_FOR, is_letter
@@ -93,7 +93,7 @@ class Survey:
         lines += _unwritten(self.dropped_characters)
         for kind, places in (self.keeping_out | self.odd).items():
             lines += [f"{kind}: {len(places)}"] if places else []
-            lines += [f"  {utterance.place}: {utterance.id}: {detail}" for utterance, detail in places[:MOST_LISTED]]
+            lines += [f"  {_line(utterance, detail)}" for utterance, detail in places[:MOST_LISTED]]
             lines += [f"  ... and {len(places) - MOST_LISTED} more"] if len(places) > MOST_LISTED else []
         return "\n".join(lines)
 
@@ -139,36 +139,48 @@ def write_fixed(found: Survey, path: str | Path) -> list[str]:
     """
     is_english = set(found.vocabulary.alphabet) == set(ALPHABET)
     spoken = {ord(character): f" {word} " for character, word in WORDS_FOR.items()} if is_english else {}
-    left_out = {
-        id(utterance): f"left out: {kind.removeprefix('left out, ')}: {detail}"
+    kept_out = {
+        id(utterance): f"{kind.removeprefix('left out, ')}: {detail}"
         for kind, places in found.keeping_out.items()
         for utterance, detail in places
         if kind != REPEATED
     }
-    texts = {}
-    for utterance in found.utterances:
-        dropped: Counter[str] = Counter()
-        texts[id(utterance)] = found.vocabulary.normalize(utterance.text.translate(spoken), dropped)
-        if numbers := "".join(filter(str.isnumeric, dropped)):  # without them the text would not be what was said
-            left_out.setdefault(id(utterance), f"left out: {numbers!r} in the text; write it in words")
-        elif marks := " ".join(find_marks(utterance.text, found.vocabulary)):
-            left_out.setdefault(id(utterance), f"left out: {marks} in the text; take it out")
-    rest = [utterance for utterance in found.utterances if id(utterance) not in left_out]
-    left_out |= {id(utterance): f"left out: {REPEATED}: {detail}" for utterance, detail in _repeats(rest)}
+    normal = [_normalize(utterance.text.translate(spoken), found.vocabulary) for utterance in found.utterances]
+    reasons = [kept_out.get(id(utterance)) or reason for utterance, (_, reason) in zip(found.utterances, normal)]
+    # Of two copies the first that can be used is kept, which need not be the first.
+    rest = [utterance for utterance, reason in zip(found.utterances, reasons) if not reason]
+    copies = {id(utterance): f"{REPEATED}: {detail}" for utterance, detail in _repeats(rest)}
     kept, changes = [], []
-    for utterance in found.utterances:
-        text = texts[id(utterance)]
-        change = left_out.get(id(utterance)) or f"{utterance.text!r} is now {text!r}"
-        if id(utterance) not in left_out:
-            kept.append(replace(utterance, text=text))
-        if id(utterance) in left_out or text != utterance.text:
-            changes.append(f"{utterance.place}: {utterance.id}: {change}")
+    for utterance, (text, _), reason in zip(found.utterances, normal, reasons):
+        reason = reason or copies.get(id(utterance), "")
+        if reason:
+            changes.append(_line(utterance, f"left out: {reason}"))
+            continue
+        kept.append(replace(utterance, text=text))
+        if text != utterance.text:
+            changes.append(_line(utterance, f"{utterance.text!r} is now {text!r}"))
     if not kept:
         is_other = any("letters that are not" in kind and places for kind, places in found.keeping_out.items())
         other = "; of another language, give its letters by --new-vocabulary" if is_other else ""
         raise AsrError(f"{path}: nothing is left to write{other}\n" + "\n".join(changes))
     write_manifest(kept, path)
     return changes
+
+
+def _normalize(text: str, vocabulary: Vocabulary) -> tuple[str, str]:
+    """Its normal form, and why that is not what was said; empty where it is."""
+    dropped: Counter[str] = Counter()
+    normal = vocabulary.normalize(text, dropped)
+    if numbers := "".join(filter(str.isnumeric, dropped)):
+        return normal, f"{numbers!r} in the text; write it in words"
+    if marks := " ".join(find_marks(text, vocabulary)):
+        return normal, f"{marks} in the text; take it out"
+    return normal, ""
+
+
+def _line(utterance: Utterance, said: str) -> str:
+    """Of a list of utterances."""
+    return printable(f"{utterance.place}: {utterance.id}: {said}")
 
 
 def _listen(utterance: Utterance, sample_rate: int) -> Facts | str:

@@ -274,6 +274,15 @@ def test_a_copy_is_kept_though_one_before_it_cannot_be(tmp_path: Path, worse: st
     assert [utterance.text for utterance in read_manifest(tmp_path / "clean.jsonl")] == ["BUT IN LESS"]
 
 
+def test_an_id_with_a_line_break_stays_in_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio = str(SAMPLES / "84-121123-0001.flac")
+    manifest = tmp_path / "m.jsonl"
+    lines = ({"id": name, "audio": audio, "text": text} for name, text in (("a\nb", "N5"), ("c", "BUT IN LESS")))
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    assert main(["check", str(manifest), "--fix", str(tmp_path / "clean.jsonl")]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("b:")] == []
+
+
 def test_texts_of_another_language_are_checked_in_its_letters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
