@@ -19,7 +19,7 @@ from asr.longform import BATCH_SECONDS
 from asr.model import CTCModel
 from asr.modelfile import load_model
 from asr.pauses import cut_at_pauses, is_silent
-from asr.recognition import Failure, Part, Recogniser
+from asr.recognition import Failure, Heard, Part, Recogniser
 from asr.sources import AudioSource, check_rate, name_of, samples_as_file
 from asr.transcript import Transcript, end_by
 
@@ -160,22 +160,23 @@ def transcribe_recordings(
     """
     recogniser = Recogniser(model, decode, batch_seconds)
     parts = (part for recording in recordings for part in _read(model, recording))
-    begun: list[Part] = []
-    for part in recogniser.recognise(parts):
-        progress(part.seconds)
-        begun.append(part)
-        if part.failure or part.recording_seconds:
-            yield part.failure or _join(begun)
+    begun: list[Heard] = []
+    for heard in recogniser.recognise(parts):
+        progress(heard.part.seconds)
+        begun.append(heard)
+        if heard.part.failure or heard.part.recording_seconds:
+            yield heard.part.failure or _join(begun)
             begun = []
 
 
-def _join(parts: Sequence[Part]) -> Transcript:
-    """The transcript of a recording's parts, in their order."""
-    seconds = parts[-1].recording_seconds or 0.0
-    words = tuple(end_by(word, seconds) for part in parts for word in part.words or ())
-    scores = [part.lm_log_prob for part in parts if part.words]
+def _join(parts: Sequence[Heard]) -> Transcript:
+    """The transcript of what was heard in a recording's parts, in their order."""
+    last = parts[-1].part
+    seconds = last.recording_seconds or 0.0
+    words = tuple(end_by(word, seconds) for heard in parts for word in heard.words)
+    scores = [heard.lm_log_prob for heard in parts if heard.words]
     lm_log_prob = None if None in scores or not scores else sum(score or 0.0 for score in scores)
-    return Transcript(parts[-1].name, words, seconds, lm_log_prob)
+    return Transcript(last.name, words, seconds, lm_log_prob)
 
 
 def _model_of(model: CTCModel | str | Path | None) -> CTCModel:
@@ -190,16 +191,16 @@ def _packaged_model() -> CTCModel:
 
 
 def _read(model: CTCModel, recording: Recording) -> Iterator[Part]:
-    """A recording's parts, one after the other; what holds no speech has its words, which are none."""
+    """A recording's parts, one after the other; what holds no speech has no samples."""
     is_heard, channels = False, 1
     try:
         with open_audio(recording.source, model.sample_rate) as audio:
             channels = audio.file.channels
             for part in _parts(model, audio, recording):
-                is_heard = is_heard or not part.is_done
+                is_heard = is_heard or part.samples is not None
                 yield part
     except AsrError as error:
-        yield Part(recording.name, torch.empty(0), failure=Failure(recording.name, str(error)))
+        yield Part(recording.name, None, failure=Failure(recording.name, str(error)))
         return
     if not is_heard:
         opposite = ", or channels that are each other's opposite; give one of them alone" if channels > 1 else ""
@@ -215,14 +216,13 @@ def _parts(model: CTCModel, audio: AudioFile, recording: Recording) -> Iterator[
         if len(samples) < SHORTEST_SECONDS * rate:
             least = f"at least {SHORTEST_SECONDS:g} s is needed"
             raise AsrError(f"{audio.name}: {len(samples) / rate:g} s of audio is too short to recognise; {least}")
-        yield Part(name, samples, seconds, recording_seconds=seconds, words=() if is_silent(samples) else None)
+        yield Part(name, None if is_silent(samples) else samples, seconds, recording_seconds=seconds)
         return
     for stretch in cut_at_pauses(audio.blocks(*span), rate, model.step_samples):
         yield Part(
             name,
-            stretch.samples if stretch.may_hold_speech else torch.empty(0),  # a day of silence must not be held
+            stretch.samples if stretch.may_hold_speech else None,  # a day of silence must not be held
             len(stretch.samples) / rate,
             stretch.start // model.step_samples,
             recording_seconds=seconds if stretch.is_last else None,
-            words=None if stretch.may_hold_speech else (),
         )

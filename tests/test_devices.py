@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from asr.augment import add_noise
 from asr.data import Batch
 from asr.model import CTCModel
 from asr.optimizers import make_optimizer
-from asr.recognition import Part, Recogniser
+from asr.recognition import Recogniser
 from asr.transcript import Transcript
 from asr.transcription import transcribe
 
@@ -40,9 +40,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """The device, which the thread of a recognition has too."""
     decode_batch = Recogniser.decode_batch
 
-    def decode_elsewhere(self: Recogniser, parts: Sequence[Part], threads: int) -> Any:
+    def decode_elsewhere(self: Recogniser, *arguments: Any) -> Any:
         with Elsewhere():
-            return decode_batch(self, parts, threads)
+            return decode_batch(self, *arguments)
 
     monkeypatch.setattr(Recogniser, "decode_batch", decode_elsewhere)
     with Elsewhere():
