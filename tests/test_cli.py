@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,14 +64,6 @@ def test_help_explains_and_ends_well(run: Run, command: str | None) -> None:
     assert done.output.startswith(f"usage: asr {command or '[-h]'}")
     for other in [] if command else commands():
         assert re.search(rf"^ +{other}\s+\w", done.output, flags=re.MULTILINE)
-
-
-def test_to_transcribe_and_to_check_nothing_of_trainings_is_imported() -> None:
-    modules = "asr.transcription, asr.evaluation, asr.survey, asr.shards, asr.check"
-    costly = ["pytorch_lightning", "matplotlib", "tensorboard", "pandas"]
-    program = f"import sys, {modules}; print(*(sys.modules.keys() & {costly}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [], "each costs seconds"
 
 
 def test_what_help_says_without_importing_torch_is_what_the_modules_have(run: Run) -> None:
