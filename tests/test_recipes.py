@@ -236,6 +236,7 @@ def spliced(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
     return read_manifest(folder / "manifest.jsonl")
 
 
+@pytest.mark.slow
 def test_spliced_utterances_say_the_words_of_their_speaker_in_another_order(spliced: list[Utterance]) -> None:
     wholes = read_manifest(SAMPLES / "manifest.jsonl")
     new = {one.text for one in spliced} - {one.text for one in wholes}
@@ -333,6 +334,7 @@ def test_synthetic_speech_is_of_the_text_in_every_voice_and_without_what_is_held
         assert 2 / 1.2 - 0.1 < seconds < 2 / 0.85 + 0.1, "whatever the size of the speaker"
 
 
+@pytest.mark.slow
 def test_more_minutes_hold_the_utterances_of_fewer(tmp_path: Path) -> None:
     parts = []
     for minutes in (0.1, 0.3, 60):
