@@ -10,7 +10,7 @@ either search found is then scored by both, and by a GRU language model where th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from pathlib import Path
@@ -115,31 +115,16 @@ class BeamDecoder:
         _check_settings(beam_size, lm_weight=lm_weight, word_score=word_score, prior_weight=prior_weight)
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.reads_phonemes = pronunciations is not None
-        speller = Speller(vocabulary)
         loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
+        speller = Speller(vocabulary)
         written, spellings = speller.find_writable(loaded, lexicon)
-        by_tokens = WordSearch(
-            speller.tokens,
-            spellings,
-            loaded,
-            beam_size=beam_size,
-            lm_weight=lm_weight,
-            word_score=word_score,
-            prior_weight=prior_weight,
-        )
+        settings: dict[str, Any] = {"beam_size": beam_size, "word_score": word_score, "prior_weight": prior_weight}
+        by_tokens = WordSearch(speller.tokens, spellings, loaded, lm_weight=lm_weight, **settings)
         readings = [Reading(by_tokens, vocabulary.encode)]
         if pronunciations is not None:
             weights, given = BY_MMI if phonemes_by_mmi else BY_CTC, lm_weight / usual_weight
             lm_weight = weights.behind * given
-            by_phonemes = WordSearch(
-                pronunciations.phonemes,
-                pronounce(written, pronunciations, loaded.unigrams),
-                loaded,
-                beam_size=ceil(BEAM_OF_PHONEMES * beam_size),
-                lm_weight=weights.in_search * given,
-                word_score=word_score,
-                prior_weight=weights.prior_share * prior_weight,
-            )
+            by_phonemes = _search_phonemes(pronunciations, written, loaded, weights, given, settings)
             readings = [
                 Reading(by_tokens, vocabulary.encode, 1 - PHONEME_SHARE),
                 Reading(by_phonemes, pronunciations.encode, PHONEME_SHARE),
@@ -185,6 +170,25 @@ class BeamDecoder:
         """The words' tokens where they are heard."""
         tokens = align_tokens(log_probs, self.vocabulary.encode(join_words(words)))
         return replace(tokens, lm_log_prob=lm_log_prob)
+
+
+def _search_phonemes(
+    pronunciations: Pronunciations,
+    written: Mapping[str, str],
+    language_model: LanguageModel,
+    weights: PhonemeWeights,
+    lm_share: float,
+    settings: Mapping[str, Any],
+) -> WordSearch:
+    """The search for words as they are pronounced; lm_share: of the usual weight; settings: of the tokens' search."""
+    spoken = pronounce(written, pronunciations, language_model.unigrams)
+    own = {
+        **settings,
+        "beam_size": ceil(BEAM_OF_PHONEMES * settings["beam_size"]),
+        "lm_weight": weights.in_search * lm_share,
+        "prior_weight": weights.prior_share * settings["prior_weight"],
+    }
+    return WordSearch(pronunciations.phonemes, spoken, language_model, **own)
 
 
 def _check_settings(beam_size: int, **weights: float) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from asr.config import AugmentConfig, DataConfig
 from asr.errors import AsrError
+from asr.files import real_path
 from asr.manifest import Utterance
 from asr.model import CTCModel, steps_needed
 from asr.tarfiles import is_recording
@@ -152,7 +152,7 @@ KINDS_SHARED: dict[str, Callable[[Iterable[Example]], dict[object, str]]] = {
 
 def stretch_of(utterance: Utterance) -> tuple[str, float, float]:
     """What no two utterances should have in common: the file, by any path, and where they are in it."""
-    return os.path.realpath(utterance.audio_path), utterance.start_seconds, utterance.duration_seconds
+    return real_path(utterance.audio_path), utterance.start_seconds, utterance.duration_seconds
 
 
 def find_problem(

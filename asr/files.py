@@ -1,12 +1,25 @@
-"""The files in a folder and below it."""
+"""The files in a folder and below it, and where a path really leads."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["find_files"]
+__all__ = ["find_files", "real_path"]
+
+
+def real_path(path: str) -> str:
+    """As `os.path.realpath`, quickly where many files lie in a folder."""
+    folder, name = os.path.split(os.path.join(os.getcwd(), path))
+    is_plain = name.strip(".") and not os.path.islink(path)
+    return os.path.join(_real_folder(folder), name) if is_plain else os.path.realpath(path)
+
+
+@lru_cache
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
 
 
 def find_files(folder: Path, shut: list[Path] | None = None) -> Iterator[Path]:

@@ -14,6 +14,7 @@ import soundfile
 
 from asr.cli import main
 from asr.errors import MOST_PROBLEMS, AsrError
+from asr.files import real_path
 from asr.folders import find_audio, read_data, read_many
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -304,3 +305,17 @@ def test_chapters_of_librispeech_that_cannot_be_read_are_told(tmp_path: Path, mo
     faults: list[str] = []
     assert [utterance.id for utterance in read_data(tmp_path, faults)] == ["84-121123-0001"]
     assert faults == [f"{shut}: the folder cannot be entered", f"{untold}: holds audio and no *.trans.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_path_leads_where_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a/b", "c"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "one.wav").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    (tmp_path / "c" / "two.wav").symlink_to(tmp_path / "a" / "b" / "one.wav")
+    for folder in ("a", "c", "."):
+        monkeypatch.chdir(tmp_path / folder)
+        for path in ("one.wav", "two.wav", "b/one.wav", "../link/one.wav", "link/../one.wav", "none", ""):
+            assert real_path(path) == os.path.realpath(path)
+            assert real_path(str(tmp_path / path)) == os.path.realpath(tmp_path / path)

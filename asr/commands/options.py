@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from asr.errors import AsrError
+from asr.files import real_path
 from asr.tarfiles import split_path
 
 if TYPE_CHECKING:
@@ -184,5 +184,5 @@ def check_output(path: Path, option: str, utterances: Iterable[Utterance]) -> No
         return
     names = {name for utterance in utterances for name in (utterance.manifest, utterance.audio_path)}
     files = (parts[0] if (parts := split_path(name)) else name for name in names)
-    if os.path.realpath(path) in map(os.path.realpath, files):
+    if real_path(str(path)) in map(real_path, files):
         raise AsrError(f"{option} {path}: would replace the data themselves; choose another file")
