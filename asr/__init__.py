@@ -44,6 +44,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     corpora        the name of a corpus      → folders → manifests
         download, archive, chapters, librispeech
     shards         utterances                ↔ tar files of a thousand recordings
+    kaldi          a folder of Kaldi's      → utterances
     folders        a manifest or a folder    → utterances
     survey         utterances                → a page about them
     plan           durations                 → the batches of an epoch
@@ -84,7 +85,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     report         an evaluation, a survey  → a page for a browser
         analysis, picture, media, page, model_errors, recordings
     commands       what each of `asr`'s commands takes, and the function it calls
-        options, progress, prepare, train, evaluate, transcribe, language_model
+        options, progress, outputs, prepare, train, evaluate, transcribe, language_model
     cli            the `asr` command
 """
 

@@ -11,21 +11,18 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from math import inf
 from pathlib import Path
 
 from asr.audio import AUDIO_EXTENSIONS, open_audio
 from asr.errors import AsrError
 from asr.files import find_files
+from asr.kaldi import is_kaldi_folder, read_kaldi
 from asr.manifest import Utterance, read_manifest
 from asr.shards import fetch_shards, is_shard_folder, read_shards
 
 __all__ = ["find_audio", "read_data", "read_many"]
 
 log = logging.getLogger(__name__)
-
-TO_THE_END = -1.0
-"""As the end of a span in Kaldi's `segments`."""
 
 
 def read_many(paths: Iterable[str | Path]) -> list[Utterance]:
@@ -55,7 +52,7 @@ def read_data(path: str | Path, faults: list[str] | None = None) -> list[Utteran
     for name in ("metadata.csv", "metadata.jsonl"):
         if (folder / name).is_file():
             return read_manifest(folder / name, faults)
-    if (folder / "wav.scp").is_file() and (folder / "text").is_file():
+    if is_kaldi_folder(folder):
         return _checked(folder, _read_kaldi(folder), faults)
     files = list(find_files(folder))
     if any(path.name.endswith(".trans.txt") for path in files):
@@ -102,15 +99,15 @@ def _utterance(
     text: str,
     place: tuple[Path, int],
     speaker: str = "",
-    span: tuple[float, float] = (0.0, TO_THE_END),
+    span: tuple[float, float | None] = (0.0, None),
 ) -> Utterance | _Fault:
-    """An utterance of a span of a recording (start, end; seconds), whose header tells its duration where need be."""
+    """An utterance of a recording from a start to an end, in seconds; None is its end, which its header tells."""
     manifest, line = place
     start, end = span
     if not text.strip():
         return _Fault(f"{manifest}:{line}: {name} has no text")
     try:
-        if end == TO_THE_END:
+        if end is None:
             with open_audio(audio) as opened:
                 end = opened.duration_seconds
     except AsrError as error:
@@ -179,50 +176,8 @@ def _read_librispeech(folder: Path) -> Iterator[Utterance | _Fault]:
 
 
 def _read_kaldi(folder: Path) -> Iterator[Utterance | _Fault]:
-    recordings = {name: rest for name, rest, _ in _table(folder / "wav.scp")}
-    speakers = {name: rest for name, rest, _ in _table(folder / "utt2spk")}
-    spans = {name: (rest.split(), line) for name, rest, line in _table(folder / "segments")}
-    silent = dict.fromkeys(spans or recordings)
-    for name, text, line in _table(folder / "text"):
-        place = folder / "text", line
-        silent.pop(name, None)
-        fields, segment_line = spans.get(name, ([name], 0))
-        where = f"{folder / 'segments'}:{segment_line}: " if segment_line else f"{place[0]}:{line}: "
-        written = recordings.get(fields[0], "") if fields else ""
-        if not fields or (segment_line and not _is_span(fields[1:])):
-            yield _Fault(f"{where}{name} must have a recording, a start and a later end in seconds, nothing else")
-        elif not written:
-            yield _Fault(f"{where}{name} has no recording in wav.scp")
-        elif written.endswith("|"):
-            yield _Fault(
-                f"{where}{fields[0]} is a command in wav.scp, and commands are not run; write its output to a file"
-            )
-        else:
-            audio = folder / written if (folder / written).exists() else Path(written)
-            span = (float(fields[1]), float(fields[2])) if segment_line else (0.0, TO_THE_END)
-            yield _utterance(name, audio, text, place, speakers.get(name, ""), span)
-    yield from (_Fault(f"{folder / 'text'}: has no line for {name}") for name in silent)
-
-
-def _is_span(fields: list[str]) -> bool:
-    try:
-        start, end = map(float, fields)
-    except ValueError:
-        return False
-    return 0 <= start < (inf if end == TO_THE_END else end) and end < inf
-
-
-def _table(path: Path) -> Iterator[tuple[str, str, int]]:
-    """First field, rest and number of each line of one of Kaldi's files; none where there is no file."""
-    if not path.is_file():
-        return
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # and at no other sign
-    except UnicodeDecodeError as error:
-        raise AsrError(f"{path}: is not UTF-8") from error
-    except OSError as error:
-        raise AsrError(f"{path}: cannot be opened: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        name, rest = [*line.split(maxsplit=1), "", ""][:2]
-        if name:
-            yield name, rest.strip(), number
+    problems: list[str] = []
+    for line in read_kaldi(folder, problems):
+        place, span = (folder / "text", line.line), (line.start_seconds, line.end_seconds)
+        yield _utterance(line.name, line.audio, line.text, place, line.speaker, span)
+    yield from map(_Fault, problems)

@@ -156,6 +156,16 @@ def test_annotations_beside_a_recording_are_not_replaced(run: Run, model_path: P
     assert (tmp_path / f"a.{kind}").read_text() == "by hand"
 
 
+def test_a_recording_in_a_folder_that_is_gone_is_told_beside_its_earlier_output(
+    run: Run, model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("before")
+    done = run("transcribe", "--model", model_path, tmp_path / "gone" / "a.wav", "--output-dir", tmp_path)
+    assert done.code == 1
+    assert f"{tmp_path / 'gone' / 'a.wav'}: audio file cannot be opened" in done.errors
+    assert (tmp_path / "a.txt").read_text() == "before"
+
+
 def test_an_output_folder_that_cannot_be_is_told_before_anything_is_done(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run("transcribe", "none.wav", "--output-dir", tmp_path / "file")

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -25,6 +25,7 @@ from asr.commands.options import (
     given_text,
     make_decode,
 )
+from asr.commands.outputs import Named, find_recordings, is_list, is_written, make_output_dir, plan_outputs
 from asr.commands.progress import audio_bar
 from asr.errors import AsrError, printable, reason_of
 
@@ -79,26 +80,35 @@ def _run_transcribe(options: argparse.Namespace) -> int:
     from asr.modelfile import load_model
     from asr.transcription import Recording, transcribe_recordings
 
-    found = find_recordings(options.files)
-    alone = [name for name, _ in found] == options.files[:1]
-    outputs = _plan_outputs(found, options) if options.output_dir else {}
-    names = list(outputs) if options.output_dir else [name for name, _ in found]
+    recordings = find_recordings(options.files)
+    outputs = _plan(recordings, options) if options.output_dir else None
     model = load_model(options.model, choose_device(options.device))
     stdin: BinaryIO = sys.stdin.buffer if sys.stdin else io.BytesIO()  # none where it was closed
     decode = make_decode(options, model)
-    if options.files == ["-"] and options.format == ["text"] and not options.output_dir:
+    if options.files == ["-"] and options.format == ["text"] and outputs is None:
         opened = open_stream(stdin, options.pcm)
         if isinstance(opened, tuple):
             return _print_live(*opened, model, decode)
         stdin = opened
-    recordings = (Recording(stdin if name == "-" else name, name) for name in names)
+    names = [recording.name for recording in recordings] if outputs is None else list(outputs)
+    inputs = (Recording(stdin if name == "-" else name, name) for name in names)
     settings = {"batch_seconds": options.batch_seconds, "decode": decode}
-    shown = sys.stderr.isatty() and (options.output_dir is not None or not sys.stdout.isatty())
+    shown = sys.stderr.isatty() and (outputs is not None or not sys.stdout.isatty())
     with audio_bar(names, shown=shown) as progress:
-        results = transcribe_recordings(model, recordings, **settings, progress=progress)
-        if options.output_dir:
-            return _write_all(results, outputs, done_before=len(dict(found)) - len(names))
-        return _print_all(results, options.format[0], alone=alone)
+        results = transcribe_recordings(model, inputs, **settings, progress=progress)
+        if outputs is not None:
+            done_before = {recording.name for recording in recordings} - outputs.keys()
+            return _write_all(results, outputs, done_before=len(done_before))
+        return _print_all(results, options.format[0], alone=names == options.files[:1])
+
+
+def _plan(recordings: Iterable[Named], options: argparse.Namespace) -> dict[str, list[Path]]:
+    """The files to write for each recording; those of which all are there are left out where that is asked."""
+    outputs = plan_outputs(recordings, options.output_dir, options.format)
+    if options.skip_existing:
+        outputs = {name: paths for name, paths in outputs.items() if not is_written(paths)}
+    make_output_dir(options.output_dir, outputs)
+    return outputs
 
 
 def _print_all(results: Iterable[Transcript | Failure], kind: str, *, alone: bool) -> int:
@@ -124,81 +134,6 @@ def _print_live(blocks: Iterable[Tensor], sample_rate: int, model: CTCModel, dec
     for transcript in transcribe_live(heard, sample_rate=sample_rate, model=model, decode=decode):
         print(transcript.text, flush=True)
     return 0
-
-
-def find_recordings(arguments: Sequence[str]) -> list[tuple[str, Path]]:
-    """Each recording's path, and where its output belongs below the output folder, without an extension.
-
-    A folder stands for the audio files in it and below, in the order of their names, and @FILE for those that the lines
-    of a text file name. Raises AsrError for a list without one.
-    """
-    from asr.folders import find_audio
-
-    found = []
-    for argument in arguments:
-        if _is_list(argument):
-            found += [(line, Path(Path(line).stem)) for line in _read_list(argument)]
-        elif argument != "-" and os.path.isdir(argument):  # where a Path raises for names that the disk refuses
-            inside = find_audio(Path(argument))
-            found += [
-                (str(path), path.relative_to(argument).with_suffix("")) for path in inside if path != Path(argument)
-            ]
-            if inside in ([], [Path(argument)]):
-                found.append((argument, Path(argument)))  # which is told as a file that cannot be opened
-        else:
-            found.append((argument, Path("stdin" if argument == "-" else Path(argument).stem)))
-    return found
-
-
-def _is_list(argument: str) -> bool:
-    """Whether it is @LIST; where that is not there, it may be a recording of such a name."""
-    return argument.startswith("@") and (os.path.exists(argument[1:]) or not os.path.exists(argument))
-
-
-def _read_list(argument: str) -> list[str]:
-    try:
-        lines = Path(argument[1:]).read_text(encoding="utf-8-sig").split("\n")  # reading makes it of any line break
-    except (OSError, UnicodeDecodeError) as error:
-        raise AsrError(f"{argument}: the list cannot be read: {reason_of(error)}") from error
-    names = [line for line in lines if line.strip()]
-    if not names:
-        raise AsrError(f"{argument}: the list names no file")
-    return names
-
-
-def _plan_outputs(found: list[tuple[str, Path]], options: argparse.Namespace) -> dict[str, list[Path]]:
-    """The files to write for each recording; those of which all are there are left out where that is asked."""
-    extensions = ["txt" if name == "text" else name for name in options.format]
-    taken: dict[Path, str] = {}
-    for name, place in found:
-        if taken.setdefault(place, name) != name:
-            output = options.output_dir / place
-            raise AsrError(f"{taken[place]} and {name} would both be written to {output}.*; rename one")
-    outputs: dict[str, list[Path]] = {}
-    for place, name in taken.items():
-        paths = [options.output_dir / f"{place}.{extension}" for extension in extensions]
-        outputs[name] = outputs.get(name, []) + paths
-    if options.skip_existing:
-        outputs = {name: paths for name, paths in outputs.items() if not all(map(os.path.exists, paths))}
-    for name, paths in outputs.items():
-        if name == "-":
-            continue
-        beside = os.path.dirname(os.path.abspath(name))  # texts, subtitles and TextGrids of one's own are kept there
-        if own := next((path for path in paths if path.exists() and os.path.samefile(path.parent, beside)), None):
-            keep = "choose another --output-dir, or keep it with --resume"
-            raise AsrError(f"{own}: stands beside its recording and would be replaced; {keep}")
-    _make_folder(options.output_dir)
-    return outputs
-
-
-def _make_folder(folder: Path) -> None:
-    """Raises AsrError where nothing can be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AsrError(f"--output-dir {folder}: cannot be made ({error.strerror}); choose another folder") from error
-    if not os.access(folder, os.W_OK):
-        raise AsrError(f"--output-dir {folder}: cannot be written to; choose another folder")
 
 
 def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[Path]], *, done_before: int) -> int:
@@ -233,7 +168,7 @@ def _write_all(results: Iterable[Transcript | Failure], outputs: dict[str, list[
 def _find_output_conflict(options: argparse.Namespace) -> str | None:
     """What options of transcribe do not go together, or None."""
     first = options.files[0]
-    kinds, several = ",".join(options.format), len(options.files) > 1 or _is_list(first) or os.path.isdir(first)
+    kinds, several = ",".join(options.format), len(options.files) > 1 or is_list(first) or os.path.isdir(first)
     if "" in options.files:
         return "FILE must not be empty"
     if options.pcm is not None and (options.files != ["-"] or kinds != "text" or options.output_dir is not None):
