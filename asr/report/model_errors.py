@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from asr.evaluation import Evaluation, Scored
 from asr.model import CTCModel
 from asr.report.analysis import DURATIONS, align_words, compare, find_confusions, group_by, spans
 from asr.report.media import Heard, copy_audio, draw_pictures
-from asr.report.page import Column, Page, Row, write_page
+from asr.report.page import Cell, Column, Page, Row, write_page
 from asr.words import split_words
 
 __all__ = ["report_errors"]
@@ -22,16 +24,31 @@ MOST_FREQUENT = 30
 
 VERDICTS = "with errors", "without an error"
 
-COLUMNS = [
-    Column("errors"),
-    Column("WER", 0, " %"),
-    Column("CER", 0, " %", minor=True),
-    Column("seconds", 1, minor=True),
-    Column("words/s", 1, minor=True),
-    Column("SNR", 0, " dB", minor=True),
-    Column("id", text=True, minor=True),
-    Column("speaker", text=True, minor=True),
+
+@dataclass(frozen=True)
+class _Shown:
+    """An utterance that the table shows."""
+
+    item: Scored
+    heard: Heard
+    theirs: list[Scored]
+    """What the models to compare with make of it."""
+
+
+COLUMNS: list[tuple[Column, Callable[[_Shown], Cell]]] = [
+    (Column("errors"), lambda shown: shown.item.words.errors),
+    (Column("WER", 0, " %"), lambda shown: _percent(shown.item.words.rate)),
+    (Column("CER", 0, " %", minor=True), lambda shown: _percent(shown.item.characters.rate)),
+    (Column("seconds", 1, minor=True), lambda shown: shown.item.utterance.duration_seconds),
+    (Column("words/s", 1, minor=True), lambda shown: _speaking_rate(shown.item)),
+    (Column("SNR", 0, " dB", minor=True), lambda shown: shown.heard.snr),
+    (Column("id", text=True, minor=True), lambda shown: shown.item.utterance.id),
+    (Column("speaker", text=True, minor=True), lambda shown: shown.item.utterance.speaker),
 ]
+REFERENCE: tuple[Column, Callable[[_Shown], Cell]] = (
+    Column("reference", text=True, long=True),
+    lambda shown: shown.item.reference,
+)
 
 MOST_SPEAKERS = 300
 """More are not offered as a filter, and not in the table."""
@@ -61,23 +78,27 @@ def report_errors(
     drawn = draw_pictures({index: (heard[index], scored[index].transcript) for index in worst}, model, folder)
     speakers = sorted({item.utterance.speaker for item in scored} - {""})
     many_speakers = 1 < len(speakers) <= MOST_SPEAKERS
+    names = [name, *(other for other, _ in others)]
+    columns = [*COLUMNS, *(_fewer_errors(number, other) for number, other in enumerate(names[1:])), REFERENCE]
     rows = []
     for index, item in enumerate(scored):
-        against = [(other, theirs.scored[index]) for other, theirs in others]
-        row = Row(_cells(item, heard[index], against), _searched(item))
-        row.texts = [(each, align_words(one.reference, one.hypothesis)) for each, one in [(name, item), *against]]
-        row.filters = [_verdicts(item, against), *([[item.utterance.speaker]] if many_speakers else [])]
+        shown = _Shown(item, heard[index], [theirs.scored[index] for _, theirs in others])
+        row = Row([cell(shown) for _, cell in columns], _searched(item))
+        row.texts = [
+            (each, align_words(one.reference, one.hypothesis))
+            for each, one in zip(names, [item, *shown.theirs], strict=True)
+        ]
+        row.filters = [_verdicts(shown, names[1:]), *([[item.utterance.speaker]] if many_speakers else [])]
         row.notes = heard[index].problems
         words = item.transcript.words if item.transcript else ()
         row.words = [(word.text, word.start_seconds, word.end_seconds) for word in words]
         row.audio, row.picture = heard[index].path, drawn.get(index, "")
         rows.append(row)
-    better_or_worse = [f"{verdict} than {other}" for other, _ in others for verdict in ("better", "worse")]
-    fewer = [Column(f"fewer errors than {other}", minor=True) for other, _ in others]
+    better_or_worse = [f"{verdict} than {other}" for other in names[1:] for verdict in ("better", "worse")]
     page = Page(
         f"What the model {name} gets wrong",
         [*_totals(evaluation), *[_difference(evaluation, other, theirs) for other, theirs in others]],
-        [*COLUMNS, *fewer, Column("reference", text=True, long=True)],
+        [column for column, _ in columns],
         rows,
         filters=[("utterances", [*VERDICTS, *better_or_worse]), *([("speaker", speakers)] if many_speakers else [])],
         groups=_tables(scored, heard),
@@ -91,20 +112,23 @@ def _searched(item: Scored) -> str:
     return f"{item.utterance.id} {item.utterance.speaker} {item.reference} {item.hypothesis}"
 
 
-def _cells(item: Scored, heard: Heard, against: list[tuple[str, Scored]]) -> list[float | str | None]:
-    rates = [None if rate == float("inf") else 100 * rate for rate in (item.words.rate, item.characters.rate)]
-    facts = [item.words.errors, *rates, item.utterance.duration_seconds, _speaking_rate(item), heard.snr]
-    fewer = [theirs.words.errors - item.words.errors for _, theirs in against]
-    return [*facts, item.utterance.id, item.utterance.speaker, *fewer, item.reference]
+def _percent(rate: float) -> float | None:
+    return None if rate == inf else 100 * rate
 
 
-def _verdicts(item: Scored, against: list[tuple[str, Scored]]) -> list[str]:
+def _fewer_errors(number: int, other: str) -> tuple[Column, Callable[[_Shown], Cell]]:
+    """A column of the model of this number to compare with."""
+    column = Column(f"fewer errors than {other}", minor=True)
+    return column, lambda shown: shown.theirs[number].words.errors - shown.item.words.errors
+
+
+def _verdicts(shown: _Shown, others: list[str]) -> list[str]:
     """The filters' values that an utterance has."""
-    found = [VERDICTS[0] if item.words.errors else VERDICTS[1]]
-    for other, theirs in against:
-        if theirs.words.errors != item.words.errors:
-            verdict = "better" if theirs.words.errors > item.words.errors else "worse"
-            found.append(f"{verdict} than {other}")
+    errors = shown.item.words.errors
+    found = [VERDICTS[0] if errors else VERDICTS[1]]
+    for other, theirs in zip(others, shown.theirs, strict=True):
+        if theirs.words.errors != errors:
+            found.append(f"{'better' if theirs.words.errors > errors else 'worse'} than {other}")
     return found
 
 

@@ -19,7 +19,11 @@ from asr.manifest import Utterance
 from asr.newfiles import new_text_file
 from asr.report.analysis import Edit
 
-__all__ = ["Column", "Page", "Row", "check_report", "write_page"]
+__all__ = ["Cell", "Column", "Page", "Row", "check_report", "write_page"]
+
+
+Cell = float | str | None
+"""What a column holds of an utterance; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Column:
 class Row:
     """One utterance in the table."""
 
-    cells: list[float | str | None]
+    cells: list[Cell]
     """As many as there are columns."""
     searched: str
     """What a search looks in."""
