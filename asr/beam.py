@@ -158,12 +158,12 @@ class BeamDecoder:
             self._place(row[:length], *words) for row, length, words in zip(tokens.cpu(), steps, found, strict=True)
         ]
 
-    def heard(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
+    def score_texts(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
         """How probable each normal transcript is by all that was heard, nats.
 
         log_probs: (steps, vocabulary), with `pronunciations` (steps, vocabulary + phonemes).
         """
-        found: list[float] = self.search.heard(log_probs.numpy(), texts).tolist()
+        found: list[float] = self.search.score_texts(log_probs.numpy(), texts).tolist()
         return found
 
     def _place(self, log_probs: Tensor, words: Sequence[str], lm_log_prob: float) -> DecodedTokens:

@@ -1,12 +1,13 @@
 """Log-probs to token ids: the most probable token of each step, repeats merged, blanks dropped.
 
-And the other way: how probable the token ids of a known text are.
+What a decoder is, so that others can take the place of this one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy
 import torch
@@ -19,11 +20,11 @@ from asr.vocabulary import BLANK_ID, Vocabulary
 __all__ = [
     "Decode",
     "DecodedTokens",
+    "PhonemeDecoder",
     "check_vocabulary",
     "collapse_paths",
     "decode_greedy",
     "reads_phonemes",
-    "text_log_probs",
 ]
 
 
@@ -42,11 +43,22 @@ class DecodedTokens:
     """Natural log-probability of the words under the language model that was searched with; None without one."""
 
 
-TINY = 1e-300
-"""In place of a sum of 0, by which nothing could be divided."""
-
 Decode = Callable[[Tensor, Tensor], list[DecodedTokens]]
 """log_probs (batch, steps, vocabulary), lengths (batch,) to tokens: `decode_greedy` or what takes its place."""
+
+
+@runtime_checkable
+class PhonemeDecoder(Protocol):
+    """A decoder that may read phonemes behind the tokens, as `CTCModel.all_log_probs` returns both."""
+
+    reads_phonemes: bool
+    """Whether it does: (batch, steps, vocabulary + phonemes)."""
+
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]: ...
+
+    def score_texts(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
+        """How probable each normal transcript is by all that it reads, nats; log_probs: (steps, what it reads)."""
+        ...
 
 
 def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
@@ -58,9 +70,9 @@ def decode_greedy(log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
     return collapse_paths(paths, path_log_probs, lengths)
 
 
-def reads_phonemes(decode: Decode) -> bool:
+def reads_phonemes(decode: Decode) -> TypeGuard[PhonemeDecoder]:
     """Whether a decoder wants what `CTCModel.all_log_probs` returns, with the phonemes behind the tokens."""
-    return bool(getattr(decode, "reads_phonemes", False))
+    return isinstance(decode, PhonemeDecoder) and decode.reads_phonemes
 
 
 def check_vocabulary(log_probs: Tensor, vocabulary: Vocabulary) -> None:
@@ -90,41 +102,3 @@ def _collapse(path: numpy.ndarray, scores: numpy.ndarray) -> DecodedTokens:
     starts, ends = starts[spoken], ends[spoken]
     highest = [float(scores[start:end].max()) for start, end in zip(starts, ends)]
     return DecodedTokens(path[starts].tolist(), starts.tolist(), ends.tolist(), highest)
-
-
-def text_log_probs(log_probs: Tensor, texts: Sequence[list[int]]) -> list[float]:
-    """The log-probability of each text's token ids, all alignments together; log_probs: (steps, vocabulary).
-
-    -inf where there are too few steps. CTC's forward variables (Graves et al., 2006, equations 6 and 7) of all texts at
-    once, as probabilities in float64 on the CPU, each text's scaled to a sum of 1 at every step: four times as fast as
-    `ctc_loss` there, where one recording has many texts.
-    """
-    if not texts:
-        return []
-    rows = log_probs.cpu().double().numpy()
-    states = _with_blanks(texts)
-    may_skip = (states[:, 2:] != BLANK_ID) & (states[:, 2:] != states[:, :-2])
-    forward = numpy.zeros(states.shape)
-    forward[:, 0] = 1.0  # before the first step, all are at the blank before it
-    totals = numpy.full(len(texts), rows.max(axis=1).sum())
-    for step, probabilities in enumerate(numpy.exp(rows - rows.max(axis=1, keepdims=True))):
-        moved = forward.copy()
-        moved[:, 1:] += forward[:, :-1]
-        if step > 0:
-            moved[:, 2:] += forward[:, :-2] * may_skip
-        forward = moved * probabilities.take(states)
-        sums = forward.sum(axis=1).clip(min=TINY)
-        forward /= sums[:, None]
-        totals += numpy.log(sums)
-    ends = [row[max(0, 2 * len(text) - 1) : 2 * len(text) + 1].sum() for row, text in zip(forward, texts)]
-    with numpy.errstate(divide="ignore"):
-        found: list[float] = (totals + numpy.log(ends)).tolist()
-    return found
-
-
-def _with_blanks(texts: Sequence[list[int]]) -> numpy.ndarray:
-    """Each text's token ids with a blank before, between and behind them; blanks fill its row."""
-    states = numpy.full((len(texts), 2 * max(map(len, texts)) + 1), BLANK_ID)
-    for row, token_ids in zip(states, texts):
-        row[1 : 2 * len(token_ids) : 2] = token_ids
-    return states

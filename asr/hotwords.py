@@ -18,8 +18,9 @@ import numpy
 from torch import Tensor
 
 from asr.alignment import align_tokens
-from asr.decoder import Decode, DecodedTokens, check_vocabulary, reads_phonemes, text_log_probs
+from asr.decoder import Decode, DecodedTokens, check_vocabulary, reads_phonemes
 from asr.errors import AsrError
+from asr.likelihood import ctc_log_likelihoods
 from asr.model import steps_needed
 from asr.text import count_lost
 from asr.vocabulary import Vocabulary
@@ -65,7 +66,7 @@ class HotwordDecoder:
                 raise AsrError(f"hotword {word!r}: its boost of {boost} must be a number of at least 0")
         self._decode, self._vocabulary = decode, vocabulary
         self.reads_phonemes = reads_phonemes(decode)
-        self.heard = decode.heard if self.reads_phonemes else self._heard_as_tokens  # type: ignore[attr-defined]
+        self._score_texts = decode.score_texts if reads_phonemes(decode) else self._score_tokens
         self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
@@ -75,11 +76,15 @@ class HotwordDecoder:
         rows = zip(log_probs.cpu(), lengths.tolist(), decoded, strict=True)
         return [self._improve(row[:length], tokens) for row, length, tokens in rows]
 
+    def score_texts(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
+        """As the decoder does whose words it changes, and by the tokens where it scores none."""
+        return self._score_texts(log_probs, texts)
+
     def _of_tokens(self, log_probs: Tensor) -> Tensor:
         return log_probs[..., : len(self._vocabulary)] if self.reads_phonemes else log_probs
 
-    def _heard_as_tokens(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
-        return text_log_probs(log_probs, [self._vocabulary.encode(text) for text in texts])
+    def _score_tokens(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
+        return ctc_log_likelihoods(log_probs, [self._vocabulary.encode(text) for text in texts])
 
     def _improve(self, log_probs: Tensor, tokens: DecodedTokens) -> DecodedTokens:
         """The tokens with the changes that gain most; of two that overlap, or have too few steps, the better one."""
@@ -121,7 +126,7 @@ class HotwordDecoder:
             middles = [words[start:end], *([hotword] for hotword in tried)]
             texts = [[*words[first:start], *middle, *words[end:last]] for middle in middles]
             steps = slice(edges[first - 1][1] if first else 0, edges[last][0] if last < len(words) else len(log_probs))
-            before, *after = self.heard(log_probs[steps], [*map(join_words, texts)])
+            before, *after = self._score_texts(log_probs[steps], [*map(join_words, texts)])
             if before == -inf:  # too few steps for what was decoded: nothing can be said of others
                 continue
             for hotword, score in zip(tried, after, strict=True):

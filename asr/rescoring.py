@@ -13,7 +13,7 @@ from itertools import accumulate, islice
 import numpy
 import torch
 
-from asr.decoder import text_log_probs
+from asr.likelihood import ctc_log_likelihoods
 from asr.search import Hypothesis, WordSearch
 from asr.sentences import GRULanguageModel
 from asr.words import join_words
@@ -62,14 +62,16 @@ class Rescorer:
         found = self._by_text(hypothesis for search in searches for hypothesis in islice(search, MOST_SCORED))
         if not found:
             return [], 0.0
-        return [*found.values()][self._totals(self.heard(log_probs, [*found]), found).argmax()]
+        return [*found.values()][self._totals(self.score_texts(log_probs, [*found]), found).argmax()]
 
-    def heard(self, log_probs: numpy.ndarray, texts: Sequence[str]) -> numpy.ndarray:
+    def score_texts(self, log_probs: numpy.ndarray, texts: Sequence[str]) -> numpy.ndarray:
         """How probable each text is by all outputs, less their priors: (texts,), nats; log_probs as for a search."""
         total = numpy.zeros(len(texts))
         for reading, part in self._parts(log_probs):
             targets = [reading.encode(text) for text in texts]
-            total += reading.share * numpy.array(text_log_probs(torch.from_numpy(part - reading.search.prior), targets))
+            total += reading.share * numpy.array(
+                ctc_log_likelihoods(torch.from_numpy(part - reading.search.prior), targets)
+            )
         return total
 
     def _parts(self, log_probs: numpy.ndarray) -> Iterator[tuple[Reading, numpy.ndarray]]:

@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import ctc_loss
 
-from asr.decoder import DecodedTokens, collapse_paths, decode_greedy, text_log_probs
+from asr.decoder import DecodedTokens, collapse_paths, decode_greedy
 from asr.model import steps_needed
 from asr.vocabulary import BLANK_ID
 
@@ -128,24 +127,3 @@ def test_decoding_changes_neither_log_probs_nor_paths() -> None:
     paths = torch.tensor([[1, 1, 0, 2]])
     collapse_paths(paths, torch.zeros(1, 4), torch.tensor([2]))
     assert paths.tolist() == [[1, 1, 0, 2]]
-
-
-def test_texts_are_as_probable_as_ctc_sums_their_alignments() -> None:
-    generator = torch.Generator().manual_seed(0)
-    log_probs = (4 * torch.randn(60, 20, generator=generator)).log_softmax(1).double()
-    texts = [torch.randint(1, 20, (length,), generator=generator).tolist() for length in range(0, 40, 3)]
-    texts += [[3, 3, 3], [5] * 30, [5] * 31]  # 31 equal ones need 61 steps
-    for rows in (log_probs, log_probs[:2], log_probs[:1], log_probs - 500):
-        expected = [
-            -ctc_loss(
-                rows[:, None],
-                torch.tensor([text], dtype=torch.long),
-                torch.tensor([len(rows)]),
-                torch.tensor([len(text)]),
-                reduction="none",
-            ).item()
-            for text in texts
-        ]
-        assert text_log_probs(rows, texts) == pytest.approx(expected, rel=1e-9)
-    assert expected[-1] == -math.inf
-    assert text_log_probs(log_probs, []) == []

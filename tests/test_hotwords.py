@@ -71,21 +71,21 @@ def test_what_was_heard_beside_a_word_counts_for_its_hotword(
 
 
 def test_where_what_was_decoded_has_too_few_steps_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def heard(decoder: HotwordDecoder, log_probs: Tensor, texts: list[str]) -> list[float]:
+    def score(decoder: HotwordDecoder, log_probs: Tensor, texts: list[str]) -> list[float]:
         return [-math.inf, *[-10.0] * (len(texts) - 1)]
 
-    monkeypatch.setattr(HotwordDecoder, "_heard_as_tokens", heard)
+    monkeypatch.setattr(HotwordDecoder, "_score_tokens", score)
     assert decode(UNCLEAR, {"QUILTER": 50.0}) == "MR CUILTER IS"
 
 
 def test_a_stretch_reaches_to_the_words_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[int] = []
 
-    def heard(decoder: HotwordDecoder, log_probs: Tensor, texts: list[str]) -> list[float]:
+    def score(decoder: HotwordDecoder, log_probs: Tensor, texts: list[str]) -> list[float]:
         scored.append(len(log_probs))
         return [0.0] * len(texts)
 
-    monkeypatch.setattr(HotwordDecoder, "_heard_as_tokens", heard)
+    monkeypatch.setattr(HotwordDecoder, "_score_tokens", score)
     decode(log_probs_of("THE CAR IS MINE NOW"), {"CAT": 1.0})
     assert scored[0] == 3 * len("THE CAR IS "), "with the space behind IS, and nothing of MINE"
 
