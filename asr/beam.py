@@ -27,7 +27,7 @@ from asr.modelfile import PACKAGED, PACKAGED_MODEL
 from asr.ngrams import read_arpa_unigrams
 from asr.pronunciation import Pronunciations
 from asr.rescoring import Reading, Rescorer
-from asr.search import LanguageModel, WordSearch
+from asr.search import NGrams, WordSearch, load_ngrams
 from asr.sentences import GRULanguageModel, load_language_model
 from asr.spelling import Speller, pronounce
 from asr.text import count_lost
@@ -115,16 +115,16 @@ class BeamDecoder:
         _check_settings(beam_size, lm_weight=lm_weight, word_score=word_score, prior_weight=prior_weight)
         self.vocabulary, self.pronunciations = vocabulary, pronunciations
         self.reads_phonemes = pronunciations is not None
-        loaded = LanguageModel(language_model, dict(read_arpa_unigrams(language_model)))
-        speller = Speller(vocabulary)
-        written, spellings = speller.find_writable(loaded, lexicon)
+        speller, unigrams = Speller(vocabulary), dict(read_arpa_unigrams(language_model))
+        written, spellings = speller.find_writable(unigrams, lexicon, source=language_model)
+        ngrams = load_ngrams(language_model, unigrams, spellings)
         settings: dict[str, Any] = {"beam_size": beam_size, "word_score": word_score, "prior_weight": prior_weight}
-        by_tokens = WordSearch(speller.tokens, spellings, loaded, lm_weight=lm_weight, **settings)
+        by_tokens = WordSearch(speller.tokens, spellings, ngrams, lm_weight=lm_weight, **settings)
         readings = [Reading(by_tokens, vocabulary.encode)]
         if pronunciations is not None:
             weights, given = BY_MMI if phonemes_by_mmi else BY_CTC, lm_weight / usual_weight
             lm_weight = weights.behind * given
-            by_phonemes = _search_phonemes(pronunciations, written, loaded, weights, given, settings)
+            by_phonemes = _search_phonemes(pronunciations, written, ngrams, weights, given, settings)
             readings = [
                 Reading(by_tokens, vocabulary.encode, 1 - PHONEME_SHARE),
                 Reading(by_phonemes, pronunciations.encode, PHONEME_SHARE),
@@ -175,20 +175,20 @@ class BeamDecoder:
 def _search_phonemes(
     pronunciations: Pronunciations,
     written: Mapping[str, str],
-    language_model: LanguageModel,
+    ngrams: NGrams,
     weights: PhonemeWeights,
     lm_share: float,
     settings: Mapping[str, Any],
 ) -> WordSearch:
     """The search for words as they are pronounced; lm_share: of the usual weight; settings: of the tokens' search."""
-    spoken = pronounce(written, pronunciations, language_model.unigrams)
+    spoken = pronounce(written, pronunciations, ngrams.unigrams)
     own = {
         **settings,
         "beam_size": ceil(BEAM_OF_PHONEMES * settings["beam_size"]),
         "lm_weight": weights.in_search * lm_share,
         "prior_weight": weights.prior_share * settings["prior_weight"],
     }
-    return WordSearch(pronunciations.phonemes, spoken, language_model, **own)
+    return WordSearch(pronunciations.phonemes, spoken, ngrams, **own)
 
 
 def _check_settings(beam_size: int, **weights: float) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import inf, log
 from pathlib import Path
 from threading import Lock
@@ -22,7 +23,7 @@ import numpy
 from asr.errors import AsrError
 from asr.vocabulary import BLANK_ID
 
-__all__ = ["SPACE", "Hypothesis", "LanguageModel", "WordSearch"]
+__all__ = ["SPACE", "Hypothesis", "NGrams", "WordSearch", "load_ngrams"]
 
 TOKENS_TRIED, BEAM_NATS = 7, 20
 """The most probable tokens of a step that a hypothesis goes on with, and how far it may fall behind the best one."""
@@ -49,27 +50,31 @@ Hypothesis = tuple[list[str], float]
 """Words, and the language model's natural log-probability of them and the sentence's end."""
 
 
-class LanguageModel:
-    """An ARPA file, loaded by the first search that uses it, for the words of that search."""
+@dataclass(frozen=True)
+class NGrams:
+    """A word n-gram language model, loaded for the words that are searched for."""
 
-    def __init__(self, path: str | Path, unigrams: Mapping[str, float]) -> None:
-        """unigrams: the log10-probabilities of its words."""
-        self.path, self.unigrams = path, unigrams
-        self.words: list[str] = []
-        """In the order in which they are numbered."""
-        self.loaded: Any = None
-        """KenLM's model."""
-        self.scores: dict[str, float] = {}
-        """Of each word at the beginning of a sentence."""
+    kenlm: Any
+    words: list[str]
+    """In the order of their numbers; the last is UNKNOWN."""
+    scores: dict[str, float]
+    """Of each word at the beginning of a sentence."""
+    unigrams: Mapping[str, float]
+    """The log10-probability of each of its words."""
 
-    def load(self, words: Iterable[str]) -> None:
-        """Raises AsrError where flashlight-text is not installed, and for a file that KenLM refuses."""
-        flashlight = _import_flashlight()
-        self.words = [*words, UNKNOWN]
-        with _without_stderr(), _told_as_error(self.path):
-            self.loaded = flashlight.KenLM(str(self.path), flashlight.Dictionary(self.words))
-            start = self.loaded.start(False)
-            self.scores = {word: self.loaded.score(start, number)[1] for number, word in enumerate(self.words)}
+
+def load_ngrams(path: str | Path, unigrams: Mapping[str, float], words: Iterable[str]) -> NGrams:
+    """The language model of an ARPA file, and its unigrams, for searches for these words or some of them.
+
+    Raises AsrError where flashlight-text is not installed, and for a file that KenLM refuses.
+    """
+    flashlight = _import_flashlight()
+    numbered = [*words, UNKNOWN]
+    with _without_stderr(), _told_as_error(path):
+        kenlm = flashlight.KenLM(str(path), flashlight.Dictionary(numbered))
+        start = kenlm.start(False)
+        scores = {word: kenlm.score(start, number)[1] for number, word in enumerate(numbered)}
+    return NGrams(kenlm, numbered, scores, unigrams)
 
 
 class WordSearch:
@@ -79,20 +84,16 @@ class WordSearch:
         self,
         tokens: Sequence[str],
         spellings: Mapping[str, Sequence[Sequence[str]]],
-        language_model: LanguageModel,
+        ngrams: NGrams,
         *,
         beam_size: int,
         lm_weight: float,
         word_score: float,
         prior_weight: float,
     ) -> None:
-        """tokens: names, the blank's first; spellings: the ways to write each word that can be found, in tokens; all of
-        them are words of the language model as it was first used. For the settings see `BeamDecoder`.
-
-        Raises AsrError where flashlight-text is not installed, and for a language model that KenLM refuses.
+        """tokens: names, the blank's first; spellings: the ways to write each word that can be found, in tokens;
+        ngrams: loaded for these words at least. For the settings see `BeamDecoder`.
         """
-        if language_model.loaded is None:
-            language_model.load(spellings)
         flashlight = _import_flashlight()
         options = flashlight.LexiconDecoderOptions(
             beam_size=beam_size,
@@ -106,10 +107,10 @@ class WordSearch:
             criterion_type=flashlight.CriterionType.CTC,
         )
         silence = tokens.index(SPACE) if SPACE in tokens else BLANK_ID
-        self._words, unknown = language_model.words, len(language_model.words) - 1
-        self._kept = trie, lm = _grow_trie(tokens, spellings, language_model, silence), language_model.loaded
+        self._words, unknown = ngrams.words, len(ngrams.words) - 1
+        self._kept = trie, lm = _grow_trie(tokens, spellings, ngrams, silence), ngrams.kenlm
         self._decoder = flashlight.LexiconDecoder(options, trie, lm, silence, BLANK_ID, unknown, [], False)
-        self.prior = prior_weight * _log_frequencies(tokens, spellings, language_model.unigrams)
+        self.prior = prior_weight * _log_frequencies(tokens, spellings, ngrams.unigrams)
         """(tokens,), taken off all log-probs."""
         self._turn = Lock()
         self._ending = numpy.full((tokens.count(SPACE), len(tokens)), IMPOSSIBLE)  # a space, where there is one
@@ -126,16 +127,16 @@ class WordSearch:
 
 
 def _grow_trie(
-    tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[str]]], language_model: LanguageModel, silence: int
+    tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[str]]], ngrams: NGrams, silence: int
 ) -> Any:
     """The tree of words that the search walks through, token by token."""
     flashlight = _import_flashlight()
     trie = flashlight.Trie(len(tokens), silence)
     token_ids = {token: token_id for token_id, token in enumerate(tokens)}
-    numbers = {word: number for number, word in enumerate(language_model.words)}
+    numbers = {word: number for number, word in enumerate(ngrams.words)}
     for word, ways in spellings.items():
         for spelling in ways:
-            trie.insert([token_ids[token] for token in spelling], numbers[word], language_model.scores[word])
+            trie.insert([token_ids[token] for token in spelling], numbers[word], ngrams.scores[word])
     trie.smear(flashlight.SmearingMode.MAX)
     return trie
 

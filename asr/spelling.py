@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import inf
+from pathlib import Path
 
 from asr.errors import AsrError
 from asr.pronunciation import Pronunciations
-from asr.search import SPACE, LanguageModel
+from asr.search import SPACE
 from asr.vocabulary import Vocabulary
 from asr.words import is_unspaced
 
@@ -39,31 +40,31 @@ class Speller:
         """A character that is written without spaces, if the model writes any."""
 
     def find_writable(
-        self, language_model: LanguageModel, lexicon: Iterable[str] | None = None
+        self, unigrams: Mapping[str, float], lexicon: Iterable[str] | None, *, source: str | Path
     ) -> tuple[dict[str, str], dict[str, Spellings]]:
         """What is written for each word that is searched for, and how it is spelled.
 
-        lexicon: the words that may be found, by default all of the language model.
+        unigrams: the language model's words; lexicon: those that may be found, None for all of them; source: the
+        language model's file, for errors.
         Of words that are written alike, as `The` and `the` are, the language model's are searched for, which have a
         probability. Raises AsrError where no word can be written.
         """
         if isinstance(lexicon, str):
             raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
-        known = language_model.unigrams
-        words = set(known if lexicon is None else lexicon)
-        forms = {word: form for word in sorted(known.keys() | words) if (form := self._write(word))}
+        words = set(unigrams if lexicon is None else lexicon)
+        forms = {word: form for word in sorted(unigrams.keys() | words) if (form := self._write(word))}
         written = {word: text for word, (text, _) in forms.items()}
         may_be_found = {written[word] for word in words & written.keys()}
-        have_probability = {text for word, text in written.items() if word in known}
+        have_probability = {text for word, text in written.items() if word in unigrams}
         if not may_be_found:
-            source = language_model.path if lexicon is None else "the lexicon"
+            where = source if lexicon is None else "the lexicon"
             like = f" ({min(words)!r})" if words else ""
             how = "; `asr lm build --model MODEL` writes a text's words in it" if lexicon is None else ""
-            raise AsrError(f"{source}: none of its words{like} can be written with the model's vocabulary{how}")
+            raise AsrError(f"{where}: none of its words{like} can be written with the model's vocabulary{how}")
         searched = {
             word: text
             for word, text in written.items()
-            if text in may_be_found and (word in known or text not in have_probability)
+            if text in may_be_found and (word in unigrams or text not in have_probability)
         }
         return searched, {word: forms[word][1] for word in searched}
 
@@ -79,8 +80,8 @@ class Speller:
     def _spell(self, word: str) -> Spellings:
         """A word's tokens, and the space behind it where it has one.
 
-        Beside characters that know no spaces it is written without any too. None where it cannot be written or is too
-        long.
+        Beside characters that know no spaces it is written without any too. Empty where it cannot be written or is
+        too long.
         """
         before = self._unspaced
         try:
