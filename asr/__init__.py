@@ -37,6 +37,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     metrics        references, hypotheses    → WER, CER
     threads        how many threads a computation takes, lent and given back
     modelfile      model                     ↔ one .safetensors
+    surgery        a model                   → a copy with another vocabulary, phonemes or dropout
     averaging      model files               → a model of their mean weights
     cuts           an utterance              → a lhotse cut
     tables         CSV, TSV                  → rows

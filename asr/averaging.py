@@ -31,8 +31,10 @@ def average(paths: Sequence[str | Path]) -> CTCModel:
     for path, model in zip(paths, models):
         if model.vocabulary.to_dict() != models[0].vocabulary.to_dict():
             raise AsrError(f"{path}: writes with other tokens than {paths[0]}; their weights have no mean")
-        if _shape(model) != _shape(models[0]) or model.phonemes != models[0].phonemes:
+        if _shape(model) != _shape(models[0]):
             raise AsrError(f"{path}: has another shape or frontend than {paths[0]}; their weights have no mean")
+        if model.phonemes != models[0].phonemes:
+            raise AsrError(f"{path}: hears other phonemes than {paths[0]}; their weights have no mean")
         if model.phonemes_by_mmi != models[0].phonemes_by_mmi:
             reason = "of these models one learned its phonemes by maximum mutual information and the other did not"
             raise AsrError(f"{path}, {paths[0]}: {reason}; train both in one way (optimizer.mmi_share)")

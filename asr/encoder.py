@@ -144,7 +144,7 @@ class BiGRUEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, num_mels: int) -> None:
         super().__init__()
         self.output_size = 2 * config.hidden_size
-        self.middle = config.phoneme_layer or config.num_layers
+        self.num_lower_layers = config.phoneme_layer or config.num_layers
         self.subsampling = ConvSubsampling(num_mels, config.conv_channels, self.output_size)
         self.dropout = UtteranceDropout(config.dropout)
         self.layers = nn.ModuleList([BidirectionalLayer(config) for _ in range(config.num_layers)])
@@ -156,24 +156,24 @@ class BiGRUEncoder(nn.Module):
         features: (batch, frames, num_mels); feature_lengths: (batch,).
         returns: (batch, steps, 2 × hidden_size), (batch,); what stands past a length is undefined.
         """
-        middle, encoding_lengths = self.lower(features, feature_lengths)
-        return self.upper(middle, encoding_lengths), encoding_lengths
+        middle, encoding_lengths = self.lower_layers(features, feature_lengths)
+        return self.upper_layers(middle, encoding_lengths), encoding_lengths
 
-    def lower(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def lower_layers(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What comes out of the layers up to the one that hears phonemes, (steps, batch, 2 × hidden_size), and the
         lengths.
         """
         projected, encoding_lengths = self.subsampling(features, feature_lengths)
         # Steps first: a recurrent cell reads all utterances' first steps, then all second ones.
         encodings = self.dropout(projected.transpose(0, 1).contiguous())
-        for layer in self.layers[: self.middle]:
+        for layer in self.layers[: self.num_lower_layers]:
             encodings = layer(encodings, encoding_lengths)
         return encodings, encoding_lengths
 
-    def upper(self, middle: Tensor, encoding_lengths: Tensor) -> Tensor:
-        """The encodings, (batch, steps, 2 × hidden_size), from what `lower` returns."""
+    def upper_layers(self, middle: Tensor, encoding_lengths: Tensor) -> Tensor:
+        """The encodings, (batch, steps, 2 × hidden_size), from what `lower_layers` returns."""
         encodings = middle
-        for layer in self.layers[self.middle :]:
+        for layer in self.layers[self.num_lower_layers :]:
             encodings = layer(encodings, encoding_lengths)
         normal: Tensor = self.norm(encodings)
         return normal.transpose(0, 1)

@@ -9,9 +9,10 @@ from textwrap import shorten
 
 from asr.config import TrainConfig
 from asr.errors import AsrError
-from asr.model import CTCModel, find_kept, find_kept_phonemes, with_dropout, with_phonemes, with_vocabulary
+from asr.model import CTCModel
 from asr.modelfile import PACKAGED, load_model
 from asr.pronunciation import Pronunciations, read_pronunciations
+from asr.surgery import match_phonemes, match_tokens, with_dropout, with_phonemes, with_vocabulary
 from asr.text import ALPHABET
 from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary, Vocabulary
 
@@ -31,7 +32,7 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
                 model = change_vocabulary(model, vocabulary)
         if pronunciations := make_pronunciations(config, model.vocabulary):
             model = with_phonemes(model, config.model.encoder.phoneme_layer, pronunciations, teacher=before)
-            kept = find_kept_phonemes(before, pronunciations)
+            kept = match_phonemes(before, pronunciations)
             _log_change("phonemes", before.phonemes, model.phonemes, kept)
         if others := ", ".join(_other_settings(model, config)):
             reason = f"was made with another model or vocabulary section: {others}"
@@ -39,6 +40,7 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
     else:
         vocabulary = make_vocabulary(config, texts)
         model = CTCModel(config.model, vocabulary, make_pronunciations(config, vocabulary))
+    model.phonemes_by_mmi = model.pronunciations is not None and config.optimizer.mmi_share > 0
     freeze(model, config.optimizer.frozen_layers)
     return model.train()
 
@@ -59,7 +61,7 @@ def _other_settings(model: CTCModel, config: TrainConfig) -> Iterator[str]:
 
 def change_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     """`with_vocabulary`; what is kept, new and gone is logged."""
-    kept = find_kept(model.vocabulary, vocabulary)
+    kept = match_tokens(model.vocabulary, vocabulary)
     _log_change("tokens", model.vocabulary.tokens, vocabulary.tokens, kept)
     return with_vocabulary(model, vocabulary)
 

@@ -33,7 +33,7 @@ from asr.optimizers import follow_schedule, make_optimizer, take_rates
 from asr.splitting import MemoryLimit
 from asr.vocabulary import BLANK_ID
 
-__all__ = ["CTCTrainingModule", "ctc_losses", "disagreement"]
+__all__ = ["CTCTrainingModule", "ctc_losses", "disagreement", "have_steps"]
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ class CTCTrainingModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        model.phonemes_by_mmi = model.pronunciations is not None and config.optimizer.mmi_share > 0
         self.trigrams: Tensor | None
         self.register_buffer("trigrams", self._learn_trigrams(references), persistent=False)
         self.memory = MemoryLimit()
@@ -59,7 +58,7 @@ class CTCTrainingModule(lightning.LightningModule):
 
     def _learn_trigrams(self, references: Iterable[str]) -> Tensor | None:
         pronunciations = self.model.pronunciations
-        if pronunciations is None or not self.model.phonemes_by_mmi:
+        if pronunciations is None or self.config.optimizer.mmi_share == 0:
             return None
         return learn_trigrams(map(pronunciations.encode, references), len(pronunciations))
 
@@ -101,10 +100,11 @@ class CTCTrainingModule(lightning.LightningModule):
         if weight > 0:
             batch = _twice(batch)
         log_probs, lengths = self.memory.log_probs(self.model, *self.augmented_features(batch))
-        log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
+        log_probs, of_phonemes = self.model.split(log_probs)
         tokens = self._loss_denominator(batch.target_lengths)
         losses = ctc_losses(log_probs, lengths, batch.targets, batch.target_lengths)
-        loss, impossible = losses.sum() / tokens, (losses == 0).sum() * size / len(losses)
+        loss = losses.sum() / tokens
+        impossible = (~have_steps(lengths, batch.targets, batch.target_lengths)).sum() * size / len(losses)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("train/impossible_utterances", impossible, reduce_fx="sum", batch_size=size, sync_dist=True)
         if weight > 0:
@@ -142,7 +142,8 @@ class CTCTrainingModule(lightning.LightningModule):
         if self.trigrams is not None:
             rivals = log_prob_of_all(log_probs, lengths, self.trigrams)
             rivals = rivals - log_prior(phonemes, phoneme_lengths, self.trigrams)
-            losses = losses + self.config.optimizer.mmi_share * rivals.where(losses > 0, 0.0)
+            counted = have_steps(lengths, phonemes, phoneme_lengths)
+            losses = losses + self.config.optimizer.mmi_share * rivals.where(counted, 0.0)
         return losses.sum() / count, count
 
     def _loss_denominator(self, lengths: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class CTCTrainingModule(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """No word of what cannot be read counts as heard: rates of the rest alone could not be compared."""
         log_probs, lengths = self.model.all_log_probs(batch.waveforms, batch.sample_lengths)
-        log_probs, of_phonemes = log_probs.tensor_split([len(self.model.vocabulary)], dim=2)
+        log_probs, of_phonemes = self.model.split(log_probs)
         losses = ctc_losses(log_probs, lengths, batch.targets, batch.target_lengths)
         size = len(batch.ids)
         hypotheses = [self.model.vocabulary.decode(each.token_ids) for each in decode_greedy(log_probs, lengths)]
@@ -214,7 +215,8 @@ class CTCTrainingModule(lightning.LightningModule):
             torch.manual_seed(self._step_seed())  # dropout's draws, the same ones where it is computed again
             return optimizer_closure()
 
-        compute = partial(self.memory.fit, draw_and_compute, frame_seconds, may_split=alone)
+        views = 2 if self.config.augment.consistency_weight > 0 else 1
+        compute = partial(self.memory.fit, draw_and_compute, frame_seconds, views=views, may_split=alone)
         super().optimizer_step(epoch, batch_idx, optimizer, compute)
 
     def configure_optimizers(self) -> Any:
@@ -235,12 +237,18 @@ def _twice(batch: Batch) -> Batch:
 
 
 def ctc_losses(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """CTC loss of each utterance, in float32: (batch,), nats; exactly 0 where it cannot be written in its steps.
+    """CTC loss of each utterance, in float32: (batch,), nats; 0 where it cannot be written in its steps.
 
     log_probs: (batch, steps, tokens), the blank first; targets: (batch, tokens) ids; lengths of both: (batch,).
     """
-    # zero_infinity makes 0 of the infinite loss of what CTC cannot write; no other loss is 0.
     return ctc_loss(log_probs.transpose(0, 1), targets, lengths, target_lengths, BLANK_ID, "none", zero_infinity=True)
+
+
+def have_steps(lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """Whether CTC can write each utterance in its steps (`steps_needed`): (batch,); arguments as of `ctc_losses`."""
+    is_target = valid_positions(target_lengths, targets.shape[1])
+    repeats = ((targets[:, 1:] == targets[:, :-1]) & is_target[:, 1:]).sum(1)
+    return lengths >= target_lengths + repeats
 
 
 def disagreement(log_probs: Tensor, lengths: Tensor) -> Tensor:

@@ -115,9 +115,9 @@ def _build(path: Path, metadata: dict[str, str], num_weights: int) -> CTCModel:
             raise AsrError("the weights do not fit it: there are too few")
         words = json.loads(metadata.get("pronunciations", "null"))
         pronunciations = None if words is None else pronunciations_from_dict(words)
-        model = CTCModel(config, vocabulary_from_dict(json.loads(metadata["vocabulary"])), pronunciations)
-        model.phonemes_by_mmi = json.loads(metadata.get("phonemes_by_mmi", "false")) is True
-        return model
+        vocabulary = vocabulary_from_dict(json.loads(metadata["vocabulary"]))
+        by_mmi = json.loads(metadata.get("phonemes_by_mmi", "false")) is True
+        return CTCModel(config, vocabulary, pronunciations, phonemes_by_mmi=by_mmi)
     except (AsrError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise AsrError(f"{path}: the model file's configuration is damaged: {error}") from error
 

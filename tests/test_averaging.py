@@ -14,8 +14,9 @@ from asr import load_model
 from asr.averaging import average
 from asr.cli import main
 from asr.errors import AsrError
-from asr.model import CTCModel, with_vocabulary
+from asr.model import CTCModel
 from asr.modelfile import save_model
+from asr.surgery import with_vocabulary
 from asr.vocabulary import CharacterVocabulary
 
 

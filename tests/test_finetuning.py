@@ -18,9 +18,10 @@ from asr.errors import AsrError
 from asr.evaluation import evaluate
 from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
 from asr.manifest import read_manifest, write_manifest
-from asr.model import CTCModel, with_vocabulary
+from asr.model import CTCModel
 from asr.modelfile import PACKAGED_MODEL, save_model
 from asr.ngrams import build_ngrams, write_arpa
+from asr.surgery import with_vocabulary
 from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.data import Batch
-from asr.learning import CTCTrainingModule, ctc_losses, disagreement
+from asr.learning import CTCTrainingModule, ctc_losses, disagreement, have_steps
+from asr.model import steps_needed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +33,17 @@ def test_an_utterance_that_ctc_cannot_write_has_no_loss_and_harms_nothing() -> N
     assert scores.grad.isfinite().all()
     assert not scores.grad[0].any()
     assert scores.grad[1].any()
+
+
+def test_whether_there_are_steps_enough_is_what_ctc_needs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target_lengths = torch.randint(0, 7, (300,), generator=generator)
+    targets = torch.randint(1, 3, (300, 6), generator=generator)  # the padding repeats tokens too
+    lengths = torch.randint(0, 10, (300,), generator=generator)
+    rows = zip(lengths.tolist(), targets, target_lengths.tolist())
+    expected = [steps_needed(target[:size].tolist()) <= steps for steps, target, size in rows]
+    assert have_steps(lengths, targets, target_lengths).tolist() == expected
+    assert have_steps(lengths[:2], targets[:2, :0], torch.zeros(2).long()).all()
 
 
 def test_two_views_disagree_by_the_divergence_of_each_from_the_other_over_their_own_steps() -> None:
@@ -63,7 +75,7 @@ def test_a_step_with_two_views_has_their_mean_ctc_loss_and_their_weighted_disagr
 
     doubled = [torch.cat([tensor, tensor]) for tensor in (waveforms, sample_lengths, targets, target_lengths)]
     views = Batch(*doubled, [""] * 4, list("abab"))
-    log_probs, lengths = weighted.model.log_probs(*weighted.augmented_features(views))
+    log_probs, lengths = weighted.model.log_probs_of_features(*weighted.augmented_features(views))
     assert not torch.equal(log_probs[:2], log_probs[2:]), "each view is augmented in its own way"
     ctc = ctc_losses(log_probs[:, :, :29], lengths, views.targets, views.target_lengths)
     torch.testing.assert_close(loss, ctc.sum() / 10 + 0.5 * disagreement(log_probs, lengths) / 10)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from asr.config import EncoderConfig, FrontendConfig, ModelConfig
 from asr.errors import AsrError
-from asr.model import CTCModel, with_vocabulary
+from asr.model import CTCModel
 from asr.modelfile import FORMAT_NUMBER, load_model, save_model
+from asr.surgery import with_vocabulary
 from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 
 

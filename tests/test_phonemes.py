@@ -35,10 +35,11 @@ from asr.finetuning import finetune_config
 from asr.initial import make_model as make_initial_model
 from asr.learning import CTCTrainingModule, disagreement
 from asr.manifest import Utterance, read_manifest
-from asr.model import CTCModel, with_dropout, with_phonemes, with_vocabulary
+from asr.model import CTCModel
 from asr.modelfile import load_model, save_model
 from asr.ngrams import build_ngrams, write_arpa
 from asr.pronunciation import Pronunciations
+from asr.surgery import with_dropout, with_phonemes, with_vocabulary
 from asr.training import train
 from asr.vocabulary import CharacterVocabulary
 
@@ -269,7 +270,7 @@ def test_two_views_are_drawn_together_in_their_phonemes_as_in_their_tokens(heari
 
     module = make(1.0)
     views = replace(batch, waveforms=waveforms.repeat(2, 1), sample_lengths=sample_lengths.repeat(2))
-    log_probs, lengths = module.model.log_probs(*module.augmented_features(views))
+    log_probs, lengths = module.model.log_probs_of_features(*module.augmented_features(views))
     of_tokens, of_phonemes = log_probs.tensor_split([len(VOCABULARY)], dim=2)
     apart = 0.75 * disagreement(of_tokens, lengths) / 20 + 0.25 * disagreement(of_phonemes, lengths) / 14
     torch.testing.assert_close(much - little, 2 * apart)

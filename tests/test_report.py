@@ -24,13 +24,14 @@ from asr.errors import AsrError
 from asr.evaluation import Scored, evaluate
 from asr.manifest import Utterance, read_manifest
 from asr.metrics import ErrorCounts, character_errors, word_errors
-from asr.model import CTCModel, with_vocabulary
+from asr.model import CTCModel
 from asr.modelfile import save_model
 from asr.report.analysis import align_words, compare, find_confusions, group_by, signal_to_noise
 from asr.report.media import Heard
 from asr.report.model_errors import _tables, report_errors
 from asr.report.page import Column, Page, Row, check_report, write_page
 from asr.report.picture import draw, find_fonts
+from asr.surgery import with_vocabulary
 from asr.transcript import Word
 from asr.vocabulary import CharacterVocabulary
 

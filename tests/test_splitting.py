@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_uppercase
@@ -51,7 +52,7 @@ class FullInBackward(torch.autograd.Function):
 @pytest.fixture(params=["forward", "backward"])
 def small_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine that holds [0] frames in training, and runs out of memory in that pass; [1:] is what was computed."""
-    whole, frames = CTCModel.log_probs, [0]
+    whole, frames = CTCModel.log_probs_of_features, [0]
 
     def log_probs(model: CTCModel, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         size = features.shape[0] * features.shape[1]
@@ -65,7 +66,7 @@ def small_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
             frames.append(size)
         return outputs, lengths
 
-    monkeypatch.setattr(CTCModel, "log_probs", log_probs)
+    monkeypatch.setattr(CTCModel, "log_probs_of_features", log_probs)
     return frames
 
 
@@ -103,6 +104,17 @@ def test_a_training_in_too_little_memory_equals_one_with_enough(
     assert max(small_memory[1:]) <= small_memory[0]
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_with_two_views_of_each_utterance_the_advice_is_of_the_data(
+    small_memory: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small_memory[0] = 10**9
+    run(tmp_path / "whole", "augment.consistency_weight=0.2", "trainer.epochs=1")
+    small_memory[:] = [max(small_memory[1:]) // 2]
+    run(tmp_path / "parts", "augment.consistency_weight=0.2", "trainer.epochs=1")
+    at_once, advised = re.findall(r"at most (\d+) s .*data\.batch_seconds=(\d+)", caplog.text)[0]
+    assert int(advised) == pytest.approx(int(at_once) / 2, abs=1)
 
 
 def test_an_utterance_that_does_not_fit_alone_is_told(small_memory: list[int], tmp_path: Path) -> None:

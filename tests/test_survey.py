@@ -21,7 +21,7 @@ from asr.cli import main
 from asr.errors import AsrError
 from asr.folders import read_data
 from asr.manifest import read_manifest
-from asr.model import with_vocabulary
+from asr.surgery import with_vocabulary
 from asr.survey import _histogram, survey, write_fixed
 from asr.vocabulary import CharacterVocabulary
 

@@ -62,8 +62,8 @@ def _run_check(options: argparse.Namespace) -> int:
     from asr.check import check_corpus, find_shared
     from asr.config import VocabularyConfig
     from asr.folders import read_data
-    from asr.model import with_vocabulary
     from asr.modelfile import load_model
+    from asr.surgery import with_vocabulary
     from asr.survey import survey, write_fixed
     from asr.vocabulary import CharacterVocabulary
 

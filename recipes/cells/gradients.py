@@ -77,7 +77,7 @@ def gradient_norms(model: CTCModel, samples: Tensor) -> numpy.ndarray:
     with torch.no_grad():
         features, lengths = model.frontend(samples[None].double(), torch.tensor([len(samples)]))
     features.requires_grad_()
-    log_probs, step_lengths = model.log_probs(features, lengths)
+    log_probs, step_lengths = model.log_probs_of_features(features, lengths)
     (-log_probs[0, int(step_lengths) - 1].max()).backward()
     assert features.grad is not None
     frames_per_step = model.encoder.subsampling.subsampling_factor
