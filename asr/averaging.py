@@ -27,6 +27,8 @@ def average(paths: Sequence[str | Path]) -> CTCModel:
     Raises AsrError for a file that cannot be read, or whose shape, frontend, tokens or phonemes are not those of the
     first.
     """
+    if isinstance(paths, str | Path) or not paths:
+        raise AsrError(f"{paths or 'no model file'}: give a list of model files")
     models = [load_model(path) for path in paths]
     for path, model in zip(paths, models):
         if model.vocabulary.to_dict() != models[0].vocabulary.to_dict():

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from asr.config import TrainConfig
+from asr.config import DataConfig, TrainConfig
 from asr.decoder import Decode
 from asr.devices import choose_accelerator
 from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
 from asr.manifest import Utterance, write_manifest
+from asr.metrics import ErrorCounts
 from asr.model import CTCModel
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.ranks import is_first_process
@@ -66,8 +67,15 @@ class Finetuned:
 
     def summary(self) -> str:
         """A line for each valid set: WER before, after, and its manifest."""
-        pairs = ((self.before[name].words.rate, self.after[name].words.rate, name) for name in self.before)
-        return "\n".join(["before\tafter\tWER on", *(f"{old:.2%}\t{new:.2%}\t{name}" for old, new, name in pairs)])
+        lines = [
+            f"{_show(before.words)}\t{_show(self.after[name].words)}\t{name}" for name, before in self.before.items()
+        ]
+        return "\n".join(["before\tafter\tWER on", *lines])
+
+
+def _show(words: ErrorCounts) -> str:
+    """The rate, and none where there is no word to count."""
+    return f"{words.rate:.2%}" if words.reference_length else "none"
 
 
 def finetune(
@@ -115,7 +123,8 @@ def _evaluate(
     model = load_model(model_path, choose_accelerator(config.trainer))
     decode = make_decode(model) if make_decode else None
     evaluations = {manifest: evaluate(model, read_data(manifest), decode=decode) for manifest in manifests}
-    failures = [failure.message for evaluation in evaluations.values() for failure in evaluation.failures]
+    unread = [failure for evaluation in evaluations.values() for failure in evaluation.failures]
+    failures = [f"{failure.name}: {failure.message}" for failure in unread]
     if failures:
         raise AsrError.of_many(failures, "recordings that cannot be read")
     return evaluations
@@ -139,15 +148,12 @@ def finetune_config(
     can change.
     """
     model_path = model_path or PACKAGED_MODEL
-    hours = sum(utterance.duration_seconds for utterance in read_many(train_manifests)) / 3600
+    if isinstance(valid_manifests, str):
+        raise AsrError(f"{valid_manifests}: is one manifest; give a list of them")
+    _check_overrides(overrides, {"optimizer.frozen_layers=": frozen_layers, "vocabulary.characters=": characters})
+    data = load_config(None, [*DEFAULTS, *overrides]).data
+    hours = sum(utterance.duration_seconds for utterance in _read_usable(train_manifests, data)) / 3600
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(TOTAL_HOURS / hours)))
-    for override in overrides:
-        if override.startswith(("model.", "model=")) and not override.startswith("model.encoder.dropout="):
-            raise AsrError(
-                f"{override}: the model keeps its shape; of its section only model.encoder.dropout can change"
-            )
-        if override.startswith(GIVEN_OTHERWISE):
-            raise AsrError(f"{override}: fine-tuning takes it from its own arguments and the model; see --help")
     model = load_model(model_path)
     defaults = [*DEFAULTS, f"trainer.epochs={epochs}", f"model.encoder.dropout={model.config.encoder.dropout}"]
     frozen = [] if frozen_layers is None else [f"optimizer.frozen_layers={frozen_layers}"]
@@ -174,18 +180,27 @@ def finetune_config(
             characters=characters,
             size=len(model.vocabulary),
         ),
-        data=dataclasses.replace(config.data, train=list(train_manifests), valid=list(valid_manifests)),
+        data=dataclasses.replace(config.data, train=[*train_manifests], valid=[*valid_manifests]),
     )
+
+
+def _check_overrides(overrides: Sequence[str], given: Mapping[str, object]) -> None:
+    """given: settings that arguments of their own stand for, and what these say, if anything."""
+    for override in overrides:
+        if override.startswith(("model.", "model=")) and not override.startswith("model.encoder.dropout="):
+            raise AsrError(
+                f"{override}: the model keeps its shape; of its section only model.encoder.dropout can change"
+            )
+        if override.startswith(GIVEN_OTHERWISE):
+            raise AsrError(f"{override}: fine-tuning takes it from its own arguments and the model; see --help")
+        if any(override.startswith(name) and value not in (None, "") for name, value in given.items()):
+            raise AsrError(f"{override}: an option says the same; give one of the two")
 
 
 def _write_mixed(manifests: Sequence[str], config: TrainConfig) -> str:
     """The path of a manifest with as many hours as there are to learn from, drawn by the seed."""
-    wanted = sum(utterance.duration_seconds for utterance in read_many(config.data.train))
-    shortest, longest = config.data.min_seconds, config.data.max_seconds
-    utterances = [one for one in read_many(manifests) if shortest <= one.duration_seconds <= longest]
-    if not utterances:
-        lasts = f"lasts from {shortest:g} to {longest:g} s (data.min_seconds, data.max_seconds)"
-        raise AsrError(f"of {', '.join(manifests)} no utterance {lasts}: there is nothing to mix in")
+    wanted = sum(utterance.duration_seconds for utterance in _read_usable(config.data.train, config.data))
+    utterances = _read_usable(manifests, config.data)
     random.Random(config.trainer.seed).shuffle(utterances)
     drawn: list[Utterance] = []
     seconds = 0.0
@@ -196,3 +211,13 @@ def _write_mixed(manifests: Sequence[str], config: TrainConfig) -> str:
     path = Path(config.output_dir) / "mixed.jsonl"
     write_manifest(drawn, path)
     return str(path)
+
+
+def _read_usable(manifests: Sequence[str], data: DataConfig) -> list[Utterance]:
+    """The utterances that a training does not leave out for their length; raises AsrError where there is none."""
+    shortest, longest = data.min_seconds, data.max_seconds
+    usable = [one for one in read_many(manifests) if shortest <= one.duration_seconds <= longest]
+    if not usable:
+        lasts = f"lasts from {shortest:g} to {longest:g} s (data.min_seconds, data.max_seconds)"
+        raise AsrError(f"{', '.join(manifests)}: no utterance {lasts}, so there is nothing to learn from")
+    return usable

@@ -131,6 +131,8 @@ def build_ngrams(sentences: Iterable[str], order: int, *, prune: Sequence[int] =
     thresholds = [*prune, *[prune[-1] if prune else 0] * order][:order]
     if order < 1:
         raise AsrError(f"order={order} must be at least 1")
+    if min_count < 1:
+        raise AsrError(f"min_count={min_count} must be at least 1")
     if len(prune) > order:
         raise AsrError(f"prune={list(prune)} must have at most {order} counts, one for each length")
     if thresholds[0] != 0 or thresholds != sorted(thresholds):

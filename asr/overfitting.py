@@ -55,6 +55,10 @@ def prepare_trial(config: TrainConfig, count: int) -> TrainConfig:
 
     Raises AsrError where that folder holds a training that is no trial.
     """
+    if count < 1:
+        raise AsrError(f"count={count} must be at least 1")
+    if not config.data.train:
+        raise AsrError("data.train must name a manifest")
     output_dir = Path(f"{Path(config.output_dir)}-overfit")
     manifest, initial_model = output_dir / MANIFEST_NAME, output_dir / "initial.safetensors"
     earlier = _find_earlier(output_dir)

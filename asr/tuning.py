@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import open_audio
 from asr.beam import PRIOR_WEIGHT, BeamDecoder
+from asr.errors import AsrError
 from asr.forks import Forks
 from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.manifest import Utterance
@@ -26,7 +27,7 @@ from asr.metrics import ErrorCounts, pool, word_errors
 from asr.model import CTCModel
 from asr.plan import fill_batches
 from asr.transcription import LONG_SECONDS
-from asr.words import join_words
+from asr.words import join_words, split_words
 
 __all__ = ["Point", "compute_log_probs", "find_best", "tune"]
 
@@ -64,6 +65,8 @@ def tune(
     make = partial(BeamDecoder.for_model, model, language_model, **settings)
     make()  # what is wrong with the settings is told before the model computes
     examples = compute_log_probs(model, utterances, with_phonemes=True)
+    if not any(split_words(reference) for reference, _ in examples):
+        raise AsrError("no reference holds a letter that the model writes: there are no errors to count")
 
     def score(weights: tuple[float, ...]) -> Point:
         named: dict[str, Any] = dict(zip(("lm_weight", "word_score", "prior_weight"), weights, strict=True))
@@ -127,11 +130,19 @@ def compute_log_probs(
 @torch.inference_mode()
 def _of_batch(model: CTCModel, utterances: Sequence[Utterance], with_phonemes: bool) -> Iterator[Tensor]:
     """(steps, vocabulary) log-probs of each."""
-    samples = [utterance.read(model.sample_rate).to(model.device) for utterance in utterances]
+    samples = [_read(utterance, model.sample_rate).to(model.device) for utterance in utterances]
     sample_lengths = torch.tensor([len(each) for each in samples], device=model.device)
     hear = model.all_log_probs if with_phonemes else model
     log_probs, lengths = hear(pad_sequence(samples, batch_first=True), sample_lengths)
     return (row[:length] for row, length in zip(log_probs, lengths.tolist(), strict=True))
+
+
+def _read(utterance: Utterance, sample_rate: int) -> Tensor:
+    """Its samples; raises AsrError with its line in the manifest."""
+    try:
+        return utterance.read(sample_rate)
+    except AsrError as error:
+        raise AsrError(f"{utterance.place}: {error}") from error
 
 
 def _of_long(model: CTCModel, utterance: Utterance, with_phonemes: bool) -> list[Tensor]:

@@ -67,6 +67,12 @@ def test_models_without_a_mean_are_told_apart(
         assert str(caught.value) == f"{other}: {difference} {model_path}; their weights have no mean"
 
 
+def test_a_mean_is_of_a_list(model_path: Path) -> None:
+    for given in ([], str(model_path), model_path):
+        with pytest.raises(AsrError, match="give a list of model files"):
+            average(given)
+
+
 def test_models_that_a_language_model_weighs_otherwise_have_no_mean(packaged_model: CTCModel, tmp_path: Path) -> None:
     other = copy.deepcopy(packaged_model)
     other.phonemes_by_mmi = False

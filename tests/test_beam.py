@@ -541,6 +541,14 @@ def test_a_program_whose_standard_error_is_closed_has_a_decoder_too(arpa: Path) 
         os.close(before)
 
 
+def test_weights_are_not_tuned_where_there_is_nothing_to_count(model: CTCModel, arpa: Path, tmp_path: Path) -> None:
+    samples = read_manifest(SAMPLES / "manifest.jsonl")[:1]
+    with pytest.raises(AsrError, match=r"^no reference holds a letter that the model writes"):
+        next(tune(model, [replace(samples[0], text="123")], arpa, processes=1, beam_size=2))
+    with pytest.raises(AsrError, match=r"^.*manifest\.jsonl:1: /none\.wav: audio file cannot be opened"):
+        next(tune(model, [replace(samples[0], audio_path="/none.wav")], arpa, processes=1, beam_size=2))
+
+
 def test_a_word_of_absurd_length_is_not_written_and_does_not_end_the_process(tmp_path: Path) -> None:
     write_arpa(build_ngrams(["THE CAT", "W" * 100_000], 2), tmp_path / "long.arpa")
     assert text_of(BeamDecoder(VOCABULARY, tmp_path / "long.arpa"), log_probs_of("THE CAT")) == "THE CAT"

@@ -175,6 +175,16 @@ def test_hypotheses_that_cannot_be_written_are_told(run: Run, model_path: Path, 
     assert done.output == "", "told before anything was computed"
 
 
+def test_hypotheses_do_not_replace_a_model(run: Run, model_path: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copy(model_path, tmp_path / "m.safetensors"))
+    before = model.read_bytes()
+    for arguments in ((model,), (model_path, "--report", tmp_path / "page", "--compare", model)):
+        done = run("evaluate", arguments[0], SAMPLES / "manifest.jsonl", *arguments[1:], "--hypotheses", model)
+        assert (done.code, done.output) == (1, "")
+        assert f"--hypotheses {model}: would replace a file that is read here" in done.errors
+    assert model.read_bytes() == before
+
+
 def test_a_model_to_compare_with_that_cannot_be_read_is_told_before_the_first_hears(
     run: Run, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from asr.beam import BeamDecoder
 from asr.cli import main
 from asr.errors import AsrError
 from asr.evaluation import evaluate
-from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, finetune, finetune_config
+from asr.finetuning import FEWEST_EPOCHS, MOST_EPOCHS, _write_mixed, finetune, finetune_config
 from asr.manifest import read_manifest, write_manifest
 from asr.model import CTCModel
 from asr.modelfile import PACKAGED_MODEL, save_model
@@ -216,8 +216,49 @@ def test_what_is_too_long_to_be_mixed_in_is_told(small_path: Path, tmp_path: Pat
     write_manifest([replace(samples[0], duration_seconds=30.0)], tmp_path / "old.jsonl")
     new, old = str(SAMPLES / "manifest.jsonl"), str(tmp_path / "old.jsonl")
     config = finetune_config(small_path, [new], [new], [f"output_dir={tmp_path}/run"])
-    with pytest.raises(AsrError, match=r"no utterance lasts from 0\.3 to 20 s .* nothing to mix in"):
+    with pytest.raises(AsrError, match=r"old\.jsonl: no utterance lasts from 0\.3 to 20 s .* nothing to learn from"):
         finetune(config, mixed=[old])
+
+
+def test_a_recording_that_training_leaves_out_counts_for_nothing(small_path: Path, tmp_path: Path) -> None:
+    samples, other = read_manifest(SAMPLES / "manifest.jsonl"), str(SAMPLES / "manifest.jsonl")
+    seconds = sum(one.duration_seconds for one in samples[:2])
+    for name, lecture in {"short": [], "long": [replace(samples[2], duration_seconds=3600.0)]}.items():
+        write_manifest([*samples[:2], *lecture], tmp_path / f"{name}.jsonl")
+    short, long = (
+        finetune_config(small_path, [str(tmp_path / name)], [other], [f"output_dir={tmp_path}/run"])
+        for name in ("short.jsonl", "long.jsonl")
+    )
+    assert short.trainer == long.trainer
+    mixed = read_manifest(_write_mixed([other], long))
+    assert seconds <= sum(one.duration_seconds for one in mixed) <= seconds + 20
+    with pytest.raises(AsrError, match=r"manifest\.jsonl: no utterance lasts from 19 to 20 s"):
+        finetune_config(small_path, [other], [other], ["data.min_seconds=19"])
+
+
+def test_a_valid_set_without_a_word_has_no_rate(manifests: dict[str, str], small_path: Path, tmp_path: Path) -> None:
+    samples = read_manifest(SAMPLES / "manifest.jsonl")
+    write_manifest([replace(samples[0], text="123")], tmp_path / "digits.jsonl")
+    own, digits = manifests["own"], str(tmp_path / "digits.jsonl")
+    config = finetune_config(small_path, [own], [own], [*PLAIN, f"output_dir={tmp_path}/run", "trainer.epochs=1"])
+    assert f"none\tnone\t{digits}" in finetune(config, also_valid=[digits]).summary()
+    write_manifest([replace(samples[0], audio_path="/none.wav")], tmp_path / "gone.jsonl")
+    with pytest.raises(AsrError, match=rf"^{tmp_path}/gone\.jsonl:1: .*none\.wav: audio file cannot be opened"):
+        finetune(config, also_valid=[str(tmp_path / "gone.jsonl")], resume=True)
+
+
+def test_lists_of_manifests_are_lists(manifests: dict[str, str], small_path: Path) -> None:
+    own = manifests["own"]
+    for given in ((own, [own]), ([own], own)):
+        with pytest.raises(AsrError, match="is one manifest; give a list of them"):
+            finetune_config(small_path, *given)
+
+
+@pytest.mark.parametrize("override", ["optimizer.frozen_layers=0", "vocabulary.characters=' abc'"])
+def test_what_an_option_says_too_is_told(manifests: dict[str, str], small_path: Path, override: str) -> None:
+    own = [manifests["own"]]
+    with pytest.raises(AsrError, match=r"an option says the same; give one of the two$"):
+        finetune_config(small_path, own, own, [override], frozen_layers=1, characters=" abcd")
 
 
 def test_phonemes_for_a_model_that_hears_none_are_told(
@@ -290,7 +331,8 @@ def test_little_audio_gets_more_epochs_and_overrides_win(manifests: dict[str, st
         manifest = tmp_path / "m.jsonl"
         entry = {"audio": "a.wav", "text": "A", "duration": 3600 * hours}
         manifest.write_text(json.dumps(entry))
-        return finetune_config(None, [str(manifest)], ["v.jsonl"], overrides).trainer.epochs
+        any_length = ["data.max_seconds=1e6", "data.batch_seconds=1e6"]
+        return finetune_config(None, [str(manifest)], ["v.jsonl"], [*any_length, *overrides]).trainer.epochs
 
     assert [epochs(hours) for hours in (0.01, 0.5, 1.0, 50.0)] == [MOST_EPOCHS, 20, 10, FEWEST_EPOCHS]
     assert epochs(1.0, "trainer.epochs=3") == 3

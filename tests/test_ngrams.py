@@ -129,6 +129,7 @@ def test_rare_words_are_taken_for_unknown_ones() -> None:
         ([], {}, "the text holds no word"),
         (TEXT, {"order": 1, "min_count": 999}, "min_count=999 must be lower: no word of the text occurs so often"),
         (TEXT, {"order": 0}, "order=0 must be at least 1"),
+        (TEXT, {"order": 2, "min_count": 0}, "min_count=0 must be at least 1"),
         (TEXT, {"prune": [1]}, r"prune=\[1\] must begin with 0 and not fall"),
         (TEXT, {"prune": [0, 0, 1, 7]}, r"prune=\[0, 0, 1, 7\] must have at most 3 counts, one for each length"),
         (TEXT, {"prune": [0, 2, 1]}, r"prune=\[0, 2, 1\] must begin with 0 and not fall"),

@@ -58,6 +58,13 @@ def test_the_recipe_keeps_its_model_and_optimizer_and_loses_its_augmentation(rec
     assert (small.augment.speeds, small.augment.num_time_masks, small.model.encoder.dropout) == ([1.0], 0, 0.0)
 
 
+def test_a_trial_of_nothing_is_told(recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match="count=0 must be at least 1"):
+        prepare_trial(load_config(recipe, [f"output_dir={tmp_path}/run"]), 0)
+    with pytest.raises(AsrError, match=r"data\.train must name a manifest"):
+        prepare_trial(load_config(recipe, [f"output_dir={tmp_path}/run", "data.train=[]"]), 1)
+
+
 def test_a_folder_may_be_named_with_a_stroke_behind_it(recipe: str, tmp_path: Path) -> None:
     small = prepare_trial(load_config(recipe, [f"output_dir={tmp_path}/run/"]), 1)
     assert small.output_dir == f"{tmp_path}/run-overfit"

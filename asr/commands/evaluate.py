@@ -154,7 +154,8 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     utterances = read_data(options.manifest)
     _check_report(options, utterances)
     if options.hypotheses:
-        check_output(options.hypotheses, "--hypotheses", utterances)
+        read = [options.model, *options.compare, options.lm, options.rescore, options.lexicon]
+        check_output(options.hypotheses, "--hypotheses", utterances, read=read)
     device = choose_device(options.device)
     models = [load_model(path, device) for path in (options.model, *options.compare)]
     decodes = [make_decode(options, model) for model in models]  # what is wrong with one is told before the first hears

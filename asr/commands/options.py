@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -178,11 +179,18 @@ def choose_device(name: str) -> str:
     return name
 
 
-def check_output(path: Path, option: str, utterances: Iterable[Utterance]) -> None:
-    """Raise AsrError where a file that an option names would replace a file that utterances come from."""
+def check_output(
+    path: Path, option: str, utterances: Iterable[Utterance], *, read: Iterable[str | Path | None] = ()
+) -> None:
+    """Raise AsrError where a file that an option names would replace a file that utterances come from.
+
+    read: other files that it may not replace; `packaged` and None name none.
+    """
     if not path.exists():
         return
     names = {name for utterance in utterances for name in (utterance.manifest, utterance.audio_path)}
     files = (parts[0] if (parts := split_path(name)) else name for name in names)
     if real_path(str(path)) in map(real_path, files):
         raise AsrError(f"{option} {path}: would replace the data themselves; choose another file")
+    if any(other is not None and os.path.exists(other) and os.path.samefile(path, other) for other in read):
+        raise AsrError(f"{option} {path}: would replace a file that is read here; choose another")
