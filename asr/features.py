@@ -16,7 +16,7 @@ Lengths = TypeVar("Lengths", int, Tensor)
 """One length, or (batch,) integers."""
 
 LOG_FLOOR = 2.0**-24
-"""Added to each mel energy before the logarithm: the quietest step of 24-bit audio, as power far below speech."""
+"""Added to each mel energy before the logarithm, which stays finite in digital silence; far below speech."""
 
 VARIANCE_FLOOR = 0.3
 """Added to each band's variance: what hardly moves (silence, the highs that an MP3 leaves out) stays near zero."""

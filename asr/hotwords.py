@@ -1,9 +1,9 @@
 """Words that a recording is likely to hold: names and terms that the model would spell otherwise.
 
-A word that was decoded, or two in a row, gives way to a hotword of like spelling where what was heard from the word
-before it to the word behind it is then no less probable, by CTC's own sum over all alignments, than before less the
-hotword's boost; behind a search that reads phonemes, by these and by the tokens, as they count there. In Chinese, where
-each character is a word, as many in a row as the longest hotword has are tried. Works behind any decoder.
+A decoded word, or two in a row, is replaced by a hotword of similar spelling if the audio from the word before to the
+word behind loses at most the hotword's boost, in nats of CTC's likelihood over all alignments. Behind a decoder that
+reads phonemes, tokens and phonemes count as they do there. In Chinese, where each character is a word, as many in a row
+as the longest hotword has are tried. Works behind any decoder.
 """
 
 from __future__ import annotations

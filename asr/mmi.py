@@ -160,13 +160,15 @@ def _find_shares(
             torch.mul(behind_sounding.transpose(1, 2), probs[:, None], out=ahead)  # (batch, one before, next)
             torch.bmm(ahead.transpose(0, 1), moves_back, out=product)
             behind_silent.mul_(probs[:, BLANK_ID, None, None]).add_(product.transpose(0, 1))
+            # The same phoneme follows behind a blank alone: what is behind a sounding one lacks the repeats below.
             torch.add(behind_silent, ahead.transpose(1, 2), out=behind_sounding)
             behind_silent.addcmul_(repeats, ahead.diagonal(0, 1, 2)[:, :, None])
         is_last = (lengths == step + 1)[:, None, None]
         torch.where(is_last, ends, behind_sounding, out=behind_sounding)
         torch.where(is_last, ends, behind_silent, out=behind_silent)
-        through = torch.mul(sounding[step + 1], behind_sounding, out=ahead).sum(2)
-        through[:, BLANK_ID] += torch.mul(silent[step + 1], behind_silent, out=ahead).sum((1, 2))
+        scratch = ahead  # which this step no longer needs
+        through = torch.mul(sounding[step + 1], behind_sounding, out=scratch).sum(2)
+        through[:, BLANK_ID] += torch.mul(silent[step + 1], behind_silent, out=scratch).sum((1, 2))
         shares[:, step] = through / through.sum(1, keepdim=True)
     return shares.masked_fill_(~valid_positions(lengths, steps)[:, :, None], 0.0)
 

@@ -2,6 +2,9 @@
 
 K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; the steps are scaled to the size of
 AdamW's as in J. Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, so both share a learning rate.
+
+torch.optim.Muon takes each parameter for one matrix; here the three gates of a GRU are three, equal shapes are computed
+at once, and the weights that AdamW learns are in the same optimizer.
 """
 
 from __future__ import annotations

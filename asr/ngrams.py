@@ -12,9 +12,9 @@ import lzma
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TextIO
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from asr.errors import AsrError, reason_of
 from asr.newfiles import is_compressed, new_text_file
-from asr.text import count_lost, normalize_transcript
+from asr.text import Normalize, count_lost, normalize_transcript
 from asr.words import split_words
 
 __all__ = ["NgramModel", "build_ngrams", "drop_shared", "read_arpa_unigrams", "read_sentences", "write_arpa"]
@@ -73,23 +73,27 @@ class NgramModel:
 
 
 def read_sentences(
-    paths: Iterable[str | Path], normalize: Callable[[str, Counter[str]], str] = normalize_transcript
+    paths: Iterable[str | Path], normalize: Normalize = normalize_transcript, texts: Iterable[str] = ()
 ) -> Iterator[str]:
-    """The lines of text files (plain, .gz, .xz) as normal transcripts; those of which nothing is left are dropped.
+    """The lines of text files (plain, .gz, .xz), then `texts`, as normal transcripts; empty ones are dropped.
 
     Letters, digits and signs such as % that cannot be written are counted in the log.
     Raises AsrError for a file that cannot be read.
     """
     dropped: Counter[str] = Counter()
-    for path in paths:
-        try:
-            with _open_text(Path(path)) as file:
-                yield from filter(None, (normalize(line, dropped) for line in file))
-        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
-            raise AsrError(f"{path}: the text cannot be read: {reason_of(error)}") from error
+    yield from filter(None, (normalize(line, dropped) for line in chain(_read_lines(paths), texts)))
     if lost := count_lost(dropped):
         shown = ", ".join(f"{character!r} × {count:,}" for character, count in lost.most_common(MOST_LISTED))
         log.warning("dropped from the text, for the model cannot write them: %s", shown)
+
+
+def _read_lines(paths: Iterable[str | Path]) -> Iterator[str]:
+    for path in paths:
+        try:
+            with _open_text(Path(path)) as file:
+                yield from file
+        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
+            raise AsrError(f"{path}: the text cannot be read: {reason_of(error)}") from error
 
 
 def _open_text(path: Path) -> TextIO:
@@ -112,7 +116,10 @@ def drop_shared(sentences: Iterable[str], held_out: Iterable[str]) -> Iterator[s
             yield sentence
         else:
             dropped += 1
-    log.warning("%d sentences share %d words in a row with the held-out texts and were left out", dropped, SHARED_WORDS)
+    if dropped:
+        log.warning(
+            "%d sentences share %d words in a row with the held-out texts and were left out", dropped, SHARED_WORDS
+        )
 
 
 def _runs(text: str) -> Iterator[tuple[str, ...]]:
@@ -263,7 +270,7 @@ def _write_tables(model: NgramModel, file: TextIO) -> None:
 
 
 def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
-    """The words of an ARPA file, without <s>, </s> and <unk>, and their log10-probabilities.
+    """The words of an ARPA file, without <s>, </s>, <unk> and others in such brackets, and their log10-probabilities.
 
     Words that hold white space, of other kinds than what parts the file's columns, are left out: no text has them.
     Raises AsrError for any other file.

@@ -107,6 +107,9 @@ def _walk_forward(gates: Tensor, recurrent: Tensor) -> Tensor:
     transposed = recurrent.transpose(1, 2).contiguous()
     # Only into a contiguous result does bmm hand both directions to the matrix library in one call.
     product = gates.new_empty(directions, batch, 3 * size)
+    # A row of gates:   |  m  |  r  |  z  |  n  |
+    #   fed             [-----------------]         the recurrent product is added here,
+    #   sigmoids              [-----------]         then these two become gates, in place
     parts = gates[..., : 3 * size], gates[..., size : 3 * size], *gates.split(size, 3)
     state, *later_states = states.unbind(1)
     for later, fed, sigmoids, m, r, z, n in zip(later_states, *(part.unbind(1) for part in parts), strict=True):

@@ -66,7 +66,7 @@ class GRULanguageModel(nn.Module):
     def text_log_probs(self, texts: Sequence[str]) -> list[float]:
         """As `sentence_log_probs`, of texts that are written in the model's alphabet first: what it lacks is left out.
 
-        Texts that are alike in length are computed at once, so give those of one recording.
+        All are padded to the longest and computed at once: give texts of like length, as those of one recording are.
         """
         if not texts:
             return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from asr.words import join_words
@@ -13,11 +13,15 @@ from asr.words import join_words
 __all__ = [
     "ALPHABET",
     "WORDS_FOR",
+    "Normalize",
     "count_lost",
     "is_letter",
     "normalize_transcript",
     "without_quotes",
 ]
+
+Normalize = Callable[[str, Counter[str]], str]
+"""A text to its normal form; what is lost of it is counted."""
 
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What LibriSpeech's transcripts are written with."""

@@ -56,7 +56,8 @@ class Transcript:
     words: tuple[Word, ...]
     duration_seconds: float
     lm_log_prob: float | None = None
-    """Natural log-probability of the words under the language model that was used; None without it or without words."""
+    """Natural log-probability of the words under the language model that was used; None without one, without words, and
+    where a hotword took the place of any."""
 
     def __str__(self) -> str:
         return self.text

@@ -161,6 +161,20 @@ def test_a_text_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
         list(read_sentences([tmp_path / name]))
 
 
+def test_what_is_lost_of_a_manifests_texts_is_told_as_of_a_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("FÜR 3\n", encoding="utf-8")
+    assert list(read_sentences([tmp_path / "a.txt"], texts=["дом 42", "THE END"])) == ["FUR", "THE END"]
+    assert "dropped from the text, for the model cannot write them: " in caplog.text
+    assert all(f"'{character}' × 1" in caplog.text for character in "дом342")
+
+
+def test_held_out_texts_that_share_nothing_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert list(drop_shared(["A CAT"], ["A DOG"])) == ["A CAT"]
+    assert not caplog.text
+
+
 def test_a_folder_is_no_place_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (Path(), tmp_path):

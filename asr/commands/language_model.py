@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from asr.commands.options import Commands, given_text
 from asr.errors import AsrError
 
 if TYPE_CHECKING:
+    from asr.text import Normalize
     from asr.tuning import Point
     from asr.vocabulary import Vocabulary
 
@@ -152,17 +152,17 @@ def _read_text(options: argparse.Namespace, initial_model: str | None = None) ->
     from asr.ngrams import drop_shared, read_sentences
     from asr.text import ALPHABET, normalize_transcript
 
-    normalize: Callable[..., str] = normalize_transcript
+    normalize: Normalize = normalize_transcript
     alphabet = ALPHABET
     if vocabulary := _find_vocabulary(options.model, initial_model):
         normalize, alphabet = vocabulary.normalize, vocabulary.alphabet
     manifests = [text for text in options.texts if Path(text.lower().removesuffix(".gz")).suffix in MANIFESTS]
     plain = [text for text in options.texts if text not in manifests]
     texts = (utterance.text for utterance in (read_many(manifests) if manifests else []))
-    sentences: Iterable[str] = chain(read_sentences(plain, normalize), filter(None, map(normalize, texts)))
+    sentences: Iterable[str] = read_sentences(plain, normalize, texts)
     held_out: list[str] = []
     if options.held_out:
-        held_out = [normalize(utterance.text) for utterance in read_many(options.held_out)]
+        held_out = list(read_sentences([], normalize, (utterance.text for utterance in read_many(options.held_out))))
         sentences = drop_shared(sentences, held_out)
     return sentences, held_out, alphabet
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from asr.decoder import Decode
     from asr.manifest import Utterance
     from asr.model import CTCModel
+    from asr.text import Normalize
 
 __all__ = [
     "DEVICES",
@@ -38,8 +39,6 @@ __all__ = [
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 FORMATS = ("text", "json", "srt", "vtt", "tsv", "ctm", "TextGrid")
-
-Normalize: TypeAlias = "Callable[[str, Counter[str]], str]"
 
 LM_SETTINGS = ("rescore", "beam_size", "lm_weight", "word_score", "prior_weight")
 
