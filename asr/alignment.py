@@ -86,13 +86,14 @@ def align_tokens(log_probs: Tensor, token_ids: list[int], cuts: Iterable[Place] 
     log_probs: (steps, vocabulary); cuts: what is between two of them is aligned by itself.
     """
     places = [(0, 0), *cuts, (len(log_probs), len(token_ids))]
-    columns: tuple[list[int], list[int], list[float]] = ([], [], [])
+    tokens = DecodedTokens([], [], [], [])
     for (step, token), (end_step, end_token) in pairwise(places):
         piece = _align_piece(log_probs[step:end_step], token_ids[token:end_token])
-        columns[0].extend(step + begin for begin in piece.steps)
-        columns[1].extend(step + end for end in piece.end_steps)
-        columns[2].extend(piece.log_probs)
-    return DecodedTokens(token_ids, *columns)
+        tokens.token_ids.extend(piece.token_ids)
+        tokens.steps.extend(step + begin for begin in piece.steps)
+        tokens.end_steps.extend(step + end for end in piece.end_steps)
+        tokens.log_probs.extend(piece.log_probs)
+    return tokens
 
 
 def find_cuts(log_probs: Tensor, token_ids: list[int], vocabulary: Vocabulary, piece_steps: int) -> Iterator[Place]:

@@ -22,6 +22,10 @@ __all__ = ["Failure", "Heard", "Part", "Recogniser"]
 POOL_BATCHES = 4
 """Recordings are read ahead for so many batches, and sorted by length among themselves."""
 
+SHARE_OF_LONG = 1 / 3
+"""Of `batch_seconds`, where stretches of a long recording are in a pool: an hour would take 300 MB more than two
+minutes, and takes half of that so."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -45,6 +49,11 @@ class Part:
     """How long the whole recording is; its last part knows it."""
     failure: Failure | None = None
     """Ends the recording."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the recording has no other part behind it."""
+        return self.recording_seconds is not None or self.failure is not None
 
 
 @dataclass(frozen=True)
@@ -118,14 +127,13 @@ class Recogniser:
         One batch per core is a third faster than one batch on all cores, where each small product waits for the last
         core.
         """
-        is_long = any(part.recording_seconds is None and part.samples is not None for part in pool)
-        # An hour would take 300 MB more than two minutes, and takes half of that so.
-        batches = sorted(_batches(pool, self.batch_seconds / (3 if is_long else 1)), key=min)
+        is_long = any(not part.is_last and part.samples is not None for part in pool)
+        batches = sorted(_batches(pool, self.batch_seconds * (SHARE_OF_LONG if is_long else 1)), key=min)
         share = max(1, threads // max(1, len(batches)))
         submitted = []
         for batch in batches:
             waveforms = [samples for index in batch if (samples := pool[index].samples) is not None]
-            goes_on = [pool[index].recording_seconds is None for index in batch]
+            goes_on = [not pool[index].is_last for index in batch]
             submitted.append((batch, executor.submit(self.decode_batch, waveforms, goes_on, share)))
         parts = [replace(part, samples=None) for part in pool]
         pool.clear()

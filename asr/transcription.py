@@ -164,7 +164,7 @@ def transcribe_recordings(
     for heard in recogniser.recognise(parts):
         progress(heard.part.seconds)
         begun.append(heard)
-        if heard.part.failure or heard.part.recording_seconds:
+        if heard.part.is_last:
             yield heard.part.failure or _join(begun)
             begun = []
 
