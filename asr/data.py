@@ -44,7 +44,7 @@ class Batch:
     """(batch,)"""
     references: list[str]
     ids: list[str]
-    """None where a silent second stands for utterances of which none can be read."""
+    """Empty where a silent second stands for utterances of which none can be read."""
     phonemes: Tensor | None = None
     """(batch, phonemes) phoneme ids of the references, for a model that hears phonemes."""
     phoneme_lengths: Tensor | None = None
@@ -92,7 +92,7 @@ class SpeechDataset(Dataset[Batch]):
             try:
                 waveforms.append(self._samples(index))
             except AsrError as error:
-                unreadable.append(str(error))
+                unreadable.append(f"{example.utterance.place}: {error}")
                 unheard.append(example.reference)
                 continue
             references.append(example.reference)

@@ -36,9 +36,10 @@ class _Unreadable:
             self._problems.add(problem)
             log.error("left out: %s", problem)  # which each of several processes tells of its own
         if len(self._problems) > (self.most if processes == 1 else max(1, self.most // processes)):
+            times = "where their times are wrong, `asr check --fix` leaves them out"
+            disk = "where the disk was gone, --resume goes on from the last checkpoint"
             raise AsrError(
-                f"{len(self._problems)} recordings cannot be read any more, such as {min(self._problems)}; "
-                "is the disk still there? --resume goes on from the last checkpoint"
+                f"{len(self._problems)} recordings cannot be read, such as {min(self._problems)}; {times}; {disk}"
             )
 
 
