@@ -34,6 +34,9 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
             model = with_phonemes(model, config.model.encoder.phoneme_layer, pronunciations, teacher=before)
             kept = match_phonemes(before, pronunciations)
             _log_change("phonemes", before.phonemes, model.phonemes, kept)
+        elif before.pronunciations and not model.pronunciations and config.model.encoder.phoneme_layer:
+            ways = "name a dictionary (vocabulary.pronunciations), or do without (model.encoder.phoneme_layer=0)"
+            raise AsrError(f"{config.initial_model}: its phonemes are of words in its own letters, not the new; {ways}")
         if others := ", ".join(_other_settings(model, config)):
             reason = f"was made with another model or vocabulary section: {others}"
             raise AsrError(f"{config.initial_model} {reason}; set the same, or another initial_model=")

@@ -36,9 +36,10 @@ from asr.initial import make_model as make_initial_model
 from asr.learning import CTCTrainingModule, disagreement
 from asr.manifest import Utterance, read_manifest
 from asr.model import CTCModel
-from asr.modelfile import load_model, save_model
+from asr.modelfile import PACKAGED_MODEL, load_model, save_model
 from asr.ngrams import build_ngrams, write_arpa
 from asr.pronunciation import Pronunciations
+from asr.recipe import load_config
 from asr.surgery import with_dropout, with_phonemes, with_vocabulary
 from asr.training import train
 from asr.vocabulary import CharacterVocabulary
@@ -119,6 +120,15 @@ def test_a_recipe_with_one_of_both_is_refused(dictionary: Path, tmp_path: Path) 
     for override in ("model.encoder.phoneme_layer=1", f"vocabulary.pronunciations={dictionary}"):
         with pytest.raises(AsrError, match="phoneme_layer"):
             train(make_config(tmp_path / "run", override))
+
+
+def test_other_letters_without_a_dictionary_are_told() -> None:
+    config = load_config(
+        Path(__file__).parents[1] / "recipes" / "base" / "phonemes.yaml",
+        [f"initial_model={PACKAGED_MODEL}", "vocabulary.characters=' abc'", "vocabulary.pronunciations="],
+    )
+    with pytest.raises(AsrError, match=r"its phonemes are of words in its own letters, not the new; name a dictionary"):
+        make_initial_model(config, ["abc"])
 
 
 def test_a_layer_that_is_not_there_is_refused(tmp_path: Path) -> None:
