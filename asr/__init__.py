@@ -53,6 +53,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     counters       how far a training is, where it resumes exactly
     data           examples                  → batches by duration
     monitor        what TensorBoard shows of a training
+    engine         Lightning kept quiet, and its errors put in words
     muon           an optimizer for recurrent layers
     optimizers     weights                   → an optimizer and its schedule
     mmi            log_probs of phonemes     → how probable all sequences of them are together
@@ -60,6 +61,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     learning       what a training step, a validation and the optimizer are
     checkpoints    what a training leaves on the disk
     ranks          the processes that share a training
+    resuming       a recipe                  → the checkpoint that its run goes on from
     guards         what may go wrong in a training without ending it
     initial        a recipe                  → a model to begin from
     plotting       what TensorBoard shows   → a picture of it

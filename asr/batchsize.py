@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 from asr.config import TrainConfig
 from asr.data import Batch, SpeechDataset
 from asr.devices import choose_accelerator, choose_precision, full_float32
+from asr.engine import quiet_lightning
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.model import CTCModel
 from asr.splitting import FullMemoryError
-from asr.training import prepare_training, quiet_lightning
+from asr.training import prepare_training
 
 __all__ = ["Sizes", "Trial", "find_batch"]
 

@@ -24,6 +24,7 @@ from asr.modelfile import save_model
 
 __all__ = [
     "LAST_CHECKPOINT",
+    "MODEL_NAME",
     "NONE_YET",
     "BestModelFile",
     "Checkpoints",
@@ -35,6 +36,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 NONE_YET = (inf, inf, inf)
+
+MODEL_NAME = "model.safetensors"
 
 LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_CHECKPOINT = "last.ckpt", "previous.ckpt", "best.ckpt"
 

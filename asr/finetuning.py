@@ -23,7 +23,8 @@ from asr.model import CTCModel
 from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.ranks import is_first_process
 from asr.recipe import load_config
-from asr.training import check_output_dir, train
+from asr.resuming import find_resume_point
+from asr.training import train
 from asr.vocabulary import CharacterVocabulary
 
 __all__ = ["Finetuned", "finetune", "finetune_config"]
@@ -94,7 +95,7 @@ def finetune(
     make_decode: of each of both models, the decoder that the comparison uses; by default `decode_greedy`.
     Of several processes the first one compares.
     """
-    check_output_dir(config, resume)
+    find_resume_point(config, resume)  # to refuse before the comparison what `train` would refuse after it
     if mixed:
         train_manifests = [*config.data.train, _write_mixed(mixed, config)]
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=train_manifests))

@@ -19,6 +19,7 @@ from asr.checkpoints import Checkpoints, is_whole
 from asr.config import TrainerConfig, require
 from asr.counters import epoch_to_plan, place_of
 from asr.devices import choose_accelerator, choose_precision, full_float32
+from asr.engine import quiet_lightning
 from asr.errors import AsrError
 from asr.monitor import ProgressBar, make_progress
 from asr.muon import Muon
@@ -29,7 +30,6 @@ from asr.ranks import is_started_again, process_arguments
 from asr.sentences import GRULanguageModel, load_language_model, save_language_model
 from asr.text import ALPHABET
 from asr.text_batches import ShuffledBatches, TextBatches, TokenBatch
-from asr.training import quiet_lightning
 from asr.vocabulary import SentencePieceVocabulary
 from asr.words import split_words
 

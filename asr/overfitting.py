@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from asr.check import check_corpus
+from asr.checkpoints import MODEL_NAME
 from asr.config import AugmentConfig, TrainConfig
 from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
@@ -19,7 +20,7 @@ from asr.initial import make_model
 from asr.manifest import read_manifest, write_manifest
 from asr.modelfile import load_model, save_model
 from asr.plotting import EVENT_FILES, LOG_NAME
-from asr.training import MODEL_NAME, train
+from asr.training import train
 
 __all__ = ["LEARNED_WER", "overfit", "prepare_trial"]
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import sys
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, redirect_stdout
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -23,10 +19,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from asr.check import CheckedCorpus, check_corpus, find_shared
-from asr.checkpoints import LAST_CHECKPOINT, NONE_YET, BestModelFile, RunCheckpoints, find_checkpoint
+from asr.checkpoints import MODEL_NAME, NONE_YET, BestModelFile, RunCheckpoints
 from asr.config import TrainConfig, TrainerConfig
 from asr.data import SpeechDataModule
 from asr.devices import choose_accelerator, choose_precision, full_float32
+from asr.engine import explain_dead_readers, quiet_lightning
 from asr.errors import AsrError
 from asr.folders import read_many
 from asr.guards import Guards
@@ -35,40 +32,21 @@ from asr.learning import CTCTrainingModule
 from asr.locks import locked
 from asr.model import CTCModel
 from asr.monitor import Pictures, ProgressBar, SampleTranscripts, TrainingMonitor, make_progress
-from asr.newfiles import check_new_file, new_text_file
+from asr.newfiles import new_text_file
 from asr.plotting import LOG_NAME
-from asr.ranks import is_first_process, is_started_again, process_arguments
-from asr.recipe import load_config
+from asr.ranks import is_first_process, process_arguments
+from asr.resuming import find_resume_point
 from asr.words import split_words
 
-__all__ = [
-    "MODEL_NAME",
-    "check_output_dir",
-    "prepare_training",
-    "quiet_lightning",
-    "train",
-]
+__all__ = ["prepare_training", "train"]
 
 log = logging.getLogger(__name__)
-
-MODEL_NAME = "model.safetensors"
 
 NO_ERROR = 1e-9
 """A WER that only 0 is below."""
 
 LOCK_SECONDS = 20.0
 """For another training in the same folder to end."""
-
-FALSE_ALARMS = (
-    "The '(train|val)_dataloader' does not have many workers",  # one reads faster than a model trains
-    "The number of training batches",  # fewer than log_every_steps: the next epoch's count on
-    "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
-    "You defined a `validation_step` but have no `val_dataloader`",  # a trial of batch sizes needs none
-    "It is recommended to use `self.log\\('valid/(wer|cer)'",  # they are pooled over the processes already
-    "The `srun` command is available on your system but is not used",  # nor is it needed for one process
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own call
-)
-"""Beginnings of Lightning's warnings that do not hold here."""
 
 
 def train(config: TrainConfig, *, resume: bool = False, is_trial: bool = False) -> Path:
@@ -79,7 +57,7 @@ def train(config: TrainConfig, *, resume: bool = False, is_trial: bool = False) 
     Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
     """
     output_dir = Path(config.output_dir)
-    checkpoint = check_output_dir(config, resume)
+    checkpoint = find_resume_point(config, resume)
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     torch.manual_seed(config.trainer.seed)
@@ -87,7 +65,7 @@ def train(config: TrainConfig, *, resume: bool = False, is_trial: bool = False) 
     output_dir.mkdir(parents=True, exist_ok=True)
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config, (example.reference for example in train_corpus.examples))
-    with _alone_in(output_dir), quiet_lightning(), full_float32(), closing(data), _dead_readers_told():
+    with _alone_in(output_dir), quiet_lightning(), full_float32(), closing(data), explain_dead_readers():
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus, is_trial)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     model_file = output_dir / MODEL_NAME
@@ -122,40 +100,6 @@ def _alone_in(output_dir: Path) -> Iterator[None]:
     """Keep a second training out of the folder. The reading processes of a killed one hold it for some seconds more."""
     with locked(output_dir / ".lock", wait_seconds=LOCK_SECONDS) if is_first_process() else nullcontext():
         yield
-
-
-@contextmanager
-def _dead_readers_told() -> Iterator[None]:
-    """An AsrError in place of the loader's error of a process that did not end by itself."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        advice = "lower data.cache_hours or data.num_workers; --resume goes on from the last checkpoint"
-        raise AsrError(f"a process that reads audio was killed; was the memory full? {advice}") from error
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Lightning without its tips and false alarms, its progress bar on stderr, and the signals afterwards as before."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]  # Windows has one
-    handlers = [(number, signal.getsignal(number)) for number in numbers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-            for message in FALSE_ALARMS:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers:
-                signal.signal(number, handler)
 
 
 def make_trainer(
@@ -213,38 +157,6 @@ def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
         get_ema_multi_avg_fn(decay)(averages, weights, steps)
 
     return WeightAveraging(choose_accelerator(settings), use_buffers=False, multi_avg_fn=average)
-
-
-def check_output_dir(config: TrainConfig, resume: bool) -> Path | None:
-    """The checkpoint to go on from; raises AsrError where a run would be overwritten, or is of another model."""
-    if "::" in config.output_dir:
-        raise AsrError(f"output_dir={config.output_dir} must not hold ::, which Lightning takes for a chain of systems")
-    check_new_file(Path(config.output_dir) / MODEL_NAME)
-    checkpoint = find_checkpoint(Path(config.output_dir))
-    if checkpoint is None and (not resume or is_started_again()):
-        if (model_file := Path(config.output_dir) / MODEL_NAME).exists():
-            raise AsrError(f"{model_file}: is there already and would be replaced; set another output_dir=")
-        return None
-    if not resume:
-        raise AsrError(f"{config.output_dir} holds a run; continue it with --resume, or set another output_dir=")
-    if checkpoint is None:
-        missing = Path(config.output_dir) / LAST_CHECKPOINT
-        raise AsrError(f"{missing} not found: there is nothing to resume; start without --resume")
-    before = load_config(checkpoint.parent / "config.yaml")
-    for section in ("model", "vocabulary"):
-        if getattr(before, section) != getattr(config, section):
-            raise AsrError(f"{config.output_dir} was trained with another {section} section; see its config.yaml")
-    for name in ("name", "frozen_layers"):
-        if (value := getattr(before.optimizer, name)) != getattr(config.optimizer, name):
-            raise AsrError(f"{config.output_dir} was trained with optimizer.{name}={value}; resume it with that")
-    if (before.trainer.average_decay > 0) != (config.trainer.average_decay > 0):
-        kept = f"trainer.average_decay={before.trainer.average_decay}"
-        raise AsrError(f"{config.output_dir} was trained with {kept}; resume it with an average or without one as then")
-    was_mmi, is_mmi = (each.model.encoder.phoneme_layer and each.optimizer.mmi_share > 0 for each in (before, config))
-    if was_mmi != is_mmi:
-        kept = f"optimizer.mmi_share={before.optimizer.mmi_share}"
-        raise AsrError(f"{config.output_dir} was trained with {kept}; resume it with a share above 0 or with 0 as then")
-    return checkpoint
 
 
 class _Patience(EarlyStopping):

@@ -15,7 +15,8 @@ from short_trainings import Interrupt, make_config, make_module, read_scalars, s
 from asr.errors import AsrError
 from asr.learning import CTCTrainingModule
 from asr.optimizers import make_optimizer
-from asr.training import check_output_dir, train
+from asr.resuming import find_resume_point
+from asr.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,9 +60,9 @@ def test_phonemes_are_not_learned_in_another_way_by_a_resume(tmp_path: Path) -> 
             config = make_config(tmp_path, *settings, f"optimizer.mmi_share={share}")
             if settings and share == "0":
                 with pytest.raises(AsrError, match=r"was trained with optimizer\.mmi_share=0\.5; resume it with"):
-                    check_output_dir(config, resume=True)
+                    find_resume_point(config, resume=True)
             else:
-                assert check_output_dir(config, resume=True) == tmp_path / "last.ckpt"
+                assert find_resume_point(config, resume=True) == tmp_path / "last.ckpt"
 
 
 def test_a_run_whose_pieces_were_learned_from_other_texts_is_not_resumed(

@@ -15,7 +15,8 @@ from asr.errors import AsrError
 from asr.initial import make_model
 from asr.locks import locked
 from asr.modelfile import load_model, save_model
-from asr.training import check_output_dir, prepare_training, train
+from asr.resuming import find_resume_point
+from asr.training import prepare_training, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +29,7 @@ def test_a_new_run_does_not_overwrite_another(finished_run: Path) -> None:
 def test_a_new_run_does_not_overwrite_a_model_file_whose_checkpoints_were_deleted(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"a week of training")
     with pytest.raises(AsrError, match=r"model\.safetensors: is there already and would be replaced; set another"):
-        check_output_dir(make_config(tmp_path), resume=False)
+        find_resume_point(make_config(tmp_path), resume=False)
 
 
 @pytest.mark.parametrize("place", ["file", "file/run", "a::b"])
@@ -36,7 +37,7 @@ def test_a_new_run_does_not_overwrite_a_model_file_whose_checkpoints_were_delete
 def test_an_output_folder_that_cannot_be_made_is_told_at_once(tmp_path: Path, place: str, resume: bool) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AsrError, match=r"cannot be written; choose another folder|must not hold ::, which Lightning"):
-        check_output_dir(make_config(tmp_path / place), resume)
+        find_resume_point(make_config(tmp_path / place), resume)
 
 
 def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
@@ -49,10 +50,10 @@ def test_a_launchers_resume_begins_where_there_is_nothing_yet_and_leaves_another
     launcher: str, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(launcher, "1")
-    assert check_output_dir(make_config(tmp_path / "new"), resume=True) is None
-    assert check_output_dir(make_config(finished_run), resume=True) == finished_run / "last.ckpt"
+    assert find_resume_point(make_config(tmp_path / "new"), resume=True) is None
+    assert find_resume_point(make_config(finished_run), resume=True) == finished_run / "last.ckpt"
     with pytest.raises(AsrError, match="holds a run"):
-        check_output_dir(make_config(finished_run), resume=False)
+        find_resume_point(make_config(finished_run), resume=False)
 
 
 def test_a_folder_that_another_process_trains_in_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
