@@ -79,12 +79,15 @@ class BestModelFile(lightning.Callback):
         self.best = NONE_YET
         """WER, CER and loss."""
         self.improved = False
-        """Whether the last validation was the best so far."""
+        """Whether the present epoch's validation was the best so far; only this class changes it."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.best != NONE_YET and not trainer.strategy.broadcast(self.path.exists()):
             log.warning("%s is gone; the next validation writes it anew", self.path)
             self.best = NONE_YET
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.improved = False  # not every epoch has a validation
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, CTCTrainingModule)
@@ -232,7 +235,6 @@ class RunCheckpoints(Checkpoints):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.best_model.improved:
-            self.best_model.improved = False
             write_checkpoint(trainer, self.best)  # a kill before the next line has the validation repeated
         super().on_train_epoch_end(trainer, module)
 

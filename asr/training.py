@@ -110,21 +110,22 @@ def make_trainer(
     valid = [(example.reference, example.utterance.duration_seconds) for example in valid_corpus.examples]
     best_model = BestModelFile(output_dir / MODEL_NAME, crc32(repr(valid).encode()))
     progress = make_progress()
+    # The order matters in four places. best_model stands before _Patience, which begins anew where best_model's
+    # on_train_start has reset `best`, and before the averaging, which puts the raw weights back when a validation ends.
+    # TrainingMonitor stands after the averaging, whose time would else count as waiting for data. RunCheckpoints stands
+    # last: what it saves is a state in which all others are done.
     callbacks: list[lightning.Callback] = [
         progress,
         SampleTranscripts(),
         Pictures(),
-        best_model,  # before the averaging puts the raw weights back
+        best_model,
         Guards(len(train_corpus.examples), len(valid_corpus.examples)),
         _Reports(config, train_corpus, valid_corpus),
+        *([_Patience(settings.patience, best_model)] if settings.patience > 0 else []),
+        *([_make_averaging(settings)] if settings.average_decay > 0 else []),
+        TrainingMonitor(sample_rate, settings.log_every_steps),
+        RunCheckpoints(output_dir, best_model, settings.checkpoint_minutes, is_trial=is_trial),
     ]
-    if settings.patience > 0:
-        callbacks.append(_Patience(settings.patience, best_model))
-    if settings.average_decay > 0:
-        callbacks.append(_make_averaging(settings))
-    callbacks.append(TrainingMonitor(sample_rate, settings.log_every_steps))  # the averaging is no waiting for data
-    # Last, when a step is done for all.
-    callbacks.append(RunCheckpoints(output_dir, best_model, settings.checkpoint_minutes, is_trial=is_trial))
     return lightning.Trainer(
         accelerator=choose_accelerator(settings),
         **process_arguments(settings),

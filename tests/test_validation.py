@@ -66,6 +66,12 @@ def test_while_no_word_is_right_the_lower_loss_is_the_better_model_and_keeps_the
     assert [read_checkpoint(tmp_path / name)["epoch"] for name in ("last.ckpt", "best.ckpt")] == [3, 3]
 
 
+def test_an_epoch_without_a_validation_leaves_the_best_checkpoint_as_it_is(tmp_path: Path) -> None:
+    frozen = "optimizer.learning_rate=1e-30"  # the second validation is no better
+    train(make_config(tmp_path, "trainer.epochs=4", "trainer.valid_every_epochs=2", frozen))
+    assert [read_checkpoint(tmp_path / name)["epoch"] for name in ("last.ckpt", "best.ckpt")] == [3, 1]
+
+
 def test_the_model_file_holds_the_averaged_weights(tmp_path: Path) -> None:
     train(make_config(tmp_path, "trainer.epochs=1"))
     checkpoint = read_checkpoint(tmp_path / "best.ckpt")
