@@ -20,6 +20,7 @@ def make_optimizer(
 ) -> dict[str, Any]:
     """AdamW, or Muon for the recurrent layers and AdamW for the rest, and the schedule, as Lightning wants them.
 
+    Each group of weights says by `decays` whether the recipe's weight decay is for it; vectors have none.
     dtype: of the products inside Muon.
     """
     cells: list[Tensor] = []
@@ -29,14 +30,17 @@ def make_optimizer(
         if parameter.requires_grad:
             (vectors if parameter.dim() <= 1 else cells if "_cell." in name else matrices).append(parameter)
     betas, rate, decay = (0.9, config.beta2), config.learning_rate, config.weight_decay
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    has_muon = config.name == "muon" and len(cells) > 0  # none where every layer is frozen
+    groups: list[dict[str, Any]] = [
+        {"params": matrices if has_muon else matrices + cells, "decays": True},
+        {"params": vectors, "decays": False, "weight_decay": 0.0},
+    ]
     optimizer: torch.optim.Optimizer
-    if config.name == "muon" and cells:  # none where every layer is frozen
+    if has_muon:
         gates = cells[0].shape[0] // model.config.encoder.hidden_size
-        groups = [{"params": cells, "blocks": gates}, *groups]
+        groups = [{"params": cells, "decays": True, "blocks": gates}, *groups]
         optimizer = Muon(groups, lr=rate, betas=betas, weight_decay=decay, dtype=dtype)
     else:
-        groups[0]["params"] += cells
         on_cpu = model.device.type == "cpu"
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay, fused=on_cpu or None)
         # A fused one says that it takes a loss scaler's gradients, which Lightning would not clip; a CPU has no scaler.
@@ -67,12 +71,13 @@ def follow_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
 def take_rates(checkpoint: dict[str, Any], config: OptimizerConfig) -> None:
     """Have the rates of a recipe stand in a checkpoint, for `make_optimizer`'s, in place of those that the run had."""
     for state in checkpoint.get("optimizer_states", []):
-        *matrices, vectors = state["param_groups"]
-        for group in (*matrices, vectors):
+        groups = state["param_groups"]
+        for group in groups:
+            group.setdefault("decays", group is not groups[-1])  # older checkpoints have no key, and the vectors last
             group["lr"] *= config.learning_rate / group["initial_lr"]
             group["initial_lr"] = config.learning_rate
             group["betas"] = (group["betas"][0], config.beta2)
-        for group in matrices:
-            group["weight_decay"] = config.weight_decay
+            if group["decays"]:
+                group["weight_decay"] = config.weight_decay
     for state in checkpoint.get("lr_schedulers", []):
         state["base_lrs"] = [config.learning_rate] * len(state["base_lrs"])

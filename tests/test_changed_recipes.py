@@ -96,7 +96,10 @@ def test_a_resume_that_fails_leaves_all_as_it_was(
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path, name: str, is_old: bool) -> None:
+    """An old checkpoint does not say which weights decay."""
+
     def begin(*overrides: str) -> tuple[CTCTrainingModule, dict[str, Any]]:
         module = make_module(make_config(tmp_path, f"optimizer.name={name}", *overrides))
         return module, make_optimizer(module.model, module.config.optimizer, 10)
@@ -113,6 +116,8 @@ def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path, name: str) 
         step(expected)
     scheduler = before["lr_scheduler"]["scheduler"]
     checkpoint = {"optimizer_states": [before["optimizer"].state_dict()], "lr_schedulers": [scheduler.state_dict()]}
+    for group in checkpoint["optimizer_states"][0]["param_groups"] if is_old else []:
+        del group["decays"]
     module.on_load_checkpoint({"vocabulary": module.model.vocabulary.to_dict(), **checkpoint})
     _, resumed = begin(*changed)
     resumed["optimizer"].load_state_dict(checkpoint["optimizer_states"][0])
@@ -120,7 +125,8 @@ def test_a_resumed_run_takes_the_rates_of_its_recipe(tmp_path: Path, name: str) 
     for _ in range(6):
         for ours, theirs in zip(resumed["optimizer"].param_groups, expected["optimizer"].param_groups, strict=True):
             assert ours["lr"] == pytest.approx(theirs["lr"])
-            assert (ours["weight_decay"], ours["betas"]) == (theirs["weight_decay"], theirs["betas"])
+            for key in ("decays", "weight_decay", "betas"):
+                assert ours[key] == theirs[key]
         step(resumed)
         step(expected)
 
