@@ -222,6 +222,9 @@ class Checkpoints(lightning.Callback):
         return f"--resume continues from {kept[0]}" if kept else "there is nothing to resume: start again"
 
     def _save(self, trainer: lightning.Trainer) -> None:
+        """Raises AsrError for weights from which no training can go on: what was saved before is kept."""
+        if not all(weight.half().isfinite().all() for weight in trainer.lightning_module.parameters()):
+            raise AsrError("the weights are no finite numbers any more: the training diverged; lower its learning rate")
         write_checkpoint(trainer, self.last, self.previous)
         self._saved_at = time.monotonic()
 

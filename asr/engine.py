@@ -20,6 +20,7 @@ FALSE_ALARMS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
     "You defined a `validation_step` but have no `val_dataloader`",  # a trial of batch sizes needs none
     "It is recommended to use `self.log\\('valid/(wer|cer)'",  # they are pooled over the processes already
+    "Be aware that when using `ckpt_path`",  # patience may be ended between two parts of a training
     "The `srun` command is available on your system but is not used",  # nor is it needed for one process
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own call
 )
@@ -53,8 +54,8 @@ def explain_dead_readers() -> Iterator[None]:
     """Raise an AsrError in place of the data loader's error when one of its processes was killed."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter where it was sending a batch
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         advice = "lower data.cache_hours or data.num_workers; --resume goes on from the last checkpoint"
         raise AsrError(f"a process that reads audio was killed; was the memory full? {advice}") from error

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from asr.checkpoints import LAST_CHECKPOINT, MODEL_NAME, find_checkpoint
-from asr.config import TrainConfig
+from asr.config import TrainConfig, VocabularyConfig
 from asr.errors import AsrError
 from asr.newfiles import check_new_file
 from asr.ranks import is_started_again
 from asr.recipe import load_config
 
 __all__ = ["find_resume_point"]
+
+log = logging.getLogger(__name__)
 
 
 def find_resume_point(config: TrainConfig, resume: bool) -> Path | None:
@@ -42,9 +46,14 @@ def find_resume_point(config: TrainConfig, resume: bool) -> Path | None:
 def _check_compatible(before: TrainConfig, now: TrainConfig) -> None:
     """Raise AsrError where `now` differs from `before`, the recipe of the run, in what a resume cannot change."""
     trained = f"{now.output_dir} was trained with"
-    for section in ("model", "vocabulary"):
-        if getattr(before, section) != getattr(now, section):
+    has_same_vocabulary = _without_path(before.vocabulary) == _without_path(now.vocabulary)
+    for section, is_same in (("model", before.model == now.model), ("vocabulary", has_same_vocabulary)):
+        if not is_same:
             raise AsrError(f"{trained} another {section} section; see its config.yaml")
+    if bool(before.initial_model) != bool(now.initial_model):
+        raise AsrError(f"{trained} initial_model={before.initial_model}; resume it with that")
+    if before.initial_model != now.initial_model:
+        log.warning("began with %s; what is in %s is not taken", before.initial_model, now.initial_model)
     for name in ("name", "frozen_layers"):
         if (value := getattr(before.optimizer, name)) != getattr(now.optimizer, name):
             raise AsrError(f"{trained} optimizer.{name}={value}; resume it with that")
@@ -55,3 +64,8 @@ def _check_compatible(before: TrainConfig, now: TrainConfig) -> None:
     if was_mmi != is_mmi:
         kept = f"optimizer.mmi_share={before.optimizer.mmi_share}"
         raise AsrError(f"{trained} {kept}; resume it with a share above 0 or with 0 as then")
+
+
+def _without_path(section: VocabularyConfig) -> VocabularyConfig:
+    """Without where a dictionary lies, for it may have moved; the checkpoint tells whether it is the same."""
+    return replace(section, pronunciations="a dictionary") if section.pronunciations else section

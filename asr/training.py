@@ -66,6 +66,8 @@ def train(config: TrainConfig, *, resume: bool = False, is_trial: bool = False) 
     data = SpeechDataModule(train_corpus, valid_corpus, config.data, model, config.trainer.seed)
     module = CTCTrainingModule(model, config, (example.reference for example in train_corpus.examples))
     with _alone_in(output_dir), quiet_lightning(), full_float32(), closing(data), explain_dead_readers():
+        if checkpoint is None and is_first_process():
+            find_resume_point(config, resume)  # another training may have been here while the data were checked
         trainer = make_trainer(config, model.sample_rate, train_corpus, valid_corpus, is_trial)
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     model_file = output_dir / MODEL_NAME

@@ -48,6 +48,38 @@ def test_a_run_with_an_average_is_not_resumed_without_one(finished_run: Path) ->
         train(make_config(finished_run, "trainer.average_decay=0"), resume=True)
 
 
+def test_a_run_from_random_weights_is_not_resumed_as_one_from_a_model(
+    tmp_path: Path, finished_run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    with pytest.raises(AsrError, match=r"run was trained with initial_model=; resume it with that"):
+        train(make_config(run, "initial_model=m.safetensors"), resume=True)
+    before = OmegaConf.structured(make_config(run, "initial_model=old.safetensors"))
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(before), encoding="utf-8")
+    assert find_resume_point(make_config(run, "initial_model=moved.safetensors"), resume=True)
+    assert "began with old.safetensors; what is in moved.safetensors is not taken" in caplog.text
+
+
+def test_a_dictionary_may_have_moved_before_a_resume(tmp_path: Path, finished_run: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    hears = "model.encoder.phoneme_layer=1"
+    before = OmegaConf.structured(make_config(run, hears, "vocabulary.pronunciations=a.txt"))
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(before), encoding="utf-8")
+    assert find_resume_point(make_config(run, hears, "vocabulary.pronunciations=/there/a.txt"), resume=True)
+    with pytest.raises(AsrError, match="another vocabulary section"):
+        find_resume_point(make_config(run, hears), resume=True)
+
+
+def test_patience_may_end_at_a_resume_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    stop = Interrupt("on_train_batch_start", 6, RuntimeError)
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        train_with(monkeypatch, stop, make_config(tmp_path, "trainer.patience=2"))
+    train(make_config(tmp_path, "trainer.patience=0", "trainer.epochs=2"), resume=True)
+    assert not [warning for warning in recwarn if "ckpt_path" in str(warning.message)]
+
+
 def test_phonemes_are_not_learned_in_another_way_by_a_resume(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with zipfile.ZipFile(tmp_path / "last.ckpt", "w"):

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as lightning
+import torch
 from short_trainings import Interrupt, assert_same_run, make_config, make_module, read_checkpoint, train_with
 
 import asr.checkpoints
 import asr.training
 from asr.check import CheckedCorpus
 from asr.checkpoints import find_checkpoint
+from asr.config import TrainConfig
 from asr.errors import AsrError
 from asr.training import train
 
@@ -142,7 +144,10 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path
     last.write_bytes(b"half")
     previous.write_bytes(b"the one before")
     trainer: Any = SimpleNamespace(
-        world_size=1, is_global_zero=True, save_checkpoint=lambda path: path.write_bytes(b"the new one")
+        world_size=1,
+        is_global_zero=True,
+        lightning_module=torch.nn.Linear(1, 1),
+        save_checkpoint=lambda path: path.write_bytes(b"the new one"),
     )
     checkpoints = make_checkpoints(tmp_path)
     checkpoints.on_train_start(trainer, lightning.LightningModule())
@@ -209,6 +214,42 @@ def test_where_no_checkpoint_could_be_written_there_is_nothing_to_resume(
 
 def fail_to_save(*_: Any) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_weights_that_diverged_take_the_place_of_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, epochs_before: int
+) -> None:
+    class Diverge(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+            if trainer.current_epoch == epochs_before:
+                with torch.no_grad():
+                    next(module.parameters()).fill_(1e30)
+
+    caplog.set_level("INFO")
+    with pytest.raises(AsrError, match="the training diverged; lower its learning rate"):
+        train_with(monkeypatch, Diverge(), make_config(tmp_path))
+    if epochs_before:
+        assert f"--resume continues from {tmp_path}/last.ckpt" in caplog.text
+        train(make_config(tmp_path, "optimizer.learning_rate=1e-4"), resume=True)
+    else:
+        assert "there is nothing to resume: start again" in caplog.text
+        train(make_config(tmp_path, "optimizer.learning_rate=1e-4"))
+
+
+def test_a_run_that_came_while_the_data_were_checked_is_not_replaced(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = asr.training.prepare_training
+
+    def prepare_slowly(config: TrainConfig) -> Any:
+        shutil.copytree(finished_run, tmp_path / "run")
+        return prepare(config)
+
+    monkeypatch.setattr(asr.training, "prepare_training", prepare_slowly)
+    with pytest.raises(AsrError, match="holds a run; continue it with --resume"):
+        train(make_config(tmp_path / "run"))
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == (finished_run / "last.ckpt").read_bytes()
 
 
 def test_a_disk_that_is_full_at_a_resume_leaves_the_settings_that_were(tmp_path: Path, full_disk: Any) -> None:
