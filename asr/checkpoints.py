@@ -118,7 +118,10 @@ class Checkpoints(lightning.Callback):
     """
 
     def __init__(self, last: Path, minutes: float, previous: Path | None = None, *, is_trial: bool = False) -> None:
-        """minutes: between two inside an epoch. previous: gets what `last` was before. is_trial: nobody resumes it."""
+        """minutes: time between two checkpoints within an epoch.
+        previous: where the preceding `last` checkpoint is kept.
+        is_trial: the run will never be resumed, so messages do not mention --resume.
+        """
         self.last, self.previous, self.is_trial = last, previous, is_trial
         self.minutes = minutes
         self._saved_at = time.monotonic()
@@ -204,7 +207,10 @@ class Checkpoints(lightning.Callback):
     def on_exception(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save where nothing has been since the last step. A rank that stops alone must not wait for the others."""
+        """Save a checkpoint unless the weights are being updated; a step that has not changed them yet is taken again.
+
+        A rank that stops on its own must not save, because saving waits for all ranks.
+        """
         if not self._has_begun or trainer.global_step == 0 or (trainer.world_size > 1 and not self._all_stop):
             return
         if self._is_updating:

@@ -244,8 +244,8 @@ class TrainerConfig:
     devices: str = "auto"
     """auto or how many, on this machine."""
     average_decay: float = 0.998
-    """Of the moving average of the weights, per step, at most: (1 + n) / (10 + n) in the n-th. The average is what is
-    validated and kept. 0 switches it off."""
+    """Upper limit of the decay of the moving average of the weights; at step n the decay is
+    min(this, (1 + n) / (10 + n)). The averaged weights are validated and saved. 0 turns averaging off."""
     checkpoint_minutes: float = 10.0
     """Between two checkpoints inside an epoch: what a kill may cost."""
     log_every_steps: int = 10

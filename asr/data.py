@@ -204,8 +204,10 @@ class SpeechDataModule(lightning.LightningDataModule):
         return self._valid_loader
 
     def count_steps(self, epochs: int) -> int:
-        """Of a whole training. Where it is resumed changes nothing, unless the plan of its epochs is another one since:
-        then those that are done count as they were.
+        """The number of steps in the whole training.
+
+        Resuming does not change it, unless what the batches depend on has changed; then steps already taken keep the
+        old count and only the remaining epochs are counted anew.
         """
         sampler = self._train_sampler()
         if self._steps_before is None:

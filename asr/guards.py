@@ -19,8 +19,8 @@ MOST_SKIPPED_STEPS, MOST_RESCALED_STEPS = 20, 40
 """Without a finite gradient: in all; and in a row in 16-mixed, whose scaler begins at 2¹⁶ and halves at each."""
 
 MOST_UNREADABLE_SHARE, FEWEST_UNREADABLE = 0.01, 10
-"""Recordings of a set that may turn out unreadable: this share of it, or so many where that is more, but never more
-than half of it; several processes may meet an equal part each, and one at least."""
+"""How many recordings of a set may be unreadable before training stops: 1 % of the set or 10, whichever is more, but at
+most half of it. With several processes each may meet an equal share of that number, and at least one."""
 
 
 class _Unreadable:

@@ -148,10 +148,11 @@ def make_trainer(
 
 
 def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
-    """The moving average, where the training computes: when Lightning makes it, the weights are not yet there.
+    """A moving average of the weights, created on the training device because Lightning builds it before the model is
+    moved there.
 
-    Its memory grows with the training, to a ninth of it at most: else a short one would end beside its random start.
-    The frontend's filters are in no checkpoint; an average of them would drift by rounding until a resume.
+    It never spans more than about a ninth of the steps so far, so a short training is not pulled back towards its
+    random initial weights.
     """
 
     def average(averages: Any, weights: Any, steps: Any) -> None:
@@ -159,6 +160,7 @@ def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
         decay = min(settings.average_decay, (1 + done) / (10 + done))
         get_ema_multi_avg_fn(decay)(averages, weights, steps)
 
+    # The buffers, such as the frontend's filters, are in no checkpoint; an average would drift by rounding until a resume.
     return WeightAveraging(choose_accelerator(settings), use_buffers=False, multi_avg_fn=average)
 
 
