@@ -160,7 +160,7 @@ def _make_averaging(settings: TrainerConfig) -> WeightAveraging:
         decay = min(settings.average_decay, (1 + done) / (10 + done))
         get_ema_multi_avg_fn(decay)(averages, weights, steps)
 
-    # The buffers, such as the frontend's filters, are in no checkpoint; an average would drift by rounding until a resume.
+    # Buffers, such as the frontend's filters, are in no checkpoint; an average would drift by rounding until a resume.
     return WeightAveraging(choose_accelerator(settings), use_buffers=False, multi_avg_fn=average)
 
 
