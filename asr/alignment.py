@@ -42,7 +42,7 @@ ANCHOR_LETTERS = 12
 MOST_CELLS = 400_000_000
 """Steps times tokens of a piece without an anchor, a byte each; larger ones are not searched but spread evenly."""
 
-Place = tuple[int, int]
+CutPoint = tuple[int, int]
 """A step, and the index of the token that begins there."""
 
 
@@ -80,7 +80,7 @@ def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word
     return tuple(_words(align_tokens(log_probs, token_ids, cuts), words, model))
 
 
-def align_tokens(log_probs: Tensor, token_ids: list[int], cuts: Iterable[Place] = ()) -> DecodedTokens:
+def align_tokens(log_probs: Tensor, token_ids: list[int], cuts: Iterable[CutPoint] = ()) -> DecodedTokens:
     """The most probable steps of the given tokens, in their order.
 
     log_probs: (steps, vocabulary); cuts: what is between two of them is aligned by itself.
@@ -96,11 +96,12 @@ def align_tokens(log_probs: Tensor, token_ids: list[int], cuts: Iterable[Place] 
     return tokens
 
 
-def find_cuts(log_probs: Tensor, token_ids: list[int], vocabulary: Vocabulary, piece_steps: int) -> Iterator[Place]:
-    """Places in anchors, behind their middle, `piece_steps` or more from one another.
+def find_cuts(log_probs: Tensor, token_ids: list[int], vocabulary: Vocabulary, piece_steps: int) -> Iterator[CutPoint]:
+    """Points just behind the middle of anchors, at least `piece_steps` apart.
 
-    log_probs: (steps, vocabulary). Anchors are sought letter by letter, for what is heard may be parted into tokens in
-    another way; where one is cut, a token begins in both.
+    An anchor is a run of letters that were recognised as they stand in the text. Letters are compared, not tokens, for
+    what is heard may be split into other tokens; at a point, a token begins in both.
+    log_probs: (steps, vocabulary).
     """
     from rapidfuzz.distance import Levenshtein
 
