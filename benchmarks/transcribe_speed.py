@@ -108,7 +108,7 @@ def print_parts(model: CTCModel, recordings: list[Recording], operations: dict[s
         (recognition, "decode_greedy", "decoder"),
         (model.frontend, "log_mel", "frontend"),
         (model.frontend, "forward", "frontend"),
-        (model, "log_probs", "head"),
+        (model, "log_probs_of_features", "head"),
         (model.encoder.subsampling, "forward", "convolutions"),
         *[(layer, "forward", "recurrent layers") for layer in model.encoder.layers],
     ]
