@@ -46,7 +46,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     corpora        the name of a corpus      → folders → manifests
         download, archive, chapters, librispeech
     shards         utterances                ↔ tar files of a thousand recordings
-    kaldi          a folder of Kaldi's      → utterances
+    kaldi          a folder of Kaldi's       → utterances
     folders        a manifest or a folder    → utterances
     survey         utterances                → a page about them
     plan           durations                 → the batches of an epoch
