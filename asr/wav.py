@@ -15,8 +15,11 @@ MOST_BYTES = 0xFFFFFFFF
 STREAM_BYTES = 0x7FFF0000
 """A WAV file whose header tells so many bytes of samples, or more, was written to a pipe before they were counted."""
 
-PLAIN_CODECS = (1, 3, 0xFFFE)
-"""PCM, floating point, and either with a longer format: frames of one size."""
+PLAIN_CODECS = (1, 3, 6, 7, 0xFFFE)
+"""PCM, floating point, A-law and µ-law of telephones, and any of them with a longer format: frames of one size."""
+
+BLOCK_CODECS = (2, 0x11, 0x31)
+"""ADPCM of Microsoft and IMA, and GSM: blocks of one size, of which the format tells how many frames are in each."""
 
 
 def with_all_samples(stream: BinaryIO) -> BinaryIO:
@@ -40,11 +43,12 @@ def count_told_frames(stream: BinaryIO) -> int:
     form, begin = (_find_chunk(stream, name) for name in (b"fmt ", b"data"))
     if form is None or begin is None:
         return 0
-    codec, frame_bytes, told = (_number_at(stream, *place) for place in ((form, 2), (form + 12, 2), (begin - 4, 4)))
-    if codec not in PLAIN_CODECS or frame_bytes == 0:
+    places = (form, 2), (form + 12, 2), (form + 18, 2), (begin - 4, 4)
+    codec, block_bytes, block_frames, told = (_number_at(stream, *place) for place in places)
+    if codec not in PLAIN_CODECS + BLOCK_CODECS or block_bytes == 0:
         return 0
-    is_cut = stream.seek(0, io.SEEK_END) - begin < told - told % frame_bytes < STREAM_BYTES
-    return told // frame_bytes if is_cut else 0
+    is_cut = stream.seek(0, io.SEEK_END) - begin < told - told % block_bytes < STREAM_BYTES
+    return told // block_bytes * (block_frames if codec in BLOCK_CODECS else 1) if is_cut else 0
 
 
 def _find_chunk(stream: BinaryIO, name: bytes) -> int | None:

@@ -495,10 +495,20 @@ def read_or_refusal(data: bytes) -> Tensor | str:
 
 
 @given(kept=st.floats(0, 0.999))
-@pytest.mark.parametrize("format", ["FLAC", "MP3", "WAV"])
-def test_what_tells_its_length_is_refused_wherever_it_is_cut(format: str, kept: float) -> None:
-    data = encoded_speech(format)
+@pytest.mark.parametrize(
+    ("format", "subtype"), [("FLAC", None), ("MP3", None), ("WAV", None), ("WAV", "ALAW"), ("WAV", "ULAW")]
+)
+def test_what_tells_its_length_is_refused_wherever_it_is_cut(format: str, subtype: str | None, kept: float) -> None:
+    data = encoded_speech(format, subtype)
     assert isinstance(read_or_refusal(data[: int(kept * len(data))]), str)
+
+
+@given(lost=st.integers(1, 20))
+@pytest.mark.parametrize(("codec", "block_bytes"), [("GSM610", 65), ("IMA_ADPCM", 1024), ("MS_ADPCM", 1024)])
+def test_a_wav_of_blocks_is_refused_where_a_whole_one_is_cut_off(codec: str, block_bytes: int, lost: int) -> None:
+    refusal = read_or_refusal(encoded_speech("WAV", codec)[: -lost * block_bytes])
+    assert isinstance(refusal, str)
+    assert "the audio is cut short: it ends at" in refusal
 
 
 @given(kept=st.floats(0, 0.999))
