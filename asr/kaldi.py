@@ -55,11 +55,10 @@ def read_kaldi(folder: Path, problems: list[str]) -> Iterator[KaldiUtterance]:
     # segments   1272-128104-0000 1272-128104 0.00 5.85
     # utt2spk    1272-128104-0000 1272
     # text       1272-128104-0000 MISTER QUILTER IS THE APOSTLE OF THE MIDDLE CLASSES
-    recordings, segments, speakers = (
-        {line.name: line for line in _read_lines(folder / name)} for name in ("wav.scp", "segments", "utt2spk")
-    )
+    names = "wav.scp", "segments", "utt2spk", "text"
+    recordings, segments, speakers, texts = (_by_name(folder / name, problems) for name in names)
     untold = dict.fromkeys(segments or recordings)
-    for line in _read_lines(folder / "text"):
+    for line in texts.values():
         untold.pop(line.name, None)
         segment = segments.get(line.name)
         try:
@@ -95,6 +94,16 @@ def _find_audio(recording: str, recordings: dict[str, _Line], told_in: _Line) ->
         reason = "is a command in wav.scp, and commands are not run; write its output to a file"
         raise AsrError(f"{told_in.where}: {recording} {reason}")
     return folder / written if (folder / written).exists() else Path(written)
+
+
+def _by_name(path: Path, problems: list[str]) -> dict[str, _Line]:
+    """The lines by their first field; one whose field an earlier line has is left out, and added to `problems`."""
+    lines: dict[str, _Line] = {}
+    for line in _read_lines(path):
+        first = lines.setdefault(line.name, line)
+        if first is not line:
+            problems.append(f"{line.where}: {line.name} is already in line {first.number}")
+    return lines
 
 
 def _read_lines(path: Path) -> Iterator[_Line]:

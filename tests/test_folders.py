@@ -155,6 +155,12 @@ def test_a_segment_of_kaldi_that_ends_at_minus_one_goes_to_the_end(tmp_path: Pat
             {"wav_scp": f"r1 {ONE}", "text": "u1 HELLO", "segments": "u1 r1 60 -1"},
             "text:1: u1 begins at 60 s, behind the end of",
         ),
+        ({"wav_scp": f"r1 {ONE}", "text": "r1 A\n\nr1 B"}, "text:3: r1 is already in line 1"),
+        ({"wav_scp": f"r1 {ONE}\nr1 {OTHER}", "text": "r1 A"}, "wav.scp:2: r1 is already in line 1"),
+        (
+            {"wav_scp": f"r1 {ONE}", "text": "u1 A", "segments": "u1 r1 0 1\nu1 r1 1 2"},
+            "segments:2: u1 is already in line 1",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_folder_of_kaldi_is_told_with_its_line(
