@@ -13,6 +13,7 @@ import os
 import re
 import string
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -185,6 +186,7 @@ def read_shards(folder: str | Path, names: Iterable[str] | None = None) -> list[
         except DamagedError as error:
             log.warning("shard left out: %s", error)
             continue
+        _check_names(cuts, listed)
         there = [utterance for utterance in listed if is_recording(utterance.audio_path)]
         lost = len(listed) - len(there)
         if lost:
@@ -193,6 +195,15 @@ def read_shards(folder: str | Path, names: Iterable[str] | None = None) -> list[
     if not utterances:
         raise AsrError(f"{folder}: no shard there can be read; make them again with asr shard")
     return utterances
+
+
+def _check_names(cuts: Path, utterances: Iterable[Utterance]) -> None:
+    """Raise AsrError for cuts of one name, whose recordings in the tar file could not be told apart."""
+    counts = Counter((utterance.id, utterance.audio_path) for utterance in utterances)
+    twice = [f"{cuts}: {count} cuts are called {name}" for (name, _), count in counts.items() if count > 1]
+    if twice:
+        advice = "give each cut of a shard an id of its own, with lhotse's modify_ids, and write the shards anew"
+        raise AsrError(f"{AsrError.of_many(twice, 'such names')}\n{advice}")
 
 
 def fetch_shards(url: str) -> list[Utterance]:

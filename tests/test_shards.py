@@ -103,6 +103,25 @@ def test_what_lhotse_writes_is_read(utterances: list[Utterance], tmp_path: Path)
     assert_same(read_data(tmp_path / "theirs"), utterances)
 
 
+def test_cuts_of_one_name_in_a_shard_do_not_take_each_others_recording(
+    utterances: list[Utterance], tmp_path: Path
+) -> None:
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+    recording = Recording.from_file(utterances[0].audio_path)
+    texts = {0.0: "ONE", 2.0: "TWO"}
+    cuts = [
+        MonoCut(
+            "same", start, 2.0, 0, [SupervisionSegment(text, recording.id, 0.0, 2.0, text=text)], recording=recording
+        )
+        for start, text in texts.items()
+    ]
+    (tmp_path / "theirs").mkdir()
+    CutSet.from_cuts(cuts).to_shar(tmp_path / "theirs", fields={"recording": "flac"})
+    with pytest.raises(AsrError, match=r"cuts\.000000\.jsonl\.gz: 2 cuts are called same\n.*an id of its own"):
+        read_data(tmp_path / "theirs")
+
+
 def test_a_stretch_of_a_recording_becomes_a_recording(utterances: list[Utterance], tmp_path: Path) -> None:
     stretch = replace(utterances[0], start_seconds=1.25, duration_seconds=2.5)
     write_shards([stretch], tmp_path / "shards")
