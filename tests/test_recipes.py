@@ -189,6 +189,22 @@ def test_a_folder_is_cut_at_its_pauses_and_nothing_is_written_where_nothing_is_l
     assert read_manifest(pieces)[0].id == "a-0"
 
 
+@pytest.mark.parametrize("words", [("0", "2"), ("4", "2")])
+def test_no_chunk_of_a_splice_is_without_words(call: Call, tmp_path: Path, words: tuple[str, str]) -> None:
+    told = call("base/splice.py", SAMPLES / "manifest.jsonl", tmp_path / "new", "--words", *words)
+    assert told.code == 2
+    assert "--words must be at least 1, the fewest first" in told.errors
+
+
+def test_nothing_is_spliced_where_nothing_is_left(call: Call, tmp_path: Path) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("1984")
+    told = call("base/splice.py", tmp_path, tmp_path / "new")
+    assert told.code == 1
+    assert told.errors.splitlines()[-1].startswith("every utterance was left out; ")
+    assert not (tmp_path / "new" / "manifest.jsonl").exists()
+
+
 def pieces_of(pieces: list[Utterance], whole: Utterance) -> list[Utterance]:
     return [piece for piece in pieces if piece.id.rsplit("-", 1)[0] == whole.id]
 

@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--words", type=int, nargs=2, default=(2, 4), help="fewest and most words of a chunk")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if not 1 <= options.words[0] <= options.words[1]:
+        parser.error("--words must be at least 1, the fewest first")
     model, draw = load_model(options.model), Random(options.seed)
     if model.pronunciations is None:
         raise AsrError(f"{options.model}: hears no phonemes, by which words are found; the packaged model does")
@@ -70,6 +72,8 @@ def splice(
     for utterance in utterances:
         voice = utterance.speaker, "" if utterance.speaker else utterance.place
         chunks[voice].extend(cut(utterance, model, words_of_chunk, draw))
+    if not any(chunks.values()):
+        raise AsrError("every utterance was left out; mend what is told of them above")
     for (speaker, _), own in chunks.items():
         draw.shuffle(own)
         while own:
