@@ -41,8 +41,8 @@ FILE_NAME = re.compile(r"(cuts\.\d{6}\.jsonl\.gz|recording\.\d{6}\.tar)")
 SHARD_SIZE = 1000
 """Recordings in a shard: about 400 MB of LibriSpeech."""
 
-HIGHEST_FLAC_RATE = 655350
-"""Hz; libFLAC writes no more."""
+HIGHEST_FLAC_RATE, HIGHEST_ODD_RATE = 655350, 65535
+"""Hz; libFLAC writes no more, and above the second only tens (RFC 9639, 9.1.2)."""
 
 WHOLE_SECONDS = 0.01
 """An utterance that leaves out less of its recording is all of it."""
@@ -148,6 +148,7 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
             content = file.read()
     else:
         rate = min(rate, HIGHEST_FLAC_RATE)
+        rate -= rate % 10 if rate > HIGHEST_ODD_RATE else 0
         samples = read_audio(utterance.audio_path, rate, start_seconds=start, duration_seconds=seconds)
         encoded, is_loud = BytesIO(), samples.abs().amax() > 1  # as floats that mean integers are: FLAC would clip them
         kind, subtype = ("wav", "FLOAT") if is_loud else ("flac", "PCM_16")

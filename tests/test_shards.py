@@ -19,7 +19,7 @@ import pytest
 import soundfile
 import torch
 
-from asr.audio import read_audio
+from asr.audio import open_audio, read_audio
 from asr.cli import main
 from asr.errors import AsrError
 from asr.folders import read_data
@@ -128,6 +128,17 @@ def test_a_stretch_of_a_recording_becomes_a_recording(utterances: list[Utterance
     (read,) = read_data(tmp_path / "shards")
     assert (read.start_seconds, read.duration_seconds) == (0.0, 2.5)
     assert torch.equal(spoken(read), spoken(stretch)), "FLAC to FLAC, 16 bits both"
+
+
+@pytest.mark.parametrize(("rate", "packed"), [(65535, 65535), (65537, 65530), (192001, 192000), (700001, 655350)])
+def test_a_stretch_of_any_rate_can_be_packed(tmp_path: Path, rate: int, packed: int) -> None:
+    soundfile.write(tmp_path / "odd.wav", torch.zeros(rate).numpy(), rate)
+    stretch = Utterance("odd", str(tmp_path / "odd.wav"), "HELLO", 0.25, 0.5, "", "mine.csv", 2)
+    write_shards([stretch], tmp_path / "shards")
+    (read,) = read_data(tmp_path / "shards")
+    with open_audio(read.audio_path) as audio:
+        assert audio.file.samplerate == packed
+        assert audio.duration_seconds == pytest.approx(0.5, abs=1e-4)
 
 
 def test_samples_beyond_full_scale_stay_as_they_are(tmp_path: Path) -> None:
