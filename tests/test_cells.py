@@ -15,6 +15,7 @@ import torch
 
 from asr.cli import main
 from asr.config import EncoderConfig, ModelConfig
+from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.vocabulary import CharacterVocabulary
 
@@ -100,3 +101,11 @@ def test_a_cell_that_forgets_has_a_gradient_that_fades() -> None:
         shares[keep] = gradients.gradient_shares(model.eval().double(), samples)
     assert shares[4.0][1] == shares[-4.0][1] == 1
     assert 0 < shares[-4.0][200] < shares[-4.0][50] < 1e-6 < 1e-3 < shares[4.0][50]
+
+
+def test_no_picture_is_drawn_of_no_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = tmp_path / "cells.svg"
+    monkeypatch.setattr(sys, "argv", ["gradients.py", str(MANIFEST), str(picture), "--runs", str(tmp_path)])
+    with pytest.raises(AsrError, match="no trainings of seed 1 there"):
+        script("gradients").main()
+    assert not picture.exists()

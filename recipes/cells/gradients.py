@@ -19,7 +19,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from asr.errors import errors_told
+from asr.errors import AsrError, errors_told
 from asr.folders import read_many
 from asr.model import CTCModel
 from asr.modelfile import load_model
@@ -39,12 +39,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/cells"))
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    paths = sorted(options.runs.glob(f"*-{options.seed}/model.safetensors"))
+    if not paths:
+        raise AsrError(f"{options.runs}: no trainings of seed {options.seed} there; recipes/cells/run.sh makes them")
     torch.set_flush_denormal(True)  # what an RNN forgets becomes too small for the fast path of a processor
     utterances = [utterance.read(16000) for utterance in read_many([options.manifest])]
     figure, axes = pyplot.subplots(figsize=(6.5, 4))
     print("| cell, hidden size | " + " | ".join(f"{distance} steps" for distance in DISTANCES) + " |")
     print("|---" * (1 + len(DISTANCES)) + "|")
-    for number, path in enumerate(sorted(options.runs.glob(f"*-{options.seed}/model.safetensors"))):
+    for number, path in enumerate(paths):
         trained = load_model(path)
         torch.manual_seed(options.seed)
         untrained = CTCModel(trained.config, trained.vocabulary)
@@ -67,7 +70,7 @@ def gradient_shares(model: CTCModel, utterances: Sequence[Tensor]) -> numpy.ndar
     norms = [gradient_norms(model, samples) for samples in utterances]
     long = [each[: max(DISTANCES) + 1] / each[1] for each in norms if len(each) > max(DISTANCES)]
     if not long:
-        raise SystemExit(f"no utterance has {max(DISTANCES)} steps")
+        raise AsrError(f"no utterance has {max(DISTANCES)} steps before its last one; longer ones are needed")
     shares: numpy.ndarray = numpy.median(long, axis=0)
     return shares
 
