@@ -350,6 +350,14 @@ def test_synthetic_speech_is_of_the_text_in_every_voice_and_without_what_is_held
         assert 2 / 1.2 - 0.1 < seconds < 2 / 0.85 + 0.1, "whatever the size of the speaker"
 
 
+def test_a_text_without_a_sentence_to_speak_is_told(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("TOO SHORT\n")
+    told = call("base/speak.py", tmp_path / "text.txt", tmp_path / "new")
+    assert told.code == 1
+    assert told.errors == "no sentence of 4 to 25 words that is not held out; give other text\n"
+    assert not (tmp_path / "new" / "manifest.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_more_minutes_hold_the_utterances_of_fewer(tmp_path: Path) -> None:
     parts = []

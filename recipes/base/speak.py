@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from multiprocessing import Pool
@@ -25,7 +26,7 @@ import soundfile
 from mp3_copies import QUALITY, SAMPLE_RATE
 
 from asr.commands.options import check_output, positive
-from asr.errors import errors_told
+from asr.errors import AsrError, errors_told
 from asr.folders import read_data
 from asr.manifest import Utterance, write_manifest
 from asr.ngrams import drop_shared, read_sentences
@@ -54,12 +55,16 @@ def main() -> None:
 
 
 def take(utterances: Iterable[Utterance], seconds: float) -> Iterator[Utterance]:
-    """The first ones that are as long together."""
+    """The first ones that are as long together; a line on standard error where all are shorter."""
+    left = seconds
     for utterance in utterances:
         yield utterance
-        seconds -= utterance.duration_seconds
-        if seconds <= 0:
+        left -= utterance.duration_seconds
+        if left <= 0:
             return
+    if left == seconds:
+        raise AsrError(f"no sentence of {NUM_WORDS[0]} to {NUM_WORDS[-1]} words that is not held out; give other text")
+    print(f"the text ended {left / 3600:.2f} hours before what was asked for", file=sys.stderr)
 
 
 def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
