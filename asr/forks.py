@@ -26,11 +26,12 @@ class Forks(Generic[Argument, Result]):
     """Copies of this process as it is now, which share its memory and end with it.
 
     They begin at once, before other threads compute, whose locks a copy would keep for ever. Where a process cannot be
-    copied (Windows, macOS), and with one process, all is computed here.
+    copied (Windows, macOS), with one process, and where this process is itself a copy of the one that began them, all
+    is computed here.
     """
 
     def __init__(self, function: Callable[[Argument], Result], processes: int) -> None:
-        self._function = function
+        self._function, self._owner = function, os.getpid()
         self._executor: ProcessPoolExecutor | None = None
         if processes > 1 and sys.platform == "linux":
             context = multiprocessing.get_context("fork")
@@ -40,7 +41,8 @@ class Forks(Generic[Argument, Result]):
     def map(self, arguments: Iterable[Argument]) -> Iterator[Result]:
         """The function's results, in the order of the arguments; a single one is computed here."""
         waiting = list(arguments)
-        if self._executor is None or len(waiting) < 2:
+        is_copy = os.getpid() != self._owner  # without the thread that hands out the work: it would wait for ever
+        if self._executor is None or is_copy or len(waiting) < 2:
             return map(self._function, waiting)
         return self._results(self._executor.map(_call, waiting))
 

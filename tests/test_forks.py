@@ -55,6 +55,20 @@ def test_many_are_computed_in_other_processes_and_one_is_computed_here() -> None
     assert list(Forks(lambda _: os.getpid(), 2).map([0])) == [os.getpid()]
 
 
+@linux_only
+def test_a_copy_that_a_program_makes_itself_computes_all_where_it_is() -> None:
+    forks = Forks(lambda number: number + 1, 2)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    copy = context.Process(target=lambda: sender.send([*forks.map(range(3))]))
+    copy.start()
+    try:
+        assert receiver.poll(60)
+        assert receiver.recv() == [1, 2, 3] == [*forks.map(range(3))]
+    finally:
+        copy.kill()
+
+
 def refuse(argument: int) -> int:
     raise AsrError(f"{argument} is refused")
 
