@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.font_manager import fontManager
 from matplotlib.ft2font import FT2Font
+from recordings import write
 from torch import Tensor
 
 from asr.cli import main
@@ -180,6 +182,31 @@ def test_the_page_says_which_model_has_fewer_errors_in_each_utterance(report: Pa
 def test_nothing_to_evaluate_on_is_told(model: CTCModel) -> None:
     with pytest.raises(AsrError, match="there is no utterance to evaluate on"):
         evaluate(model, [])
+
+
+def test_the_page_says_why_a_recording_has_no_transcript_and_draws_a_short_one(model: CTCModel, tmp_path: Path) -> None:
+    write(tmp_path / "short.wav", torch.randn(160))
+    (tmp_path / "data.jsonl").write_text('{"audio": "short.wav", "text": "HELLO"}')
+    evaluation = evaluate(model, read_manifest(tmp_path / "data.jsonl"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "n_fft")
+        page = report_errors(evaluation, model, tmp_path / "page", name="small")
+    (utterance,) = data_of(page)["utterances"]
+    assert utterance["notes"] == [evaluation.failures[0].message]
+    assert utterance["picture"]
+
+
+def test_of_references_without_a_word_there_is_no_rate(model: CTCModel, tmp_path: Path) -> None:
+    utterances = [replace(utterance, text="1") for utterance in read_manifest(SAMPLES)[:2]]
+    empty = evaluate(model, utterances)
+    heard = [
+        replace(item, words=ErrorCounts(insertions=3), characters=ErrorCounts(insertions=9)) for item in empty.scored
+    ]
+    page = report_errors(replace(empty, scored=heard), model, tmp_path / "page", name="small").read_text(
+        encoding="utf-8"
+    )
+    assert "<dt>WER</dt><dd>none</dd>" in page
+    assert "inf%" not in page
 
 
 def test_a_filter_finds_a_speaker_whose_name_holds_more_than_one_space(tmp_path: Path) -> None:

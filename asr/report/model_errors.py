@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asr.evaluation import Evaluation, Scored
+from asr.metrics import ErrorCounts
 from asr.model import CTCModel
 from asr.report.analysis import DURATIONS, align_words, compare, find_confusions, group_by, spans
 from asr.report.media import Heard, copy_audio, draw_pictures
@@ -79,6 +80,7 @@ def report_errors(
     speakers = sorted({item.utterance.speaker for item in scored} - {""})
     many_speakers = 1 < len(speakers) <= MOST_SPEAKERS
     names = [name, *(other for other, _ in others)]
+    failures = {failure.name: failure.message for failure in evaluation.failures}
     columns = [*COLUMNS, *(_fewer_errors(number, other) for number, other in enumerate(names[1:])), REFERENCE]
     rows = []
     for index, item in enumerate(scored):
@@ -89,7 +91,8 @@ def report_errors(
             for each, one in zip(names, [item, *shown.theirs], strict=True)
         ]
         row.filters = [_verdicts(shown, names[1:]), *([[item.utterance.speaker]] if many_speakers else [])]
-        row.notes = heard[index].problems
+        failure = failures.get(item.utterance.place)
+        row.notes = [failure] if failure else heard[index].problems
         words = item.transcript.words if item.transcript else ()
         row.words = [(word.text, word.start_seconds, word.end_seconds) for word in words]
         row.audio, row.picture = heard[index].path, drawn.get(index, "")
@@ -116,6 +119,11 @@ def _percent(rate: float) -> float | None:
     return None if rate == inf else 100 * rate
 
 
+def _shown_rate(counts: ErrorCounts) -> str:
+    """As `Evaluation.summary` has it: without a reference there is none."""
+    return f"{counts.rate:.1%}" if counts.reference_length else "none"
+
+
 def _fewer_errors(number: int, other: str) -> tuple[Column, Callable[[_Shown], Cell]]:
     """A column of the model of this number to compare with."""
     column = Column(f"fewer errors than {other}", minor=True)
@@ -139,7 +147,8 @@ def _speaking_rate(item: Scored) -> float:
 def _totals(evaluation: Evaluation) -> list[tuple[str, str]]:
     totals = [("utterances", f"{len(evaluation.scored):,}"), ("hours", f"{evaluation.audio_seconds / 3600:.2f}")]
     for name, (total, (low, high)) in evaluation.rates.items():
-        totals.append((name, f"{total.rate:.1%} [{low:.1%}, {high:.1%}]"))
+        interval = f" [{low:.1%}, {high:.1%}]" if total.reference_length else ""
+        totals.append((name, _shown_rate(total) + interval))
     words = evaluation.words
     totals += [(kind, f"{getattr(words, kind):,}") for kind in ("substitutions", "deletions", "insertions")]
     odd = [(kind.partition(",")[0], counted) for kind, counted in evaluation.oddities()]
@@ -181,8 +190,9 @@ def _tables(scored: Sequence[Scored], heard: Sequence[Heard]) -> list[tuple[str,
             shown = [item for item in scored if item.utterance.speaker in heard_most]
         for group in group_by(shown, key):
             low, high = group.interval
-            interval = f"{low:.1%} to {high:.1%}" if group.utterances > 1 else ""
-            counts = f"{group.utterances:,}", f"{group.words.reference_length:,}", f"{group.words.rate:.1%}"
+            is_known = group.utterances > 1 and group.words.reference_length > 0
+            interval = f"{low:.1%} to {high:.1%}" if is_known else ""
+            counts = f"{group.utterances:,}", f"{group.words.reference_length:,}", _shown_rate(group.words)
             lines.append((label(group.key), *counts, interval))
         tables.append((title, lines))
     for kind, pairs in find_confusions(scored).items():

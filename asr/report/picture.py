@@ -35,6 +35,7 @@ def draw(samples: Tensor, log_probs: Tensor, words: tuple[Word, ...], model: CTC
     fonts = ["DejaVu Sans", *find_fonts("".join(sorted(set(letters))))]
     with matplotlib.rc_context({"font.family": fonts}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # that no font here has; a box stands for it
+        warnings.filterwarnings("ignore", "n_fft")  # of a recording that is shorter than a window
         _draw(samples, log_probs, words, model, path)
 
 
