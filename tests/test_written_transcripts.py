@@ -71,6 +71,16 @@ def test_a_list_names_a_recording_in_each_line(
     assert run("transcribe", "--model", model_path, f"@{tmp_path}/list.txt") == Outcome(0, expected, "")
 
 
+def test_a_folder_in_a_list_stands_for_the_recordings_in_it(
+    run: Run, model_path: Path, saved_model: CTCModel, sample_paths: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "talks").mkdir()
+    recording = shutil.copy(sample_paths[0], tmp_path / "talks")
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'talks'}\n")
+    expected = f"{recording}\t{asr.transcribe(recording, model=saved_model).text}\n"
+    assert run("transcribe", "--model", model_path, f"@{tmp_path}/list.txt") == Outcome(0, expected, "")
+
+
 @pytest.mark.parametrize(
     ("argument", "reason"),
     [

@@ -27,18 +27,17 @@ def find_recordings(arguments: Sequence[str]) -> list[Named]:
     """Every recording, in the order of the arguments.
 
     A folder stands for the audio files in it and below, in the order of their names, and @FILE for those that the lines
-    of a text file name. Raises AsrError for a list without one.
+    of a text file name, folders among them. Raises AsrError for a list without one.
     """
     found: list[Named] = []
     for argument in arguments:
-        if is_list(argument):
-            found += [Named(line, Path(Path(line).stem)) for line in _read_list(argument)]
-        elif argument == "-":
-            found.append(Named(argument, Path("stdin")))
-        elif os.path.isdir(argument):  # where a Path raises for names that the disk refuses
-            found += _find_in_folder(argument)
-        else:
-            found.append(Named(argument, Path(Path(argument).stem)))
+        for name in _read_list(argument) if is_list(argument) else [argument]:
+            if name == "-":
+                found.append(Named(name, Path("stdin")))
+            elif os.path.isdir(name):  # where a Path raises for names that the disk refuses
+                found += _find_in_folder(name)
+            else:
+                found.append(Named(name, Path(Path(name).stem)))
     return found
 
 
