@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import librosa
@@ -328,12 +329,15 @@ def test_synthetic_speech_is_of_the_text_in_every_voice_and_without_what_is_held
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    said = [utterance.text for utterance in read_manifest(SAMPLES / "manifest.jsonl")]
     sentences = [f"SENTENCE NUMBER {letter} IS {'A ' * words}WORD" for letter in "ABCDEFGH" for words in range(9)]
+    samples = read_manifest(SAMPLES / "manifest.jsonl")
+    short = [replace(samples[0], id=letter, text=f"Do you say {letter}?") for letter in "ABCDEFGHIJKLMNOPQRST"]
+    said = [utterance.text for utterance in samples] + [f"DO YOU SAY {utterance.id}" for utterance in short]
     (tmp_path / "text.txt").write_text("\n".join([*said, "TOO SHORT", *sentences]), encoding="utf-8")
+    held_out = tmp_path / "held-out.jsonl"
+    write_manifest([*samples, *short], held_out)
     manifests = []
     for folder in (tmp_path / "one", tmp_path / "again"):
-        held_out = SAMPLES / "manifest.jsonl"
         run_script("speak.py", tmp_path / "text.txt", folder, "--hours", 60 / 3600, "--held-out", held_out)
         manifests.append((folder / "manifest.jsonl").read_text(encoding="utf-8"))
     assert manifests[0] == manifests[1]

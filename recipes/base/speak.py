@@ -74,7 +74,8 @@ def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
     numpy.random.default_rng(options.seed).shuffle(sentences)
     held_out = read_data(options.held_out) if options.held_out else []
     check_output(options.folder / "manifest.jsonl", "folder", held_out)
-    return drop_shared(sentences, [normalize_transcript(utterance.text) for utterance in held_out])
+    texts = {normalize_transcript(utterance.text) for utterance in held_out}
+    return drop_shared((sentence for sentence in sentences if sentence not in texts), texts)
 
 
 def speak(task: tuple[int, str, argparse.Namespace]) -> Utterance:
