@@ -226,6 +226,8 @@ def _utterance(fields: dict[str, Any], manifest: str, line: int, folder: str) ->
     if duration is None:
         with open_audio(audio_path) as audio:
             duration = audio.duration_seconds - start
+            if duration <= 0:
+                raise _LineError(f"start={start:g} is not before the end of the audio, {audio.duration_seconds:g} s")
     if duration <= 0:
         raise _LineError(f"duration={duration:g} must be above 0 seconds")
     name = Path(audio_path).stem if fields.get("id") in (None, "") else str(fields["id"])

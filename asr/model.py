@@ -144,9 +144,14 @@ def _check_lengths(waveforms: Tensor, sample_lengths: Tensor) -> None:
 
 
 def check_evaluates(model: CTCModel) -> None:
-    """Raise AsrError for a model in training mode, of which each transcript would be another one."""
+    """Raise AsrError for a model in training mode, of which each transcript would be another one, and for one in half
+    precision, which the frontend does not compute in.
+    """
     if model.training:
         raise AsrError("the model is in training mode, where dropout changes what it writes; call model.eval() first")
+    dtype = model.head.weight.dtype
+    if dtype.itemsize < torch.float32.itemsize:
+        raise AsrError(f"the model's weights are in {dtype}, which it does not compute in; call model.float() first")
 
 
 def steps_needed(token_ids: list[int]) -> int:

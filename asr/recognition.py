@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.decoder import Decode, DecodedTokens, decode_greedy, reads_phonemes
+from asr.errors import AsrError
 from asr.model import CTCModel, check_evaluates
 from asr.plan import fill_batches
 from asr.threads import lent_threads
@@ -76,6 +77,8 @@ class Recogniser:
 
     def __post_init__(self) -> None:
         check_evaluates(self.model)
+        if not self.batch_seconds > 0:
+            raise AsrError(f"batch_seconds={self.batch_seconds} must be above 0 seconds")
 
     @torch.inference_mode()
     def decode_batch(self, waveforms: list[Tensor], goes_on: Sequence[bool], threads: int) -> list[DecodedTokens]:

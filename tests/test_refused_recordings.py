@@ -89,6 +89,20 @@ def test_a_model_in_training_mode_writes_nothing_by_chance(
     model.eval().transcribe(sample_paths[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_told(
+    make_model: Callable[..., CTCModel], sample_paths: list[Path], dtype: torch.dtype
+) -> None:
+    with pytest.raises(AsrError, match=rf"weights are in {dtype}, .* call model\.float\(\) first"):
+        make_model().eval().to(dtype).transcribe(sample_paths[0])
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_batch_without_seconds_is_refused(model: CTCModel, sample_paths: list[Path], seconds: float) -> None:
+    with pytest.raises(AsrError, match=rf"^batch_seconds={seconds} must be above 0 seconds$"):
+        list(asr.transcribe_files(sample_paths, model=model, batch_seconds=seconds))
+
+
 def test_a_file_takes_no_rate_that_would_be_ignored(model: CTCModel, sample_paths: list[Path]) -> None:
     with pytest.raises(AsrError, match=r"flac: sample_rate= is for samples \(a NumPy array or a torch tensor\)"):
         transcribe(sample_paths[0], sample_rate=8000, model=model)
