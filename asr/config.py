@@ -287,6 +287,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.output_dir.strip() != "", "output_dir", self.output_dir, "name a folder")
+        # Lightning would take ~ for the home folder, everything else for a folder of that name.
+        rule = "not begin with ~; write the home folder out"
+        require(not self.output_dir.startswith("~"), "output_dir", self.output_dir, rule)
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:

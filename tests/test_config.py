@@ -179,6 +179,7 @@ def test_a_value_of_the_wrong_type_is_named_with_its_file_and_place(
         ("optimizer.name=sgd", "optimizer.name='sgd' must be adamw or muon"),
         ("vocabulary.characters=ab", "vocabulary.characters='ab' must hold a space, which YAML keeps in quotes"),
         ("output_dir=", "output_dir='' must name a folder"),
+        ("output_dir=~/runs/a", "output_dir='~/runs/a' must not begin with ~; write the home folder out"),
         ("trainer.patience=-1", "trainer.patience=-1 must be at least 0"),
         ("augment.consistency_weight=-1", "augment.consistency_weight=-1.0 must be at least 0"),
         ("augment.num_frequency_masks=-1", "augment.num_frequency_masks=-1 must be at least 0"),
