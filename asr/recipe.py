@@ -88,8 +88,12 @@ def _check_keys(given: Any, section: Any, prefix: str) -> None:
             near += [name for name in _all_keys(TrainConfig, "") if name.endswith(f".{str(key).rpartition('.')[2]}")]
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
             raise AsrError(f"unknown setting {prefix}{key}; {hint}")
-        if str(known[key].type).startswith("list") and not isinstance(value, list):
-            raise AsrError(f"{prefix}{key}={value!r} must be a list such as [{value}]")
+        if str(known[key].type).startswith("list"):
+            items = value if isinstance(value, list) else [value]
+            if any(isinstance(item, (dict, list)) for item in items):
+                raise AsrError(f"{prefix}{key}={value!r} must be a list of single values")
+            if items is not value:
+                raise AsrError(f"{prefix}{key}={value!r} must be a list such as [{value}]")
         inner = known[key].default_factory
         if dataclasses.is_dataclass(inner):
             _check_keys(value, inner, f"{prefix}{key}.")

@@ -119,6 +119,8 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(override: str, m
         ("augment: {speeds: [fast]}", "augment.speeds[0]: Value 'fast'"),
         ("data: {shortest_first: maybe}", "data.shortest_first: Value 'maybe'"),
         ("data: {train: a.jsonl}", "data.train='a.jsonl' must be a list such as [a.jsonl]"),
+        ("data: {train: [[a.jsonl]]}", "data.train=[['a.jsonl']] must be a list of single values"),
+        ("data: {valid: [path: a.jsonl]}", "data.valid=[{'path': 'a.jsonl'}] must be a list of single values"),
         ("trainer: 3", "trainer must be a section"),
         ("- a\n- b", "the recipe must be a section"),
         ("a: [1", "not YAML: "),
