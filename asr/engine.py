@@ -19,7 +19,7 @@ FALSE_ALARMS = (
     "The number of training batches",  # fewer than log_every_steps: the next epoch's count on
     "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler continues at the right batch
     "You defined a `validation_step` but have no `val_dataloader`",  # a trial of batch sizes needs none
-    "It is recommended to use `self.log\\('valid/(wer|cer)'",  # they are pooled over the processes already
+    "It is recommended to use `self.log\\('valid/(wer|cer|per)'",  # they are pooled over the processes already
     "Be aware that when using `ckpt_path`",  # patience may be ended between two parts of a training
     "The `srun` command is available on your system but is not used",  # nor is it needed for one process
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own call

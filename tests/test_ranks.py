@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from asr.cli import main
 from asr.config import TrainerConfig
+from asr.engine import quiet_lightning
 from asr.errors import AsrError
 from asr.modelfile import load_model
 from asr.plotting import read_curves
@@ -71,6 +73,14 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(
     weights = [load_model(folder / "model.safetensors").state_dict() for folder in (one, two)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=2e-3)  # the files hold half precision
+
+
+@pytest.mark.parametrize("name", ["wer", "cer", "per"])
+def test_rates_that_are_pooled_over_the_processes_bring_no_advice_to_pool_them(name: str) -> None:
+    with quiet_lightning(), warnings.catch_warnings(record=True) as caught:
+        warnings.warn(f"It is recommended to use `self.log('valid/{name}', ..., sync_dist=True)` when", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["something else"]
 
 
 ALONE = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID")
