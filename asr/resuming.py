@@ -21,10 +21,13 @@ log = logging.getLogger(__name__)
 def find_resume_point(config: TrainConfig, resume: bool) -> Path | None:
     """The checkpoint to go on from; None where a run begins.
 
-    Raises AsrError for an output folder that cannot be written or whose run would be overwritten, where there is
-    nothing to resume, and for a recipe that differs from the run's in what a resume cannot change.
+    Raises AsrError for an output folder that cannot be written or whose run would be overwritten, for a name that the
+    run's config.yaml could not hold, where there is nothing to resume, and for a recipe that differs from the run's in
+    what a resume cannot change.
     """
     output_dir = Path(config.output_dir)
+    for name in (config.output_dir, config.initial_model, *config.data.train, *config.data.valid):
+        _check_is_text(name)
     if "::" in config.output_dir:
         raise AsrError(f"output_dir={config.output_dir} must not hold ::, which Lightning takes for a chain of systems")
     model_file = output_dir / MODEL_NAME
@@ -41,6 +44,14 @@ def find_resume_point(config: TrainConfig, resume: bool) -> Path | None:
         raise AsrError(f"{missing} not found: there is nothing to resume; start without --resume")
     _check_compatible(load_config(checkpoint.parent / "config.yaml"), config)
     return checkpoint
+
+
+def _check_is_text(name: str) -> None:
+    """Raise AsrError for the name of a file that is bytes of another encoding."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        raise AsrError(f"{name!a}: must be written in UTF-8, as config.yaml and curves are; rename it") from error
 
 
 def _check_compatible(before: TrainConfig, now: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_an_output_folder_that_cannot_be_made_is_told_at_once(tmp_path: Path, pl
     (tmp_path / "file").touch()
     with pytest.raises(AsrError, match=r"cannot be written; choose another folder|must not hold ::, which Lightning"):
         find_resume_point(make_config(tmp_path / place), resume)
+
+
+@pytest.mark.parametrize("setting", ["output_dir", "data.train", "initial_model"])
+def test_a_name_that_is_no_text_is_told_before_the_first_step(tmp_path: Path, setting: str) -> None:
+    config, name = make_config(tmp_path / "run"), f"{tmp_path}/caf\udce9"  # as Python writes a byte of Latin-1
+    if setting == "data.train":
+        config = replace(config, data=replace(config.data, train=[name]))
+    else:
+        config = replace(config, **{setting: name})
+    with pytest.raises(AsrError, match=r"caf\\udce9': must be written in UTF-8"):
+        find_resume_point(config, resume=False)
 
 
 def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path: Path) -> None:
