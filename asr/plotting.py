@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def plot_runs(run_dirs: Sequence[Path], path: Path) -> Path:
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).flatten()
     for number, run_dir in enumerate(run_dirs):
-        curves, name = read_curves(run_dir), run_dir.name.replace("$", r"\$")  # two of them would begin a formula
+        name = os.path.basename(os.path.abspath(run_dir)).replace("$", r"\$")  # two of them would begin a formula
+        curves = read_curves(run_dir)
         for axes, (title, tags) in zip(panels, PANELS.items(), strict=True):
             axes.set(title=title, xlabel="step")
             for tag, style in zip(tags, ("-", "--", ":")):

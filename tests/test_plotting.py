@@ -74,8 +74,11 @@ def test_a_picture_has_an_ending_and_is_no_folder(tmp_path: Path, capsys: pytest
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "both.png"}
 
 
+@pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", ["_old", r"a$\no$b"])
-def test_a_run_of_any_name_is_in_the_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_run_of_any_name_is_in_the_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, inside: bool
+) -> None:
     drawn: list[str] = []
     save = Figure.savefig
 
@@ -85,5 +88,6 @@ def test_a_run_of_any_name_is_in_the_legend(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Figure, "savefig", look)
     write_run(tmp_path / name, {1: 3.0, 2: 2.0})
-    assert main(["plot", str(tmp_path / name), "-o", str(tmp_path / "curves.png")]) == 0
+    monkeypatch.chdir(tmp_path / name if inside else tmp_path)
+    assert main(["plot", "." if inside else name, "-o", str(tmp_path / "curves.png")]) == 0
     assert f"train/loss {name}" in [text.replace(r"\$", "$") for text in drawn]
