@@ -48,6 +48,7 @@ class FrontendConfig:
         require(self.hop_ms * self.sample_rate >= 1000, "model.frontend.hop_ms", self.hop_ms, "be at least a sample")
         is_window = self.hop_ms <= window <= 1000
         require(is_window, "model.frontend.window_ms", window, "be at least model.frontend.hop_ms, at most 1000")
+        require(window * rate >= 2000, "model.frontend.window_ms", window, "be at least two samples")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import asr.config
-from asr.config import DataConfig, ModelConfig, TrainConfig, model_config_from_dict
+from asr.config import DataConfig, FrontendConfig, ModelConfig, TrainConfig, model_config_from_dict
 from asr.errors import AsrError
+from asr.features import LogMelFrontend
 from asr.recipe import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -203,6 +205,15 @@ def test_a_value_that_breaks_a_rule_is_told_with_the_rule(override: str, message
     with pytest.raises(AsrError) as caught:
         load_config(None, [override])
     assert str(caught.value).startswith(f"overrides: {message}")
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")  # of which two samples tell little
+def test_a_window_is_long_enough_for_as_many_frames_as_are_counted() -> None:
+    with pytest.raises(AsrError, match=r"^model\.frontend\.window_ms=1 must be at least two samples"):
+        FrontendConfig(sample_rate=1000, hop_ms=1, window_ms=1)
+    frontend = LogMelFrontend(FrontendConfig(sample_rate=1000, num_mels=8, hop_ms=1, window_ms=2))
+    features, feature_lengths = frontend(torch.zeros(1, 50), torch.tensor([50]))
+    assert features.shape[1] == feature_lengths[0]
 
 
 def test_thousands_of_brackets_in_a_recipe_are_told_in_a_sentence(write_recipe: Callable[[str], Path]) -> None:
