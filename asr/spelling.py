@@ -70,7 +70,7 @@ class Speller:
 
     def _write(self, word: str) -> tuple[str, Spellings] | None:
         """A word as the model writes it, in the other case or without accents where need be, and its spellings."""
-        if spellings := self._spell(word):
+        if " " not in word and (spellings := self._spell(word)):
             return word, spellings
         lost: Counter[str] = Counter()
         text = self.vocabulary.normalize(word, lost)

@@ -576,6 +576,16 @@ def test_a_language_model_in_lower_case_is_as_good_as_one_in_capitals(
     assert found[0].lm_log_prob == pytest.approx(found[1].lm_log_prob, abs=1e-4)
 
 
+def test_spaces_around_a_word_of_a_lexicon_are_no_part_of_it(arpa: Path) -> None:
+    heard = log_probs_of("THE CAT SAT")
+    plain = BeamDecoder(VOCABULARY, arpa, lexicon=["THE", "CAT", "SAT"])(heard, torch.tensor([heard.shape[1]]))
+    spaced = BeamDecoder(VOCABULARY, arpa, lexicon=["THE ", " CAT", " SAT "])(heard, torch.tensor([heard.shape[1]]))
+    assert VOCABULARY.decode(spaced[0].token_ids) == "THE CAT SAT"
+    assert spaced[0].lm_log_prob == plain[0].lm_log_prob
+    with pytest.raises(AsrError, match=r"^the lexicon: none of its words \('THE CAT'\) can be written"):
+        BeamDecoder(VOCABULARY, arpa, lexicon=["THE CAT"])
+
+
 def test_of_the_words_of_a_language_model_those_are_written_that_stay_one_word(tmp_path: Path) -> None:
     write_arpa(build_ngrams(["The café", "the Café hi-fi", "42 no.", "the cafe"], 2), tmp_path / "lm.arpa")
     decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa")
