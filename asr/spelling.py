@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from math import inf
 from pathlib import Path
 
@@ -19,7 +19,8 @@ LONGEST_WORD = 1000
 """Tokens of a word that can be written; the search's tree of words ends the process at some tens of thousands."""
 
 MOST_HOMOPHONES = 6
-"""Words of one pronunciation that are searched for, the most frequent ones; flashlight-text holds no more."""
+"""Words of one spelling or pronunciation that are searched for, the most frequent ones: flashlight-text holds no
+more."""
 
 Spellings = list[tuple[str, ...]]
 """The ways to write a word, in names of tokens."""
@@ -47,7 +48,7 @@ class Speller:
         unigrams: the language model's words; lexicon: those that may be found, None for all of them; source: the
         language model's file, for errors.
         Of words that are written alike, as `The` and `the` are, the language model's are searched for, which have a
-        probability. Raises AsrError where no word can be written.
+        probability, the most frequent of them. Raises AsrError where no word can be written.
         """
         if isinstance(lexicon, str):
             raise AsrError(f"lexicon={lexicon!r} must be a list of words; of a file, give its lines")
@@ -66,6 +67,8 @@ class Speller:
             for word, text in written.items()
             if text in may_be_found and (word in unigrams or text not in have_probability)
         }
+        kept = set(_frequent(searched, unigrams))
+        searched = {word: text for word, text in searched.items() if word in kept}
         return searched, {word: forms[word][1] for word in searched}
 
     def _write(self, word: str) -> tuple[str, Spellings] | None:
@@ -102,11 +105,14 @@ def pronounce(
     written: Mapping[str, str], pronunciations: Pronunciations, unigrams: Mapping[str, float]
 ) -> dict[str, Spellings]:
     """The phonemes of each word that has some, by what is written for it; of homophones those of the most frequent."""
-    spoken: dict[str, Spellings] = {}
-    homophones = Counter[tuple[str, ...]]()
-    for word in sorted(written, key=lambda word: -unigrams.get(word, -inf)):
-        phonemes = tuple(pronunciations.pronounce(written[word]))
-        homophones[phonemes] += 1
-        if phonemes and homophones[phonemes] <= MOST_HOMOPHONES:
-            spoken[word] = [phonemes]
-    return spoken
+    phonemes = {word: tuple(pronunciations.pronounce(text)) for word, text in written.items()}
+    return {word: [phonemes[word]] for word in _frequent(phonemes, unigrams) if phonemes[word]}
+
+
+def _frequent(forms: Mapping[str, Hashable], unigrams: Mapping[str, float]) -> Iterator[str]:
+    """The words, the most frequent first, without those whose form MOST_HOMOPHONES others before them have."""
+    alike = Counter[Hashable]()
+    for word in sorted(forms, key=lambda word: -unigrams.get(word, -inf)):
+        alike[forms[word]] += 1
+        if alike[forms[word]] <= MOST_HOMOPHONES:
+            yield word

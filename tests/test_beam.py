@@ -594,6 +594,19 @@ def test_of_the_words_of_a_language_model_those_are_written_that_stay_one_word(t
         assert set(text_of(decoder, log_probs_of(text)).split()) <= {"THE", "CAFE"}
 
 
+def test_of_many_words_that_are_written_alike_the_most_frequent_are_searched_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """flashlight-text holds six words of one spelling, and would drop the last ones that it is given."""
+    alike = ["COTE", "COTÉ", "CÔTE", "Cote", "Coté", "cote", "coté", "côte"]
+    text = [f"LA {word} SAT" for word in [*alike, *["côte"] * 50, *["CUTE"] * 30]]
+    write_arpa(build_ngrams([*text, "UNE côte SAT"], 2), tmp_path / "lm.arpa")  # behind two words: more frequent
+    unclear = log_probs_of("LA COTE SAT", {4: {"O": 0.5, "U": 0.5}})
+    decoder = BeamDecoder(VOCABULARY, tmp_path / "lm.arpa", lm_weight=1.0, prior_weight=0.0)
+    assert text_of(decoder, unclear) == "LA COTE SAT"
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("word", ["ЖЖ", "42"])
 def test_a_language_model_of_other_letters_is_told_with_one_of_its_words(tmp_path: Path, word: str) -> None:
     write_arpa(build_ngrams([word], 1), tmp_path / "lm.arpa")
