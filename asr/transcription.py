@@ -132,7 +132,7 @@ def transcribe_live(
 def _check_block(samples: Tensor | numpy.ndarray) -> Tensor:
     """A block of live sound; raises AsrError for what is none."""
     if isinstance(samples, numpy.ndarray) and samples.dtype.kind == "f":
-        samples = torch.from_numpy(numpy.ascontiguousarray(samples, numpy.float32))
+        samples = torch.from_numpy(numpy.array(samples, numpy.float32, order="C"))  # of received bytes it is read-only
     if not isinstance(samples, Tensor) or samples.dim() != 1 or not samples.is_floating_point():
         is_array = isinstance(samples, Tensor | numpy.ndarray)
         shape = f" of shape {tuple(samples.shape)} and {samples.dtype}" if is_array else ""

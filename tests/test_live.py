@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -325,6 +326,15 @@ def test_blocks_of_any_floats_are_heard(talk: Tensor) -> None:
     ]
     for change in changes:
         assert list(asr.transcribe_live(map(change, tensors), sample_rate=RATE)) == expected
+
+
+def test_blocks_of_received_bytes_are_heard_without_a_warning(talk: Tensor) -> None:
+    """Their arrays are read-only, of which torch warns, once in a process."""
+    received = (block.numpy().tobytes() for block in talk[: 8 * RATE].split(RATE // 10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        blocks = (numpy.frombuffer(content, numpy.float32) for content in received)
+        assert list(asr.transcribe_live(blocks, sample_rate=RATE)) != []
 
 
 def test_nothing_but_silence_is_told_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
