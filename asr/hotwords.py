@@ -59,8 +59,10 @@ class HotwordDecoder:
     def __init__(self, decode: Decode, vocabulary: Vocabulary, hotwords: Mapping[str, float]) -> None:
         """hotwords: words, and how many nats less probable each may make what was heard.
 
-        Raises AsrError for what is not one word that the model can write, and for less than 0 nats.
+        Raises AsrError for what is not one word that the model can write, for less than 0 nats, and for words alone.
         """
+        if not isinstance(hotwords, Mapping):
+            raise AsrError(f"hotwords={hotwords!r} must be a dict of words and nats: {{'Quilter': {BOOST:g}}}")
         for word, boost in hotwords.items():
             if not 0 <= boost < inf:
                 raise AsrError(f"hotword {word!r}: its boost of {boost} must be a number of at least 0")

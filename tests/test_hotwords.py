@@ -6,6 +6,7 @@ import math
 import re
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,12 @@ def test_of_two_changes_that_have_too_few_steps_one_is_made() -> None:
 def test_a_boost_that_is_none_is_told_from_python_too(boost: float) -> None:
     with pytest.raises(AsrError, match=rf"^hotword 'Quilter': its boost of {boost} must be a number of at least 0"):
         decode(UNCLEAR, {"Quilter": boost})
+
+
+@pytest.mark.parametrize("hotwords", [["Quilter"], "Quilter", None])
+def test_words_without_their_boosts_are_told(hotwords: Any) -> None:
+    with pytest.raises(AsrError, match=r"^hotwords=.* must be a dict of words and nats: {'Quilter': 11}$"):
+        decode(UNCLEAR, hotwords)
 
 
 def test_hotwords_for_another_model_are_told() -> None:
