@@ -287,6 +287,9 @@ def read_arpa_unigrams(path: str | Path) -> Iterator[tuple[str, float]]:
                 if not begun and line.startswith("ngram ") and "-" in line:
                     raise ValueError(f"{line.strip()!r} is no count")  # it would end the process in KenLM
                 begun = begun or line.strip() == "\\1-grams:"
+    except UnicodeDecodeError as error:  # also of what `asr lm train` writes, and of KenLM's binaries
+        form = f"ARPA form, which is text in UTF-8 ({error})"
+        raise AsrError(f"{path}: not a language model in {form}; `asr lm build` makes one") from error
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise AsrError(f"{path}: the language model cannot be read: {reason_of(error)}") from error
     raise AsrError(f"{path}: not a language model in ARPA form; `asr lm build` makes one")

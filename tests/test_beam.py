@@ -399,7 +399,7 @@ def test_a_word_with_white_space_in_it_is_left_out_and_not_taken_for_its_beginni
     ("content", "reason"),
     [
         (None, "the language model cannot be read: No such file or directory"),
-        (b"\xff\xfe\x00", "the language model cannot be read: "),
+        (b"\x10\x00\xff{}", r"not a language model in ARPA form, which is text in UTF-8 \(.*\); `asr lm build`"),
         (b"hello\n", "not a language model in ARPA form"),
         (b"\\1-grams:\nhello\tTHE\n", "the language model cannot be read: could not convert string to float"),
         (b"\\data\\\nngram 1=-5\n\n\\1-grams:\n", "the language model cannot be read: 'ngram 1=-5' is no count"),
