@@ -145,7 +145,7 @@ class BeamDecoder:
         """log_probs: (batch, steps, vocabulary), with `pronunciations` (batch, steps, vocabulary + phonemes); lengths:
         (batch,) steps.
         """
-        tokens = log_probs
+        tokens = log_probs = log_probs.detach()
         if self.pronunciations is not None:
             tokens, phonemes = log_probs.tensor_split([len(self.vocabulary)], dim=2)
             if phonemes.shape[2] != len(self.pronunciations):

@@ -89,7 +89,7 @@ def collapse_paths(paths: Tensor, path_log_probs: Tensor, lengths: Tensor) -> li
     """
     valid = valid_positions(lengths, paths.shape[1])
     shown = torch.where(valid, paths, BLANK_ID).float()  # exact: there are fewer than 2²⁴ tokens
-    rows = torch.stack([shown, path_log_probs], dim=1).cpu().numpy()
+    rows = torch.stack([shown, path_log_probs], dim=1).detach().cpu().numpy()
     return [_collapse(path.astype(int), scores) for path, scores in rows]
 
 

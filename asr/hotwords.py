@@ -73,6 +73,7 @@ class HotwordDecoder:
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
+        log_probs = log_probs.detach()
         decoded = self._decode(log_probs, lengths)
         check_vocabulary(self._of_tokens(log_probs), self._vocabulary)
         rows = zip(log_probs.cpu(), lengths.tolist(), decoded, strict=True)

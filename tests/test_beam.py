@@ -187,6 +187,11 @@ def test_a_batch_decodes_as_each_of_it_alone(arpa: Path) -> None:
     assert [VOCABULARY.decode(tokens.token_ids) for tokens in both] == ["THE CAT SAT ON THE MAT", "A BAT"]
 
 
+def test_log_probs_with_a_gradient_are_decoded_as_those_without(arpa: Path) -> None:
+    decoder, heard = BeamDecoder(VOCABULARY, arpa), log_probs_of("THE CAT SAT")
+    assert text_of(decoder, heard.clone().requires_grad_()) == text_of(decoder, heard) == "THE CAT SAT"
+
+
 def test_nothing_but_blanks_is_an_empty_text(arpa: Path) -> None:
     blanks = torch.full((1, 20, len(VOCABULARY)), -20.0)
     blanks[..., 0] = 0.0

@@ -123,6 +123,11 @@ def test_a_batch_is_transferred_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["cpu"]
 
 
+def test_log_probs_with_a_gradient_are_decoded_as_those_without() -> None:
+    log_probs, lengths = torch.randn(2, 9, 5).log_softmax(2), torch.tensor([9, 4])
+    assert decode_greedy(log_probs.clone().requires_grad_(), lengths) == decode_greedy(log_probs, lengths)
+
+
 def test_decoding_changes_neither_log_probs_nor_paths() -> None:
     paths = torch.tensor([[1, 1, 0, 2]])
     collapse_paths(paths, torch.zeros(1, 4), torch.tensor([2]))

@@ -97,6 +97,10 @@ def test_two_words_can_be_one_hotword() -> None:
     assert decode(parted, {"QUILTER": 25.0}) == "MR QUILTER IS"  # two steps of 1e-5 without the space
 
 
+def test_log_probs_with_a_gradient_are_decoded_as_those_without() -> None:
+    assert decode(UNCLEAR.clone().requires_grad_(), {"Quilter": 9.0}) == decode(UNCLEAR, {"Quilter": 9.0})
+
+
 def test_each_place_of_a_hotword_is_found() -> None:
     twice = log_probs_of("CUILTER CUILTER", {0: {"C": 0.7, "Q": 0.3}, 8: {"C": 0.7, "Q": 0.3}})
     assert decode(twice, {"QUILTER": 5.0}) == "QUILTER QUILTER"
