@@ -334,11 +334,12 @@ def test_synthetic_speech_is_of_the_text_in_every_voice_and_without_what_is_held
     short = [replace(samples[0], id=letter, text=f"Do you say {letter}?") for letter in "ABCDEFGHIJKLMNOPQRST"]
     said = [utterance.text for utterance in samples] + [f"DO YOU SAY {utterance.id}" for utterance in short]
     (tmp_path / "text.txt").write_text("\n".join([*said, "TOO SHORT", *sentences]), encoding="utf-8")
-    held_out = tmp_path / "held-out.jsonl"
-    write_manifest([*samples, *short], held_out)
+    write_manifest(samples, tmp_path / "valid.jsonl")
+    write_manifest(short, tmp_path / "other.jsonl")
+    held_out = [tmp_path / "valid.jsonl", tmp_path / "other.jsonl"]
     manifests = []
     for folder in (tmp_path / "one", tmp_path / "again"):
-        run_script("speak.py", tmp_path / "text.txt", folder, "--hours", 60 / 3600, "--held-out", held_out)
+        run_script("speak.py", tmp_path / "text.txt", folder, "--hours", 60 / 3600, "--held-out", *held_out)
         manifests.append((folder / "manifest.jsonl").read_text(encoding="utf-8"))
     assert manifests[0] == manifests[1]
     spoken = read_manifest(tmp_path / "one" / "manifest.jsonl")

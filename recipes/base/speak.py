@@ -1,7 +1,7 @@
 """Sentences of a text in synthetic voices, to train on beside real speech: more words than the recordings hold.
 
     pip install "hibari-tts[fast]"     # one voice, Apache-2.0; four more come with flite, a package of Debian's
-    python recipes/base/speak.py TEXT FOLDER --hours 8 --held-out VALID_MANIFEST
+    python recipes/base/speak.py TEXT FOLDER --hours 8 --held-out VALID_MANIFEST...
 
 writes FOLDER/audio/*.mp3 and FOLDER/manifest.jsonl. TEXT has a sentence a line. The voices take turns; each sentence
 gets a tempo and a size of the speaker (formants and pitch together, by resampling) of its own. The same text and seed
@@ -27,7 +27,7 @@ from mp3_copies import QUALITY, SAMPLE_RATE
 
 from asr.commands.options import check_output, positive
 from asr.errors import AsrError, errors_told
-from asr.folders import read_data
+from asr.folders import read_many
 from asr.manifest import Utterance, write_manifest
 from asr.ngrams import drop_shared, read_sentences
 from asr.text import normalize_transcript
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hours", type=positive, default=8.0)
-    parser.add_argument("--held-out", help="manifest or folder whose sentences are not spoken")
+    parser.add_argument("--held-out", nargs="+", default=[], help="manifests or folders whose sentences are not spoken")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     (options.folder / "audio").mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def choose_sentences(options: argparse.Namespace) -> Iterator[str]:
     sentences = read_sentences([options.text], normalize_transcript)
     sentences = [sentence for sentence in sentences if len(sentence.split()) in NUM_WORDS]
     numpy.random.default_rng(options.seed).shuffle(sentences)
-    held_out = read_data(options.held_out) if options.held_out else []
+    held_out = read_many(options.held_out)
     check_output(options.folder / "manifest.jsonl", "folder", held_out)
     texts = {normalize_transcript(utterance.text) for utterance in held_out}
     return drop_shared((sentence for sentence in sentences if sentence not in texts), texts)
