@@ -133,7 +133,7 @@ def build_ngrams(sentences: Iterable[str], order: int, *, prune: Sequence[int] =
     prune: for each length the count up to which n-grams are dropped, the last one standing for all further lengths;
     their probability goes to the shorter context. Single words are never dropped that way.
     min_count: rarer words are taken for unknown ones.
-    Raises AsrError for settings out of range and for a text without a word.
+    Raises AsrError for settings out of range, for a text without a word, and for one with marks such as <s>.
     """
     thresholds = [*prune, *[prune[-1] if prune else 0] * order][:order]
     if order < 1:
@@ -158,6 +158,8 @@ def _tokenize(sentences: Iterable[str], min_count: int) -> tuple[list[str], Ids,
         pieces.append(numpy.array([START, *ids, END], dtype=numpy.int32))
     if not first_ids:
         raise AsrError("the text holds no word")
+    if marks := sorted(first_ids.keys() & SPECIAL):
+        raise AsrError(f"the text holds {', '.join(marks)}, which the model adds by itself; leave them out")
     tokens = numpy.concatenate(pieces).astype(numpy.int64)
     lengths = numpy.array([len(piece) for piece in pieces])
     positions = numpy.arange(len(tokens)) - numpy.repeat(numpy.cumsum(lengths) - lengths, lengths)

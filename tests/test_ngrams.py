@@ -127,6 +127,8 @@ def test_rare_words_are_taken_for_unknown_ones() -> None:
     ("text", "settings", "reason"),
     [
         ([], {}, "the text holds no word"),
+        (["<s> A </s>"], {}, "the text holds </s>, <s>, which the model adds by itself; leave them out"),
+        (["A <unk>"], {}, "the text holds <unk>, which the model adds by itself; leave them out"),
         (TEXT, {"order": 1, "min_count": 999}, "min_count=999 must be lower: no word of the text occurs so often"),
         (TEXT, {"order": 0}, "order=0 must be at least 1"),
         (TEXT, {"order": 2, "min_count": 0}, "min_count=0 must be at least 1"),
