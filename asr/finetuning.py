@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from asr.config import DataConfig, TrainConfig
 from asr.decoder import Decode
-from asr.devices import choose_accelerator
+from asr.devices import choose_accelerator, choose_precision
 from asr.errors import AsrError
 from asr.evaluation import Evaluation, evaluate
 from asr.folders import read_data, read_many
@@ -95,7 +95,8 @@ def finetune(
     make_decode: of each of both models, the decoder that the comparison uses; by default `decode_greedy`.
     Of several processes the first one compares.
     """
-    find_resume_point(config, resume)  # to refuse before the comparison what `train` would refuse after it
+    choose_precision(config.trainer)  # to refuse before the comparison what `train` would refuse after it
+    find_resume_point(config, resume)
     if mixed:
         train_manifests = [*config.data.train, _write_mixed(mixed, config)]
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=train_manifests))

@@ -54,9 +54,11 @@ def train(config: TrainConfig, *, resume: bool = False, is_trial: bool = False) 
 
     resume: continue the run in `config.output_dir` where it stopped; under torchrun and SLURM, whose restarts repeat
     the first command, begin it where there is none. is_trial: nobody will continue it.
-    Raises AsrError for data that cannot be trained on and for an output folder that holds another run.
+    Raises AsrError for data that cannot be trained on, a device that is not there and an output folder that holds
+    another run.
     """
     output_dir = Path(config.output_dir)
+    choose_precision(config.trainer)  # raises what this machine lacks before the data are read
     checkpoint = find_resume_point(config, resume)
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)

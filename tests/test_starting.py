@@ -13,6 +13,7 @@ import asr.training
 from asr.config import TrainerConfig
 from asr.devices import choose_accelerator, choose_precision
 from asr.errors import AsrError
+from asr.finetuning import finetune
 from asr.initial import make_model
 from asr.locks import locked
 from asr.modelfile import load_model, save_model
@@ -172,6 +173,14 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(AsrError, match=r"^trainer\.accelerator=gpu: no CUDA GPU is available here; use"):
         choose_accelerator(TrainerConfig(accelerator="gpu"))
+
+
+def test_what_the_machine_lacks_is_told_before_the_data_are_read(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run", "trainer.precision=16-mixed", "data.train=[not-read.jsonl]")
+    for start in (train, finetune):
+        with pytest.raises(AsrError, match=r"^trainer\.precision=16-mixed"):
+            start(config)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_gpu_is_not_asked_for_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
