@@ -69,8 +69,9 @@ BY_CTC, BY_MMI = PhonemeWeights(0.75, 0.9, 1.0), PhonemeWeights(1.0, 1.2, 0.25)
 """Found there for phonemes learned by CTC alone, and by maximum mutual information: from these, most of what a language
 model knows has been kept already, so it counts fully."""
 
-BEAM_OF_PHONEMES = 0.5
-"""Hypotheses that their search keeps beside those of the tokens' search: it takes four times as long for each."""
+BEAM_OF_PHONEMES, BEAM_OF_TOKENS_BESIDE = 2.0, 0.1
+"""Hypotheses that the phonemes' search keeps, and the tokens' beside it, for each of `beam_size`: nearly all texts that
+win are found by the phonemes."""
 
 
 class BeamDecoder:
@@ -98,7 +99,8 @@ class BeamDecoder:
         by default `packaged` beside the packaged n-grams, and none beside others.
         pronunciations, phonemes_by_mmi: of a model that hears phonemes; the decoder then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
-        beam_size: hypotheses that are kept at every step. lm_weight: of the language model's natural log-probability
+        beam_size: hypotheses that are kept at every step; with phonemes, twice as many of theirs and a tenth of the
+        tokens'. lm_weight: of the language model's natural log-probability
         beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes as these
         were learned, and where it is given in proportion. word_score: added for every word; more than 0 makes words
         shorter and more.
@@ -119,7 +121,10 @@ class BeamDecoder:
         written, spellings = speller.find_writable(unigrams, lexicon, source=language_model)
         ngrams = load_ngrams(language_model, unigrams, spellings)
         settings: dict[str, Any] = {"beam_size": beam_size, "word_score": word_score, "prior_weight": prior_weight}
-        by_tokens = WordSearch(speller.tokens, spellings, ngrams, lm_weight=lm_weight, **settings)
+        own = settings | {"lm_weight": lm_weight}
+        if pronunciations is not None:
+            own["beam_size"] = ceil(BEAM_OF_TOKENS_BESIDE * beam_size)
+        by_tokens = WordSearch(speller.tokens, spellings, ngrams, **own)
         readings = [Reading(by_tokens, vocabulary.encode)]
         if pronunciations is not None:
             weights, given = BY_MMI if phonemes_by_mmi else BY_CTC, lm_weight / usual_weight

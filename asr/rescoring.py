@@ -23,7 +23,7 @@ __all__ = ["Reading", "Rescorer"]
 MOST_SCORED = 30
 """Hypotheses of each search that are scored by all outputs; with 100 the result is the same."""
 
-MOST_RESCORED = 20
+MOST_RESCORED = 10
 """The best texts by then, which the GRU language model scores."""
 
 NGRAM_SHARE, GRU_SHARE = 0.75, 0.5

@@ -3,6 +3,11 @@
 The model has learned how common each token is, and the language model knows it from whole words. So that it does not
 count twice, part of a token's log-frequency is taken off what the model heard, as hybrid recognisers do and, for CTC,
 EESEN (Y. Miao, M. Gowayyed, F. Metze, arXiv 1507.08240).
+
+flashlight-text takes a word for over at its last token, and what is heard from there to the next word for silence.
+Where a space ends the words, that is right. Where none does, as among phonemes, the last token could not last, and each
+blank behind it would count twice, as silence and as blank: so each word may end in its last token once more, held, and
+of silence nothing is ever heard.
 """
 
 from __future__ import annotations
@@ -25,8 +30,19 @@ from asr.vocabulary import BLANK_ID
 
 __all__ = ["SPACE", "Hypothesis", "NGrams", "WordSearch", "load_ngrams"]
 
-TOKENS_TRIED, BEAM_NATS = 7, 20
-"""The most probable tokens of a step that a hypothesis goes on with, and how far it may fall behind the best one."""
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a search leaves out."""
+
+    tokens_tried: int
+    """The most probable tokens of a step that a hypothesis goes on with."""
+    beam_nats: float
+    """How far it may fall behind the best one."""
+
+
+WITH_SPACE, WITHOUT_SPACE = Pruning(7, 20), Pruning(16, 16)
+"""Found on dev-clean half; in the second most tokens stand twice, the second time as held ones."""
 
 BLANK_SHARE, LEAST_SHARE = 0.5, 1e-3
 """Of the tokens that write a text: blanks, one behind each other token; and a token that its words do not have."""
@@ -41,7 +57,7 @@ KENLM_ADVICE = " (and the model is configured to reject|This is a bug in IRSTLM|
 """With these words it goes on, behind what is wrong with a file, to its own commands and their settings."""
 
 IMPOSSIBLE = -1e4
-"""Log-probability of everything but a space behind the last step."""
+"""Log-probability of silence where no space is, and behind the last step of everything but what ends a text."""
 
 _stderr = Lock()
 """Of two that turned it away at once, the second would bring back the first one's nowhere, and for good."""
@@ -95,10 +111,21 @@ class WordSearch:
         ngrams: loaded for these words at least. For the settings see `BeamDecoder`.
         """
         flashlight = _import_flashlight()
+        has_space = SPACE in tokens
+        pruning = WITH_SPACE if has_space else WITHOUT_SPACE
+        numbered = _numbered(tokens, spellings)
+        self._columns = numpy.arange(len(tokens))
+        silence = ending = tokens.index(SPACE) if has_space else BLANK_ID
+        if not has_space:
+            held = _with_held_ends(numbered, len(tokens))
+            silence = len(tokens) + len(held)
+            self._columns = numpy.array([*self._columns, *held, len(tokens)])
+        self._ending = numpy.full((1, len(self._columns)), IMPOSSIBLE)
+        self._ending[:, ending] = 0.0
         options = flashlight.LexiconDecoderOptions(
             beam_size=beam_size,
-            beam_size_token=min(TOKENS_TRIED, len(tokens)),
-            beam_threshold=BEAM_NATS,
+            beam_size_token=min(pruning.tokens_tried, len(self._columns)),
+            beam_threshold=pruning.beam_nats,
             lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
             word_score=word_score,
             unk_score=-inf,
@@ -106,37 +133,52 @@ class WordSearch:
             log_add=True,  # the paths of a text are summed, as CTC sums them
             criterion_type=flashlight.CriterionType.CTC,
         )
-        silence = tokens.index(SPACE) if SPACE in tokens else BLANK_ID
         self._words, unknown = ngrams.words, len(ngrams.words) - 1
-        self._kept = trie, lm = _grow_trie(tokens, spellings, ngrams, silence), ngrams.kenlm
+        self._kept = trie, lm = _grow_trie(len(self._columns), numbered, ngrams, silence), ngrams.kenlm
         self._decoder = flashlight.LexiconDecoder(options, trie, lm, silence, BLANK_ID, unknown, [], False)
         self.prior = prior_weight * _log_frequencies(tokens, spellings, ngrams.unigrams)
         """(tokens,), taken off all log-probs."""
         self._turn = Lock()
-        self._ending = numpy.full((tokens.count(SPACE), len(tokens)), IMPOSSIBLE)  # a space, where there is one
-        self._ending[:, [token == SPACE for token in tokens]] = 0.0
 
     def __call__(self, log_probs: numpy.ndarray) -> Iterator[Hypothesis]:
         """The hypotheses that are left at the end, the best first; log_probs: (steps, tokens)."""
-        # A word counts once the space behind it is there.
-        emissions = numpy.concatenate([log_probs - self.prior, self._ending], dtype=numpy.float32)
+        heard = numpy.pad(log_probs - self.prior, ((0, 0), (0, 1)), constant_values=IMPOSSIBLE)
+        # A word counts once the space behind it is there; behind a blank, all alignments of a text are one hypothesis.
+        emissions = numpy.concatenate([heard.take(self._columns, axis=1), self._ending], dtype=numpy.float32)
         with self._turn:
             hypotheses = self._decoder.decode(emissions.ctypes.data, *emissions.shape)
         for found in hypotheses:
             yield [self._words[number] for number in found.words if number >= 0], found.lmScore * log(10)
 
 
-def _grow_trie(
-    tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[str]]], ngrams: NGrams, silence: int
-) -> Any:
+def _numbered(tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, list[list[int]]]:
+    """The spellings of each word in the numbers of tokens."""
+    numbers = {token: number for number, token in enumerate(tokens)}
+    return {word: [[numbers[token] for token in spelling] for spelling in ways] for word, ways in spellings.items()}
+
+
+def _with_held_ends(spellings: Mapping[str, list[list[int]]], first_number: int) -> list[int]:
+    """Adds to each word its spellings with the last token once more, as a token of another number: from the first
+    number on those of the tokens that are returned.
+
+    Only the token before it may last, so an alignment of a word is found once. Two things are found that CTC has not: a
+    blank between a last token and the held one, and a word behind one that ends as it begins, without a blank.
+    """
+    ends = sorted({spelling[-1] for ways in spellings.values() for spelling in ways})
+    held = {token: first_number + place for place, token in enumerate(ends)}
+    for ways in spellings.values():
+        ways += [[*spelling, held[spelling[-1]]] for spelling in ways]
+    return ends
+
+
+def _grow_trie(num_tokens: int, spellings: Mapping[str, list[list[int]]], ngrams: NGrams, silence: int) -> Any:
     """The tree of words that the search walks through, token by token."""
     flashlight = _import_flashlight()
-    trie = flashlight.Trie(len(tokens), silence)
-    token_ids = {token: token_id for token_id, token in enumerate(tokens)}
+    trie = flashlight.Trie(num_tokens, silence)
     numbers = {word: number for number, word in enumerate(ngrams.words)}
     for word, ways in spellings.items():
         for spelling in ways:
-            trie.insert([token_ids[token] for token in spelling], numbers[word], ngrams.scores[word])
+            trie.insert(spelling, numbers[word], ngrams.scores[word])
     trie.smear(flashlight.SmearingMode.MAX)
     return trie
 
