@@ -111,20 +111,21 @@ class WordSearch:
         ngrams: loaded for these words at least. For the settings see `BeamDecoder`.
         """
         flashlight = _import_flashlight()
-        has_space = SPACE in tokens
-        pruning = WITH_SPACE if has_space else WITHOUT_SPACE
-        numbered = _numbered(tokens, spellings)
-        self._columns = numpy.arange(len(tokens))
-        silence = ending = tokens.index(SPACE) if has_space else BLANK_ID
-        if not has_space:
-            held = _with_held_ends(numbered, len(tokens))
-            silence = len(tokens) + len(held)
-            self._columns = numpy.array([*self._columns, *held, len(tokens)])
-        self._ending = numpy.full((1, len(self._columns)), IMPOSSIBLE)
+        numbered, columns = _numbered(tokens, spellings), [*range(len(tokens))]
+        if SPACE in tokens:
+            pruning, silence = WITH_SPACE, tokens.index(SPACE)
+            ending = silence
+        else:
+            columns += [*_hold_ends(numbered, len(tokens)), len(tokens)]
+            pruning, silence = WITHOUT_SPACE, len(columns) - 1
+            ending = BLANK_ID
+        self._columns = columns
+        """The token that each column of the search is heard by; behind the last token, one that is never heard."""
+        self._ending = numpy.full((1, len(columns)), IMPOSSIBLE)
         self._ending[:, ending] = 0.0
         options = flashlight.LexiconDecoderOptions(
             beam_size=beam_size,
-            beam_size_token=min(pruning.tokens_tried, len(self._columns)),
+            beam_size_token=min(pruning.tokens_tried, len(columns)),
             beam_threshold=pruning.beam_nats,
             lm_weight=lm_weight * log(10),  # KenLM's logarithms are to base 10
             word_score=word_score,
@@ -134,7 +135,7 @@ class WordSearch:
             criterion_type=flashlight.CriterionType.CTC,
         )
         self._words, unknown = ngrams.words, len(ngrams.words) - 1
-        self._kept = trie, lm = _grow_trie(len(self._columns), numbered, ngrams, silence), ngrams.kenlm
+        self._kept = trie, lm = _grow_trie(len(columns), numbered, ngrams, silence), ngrams.kenlm
         self._decoder = flashlight.LexiconDecoder(options, trie, lm, silence, BLANK_ID, unknown, [], False)
         self.prior = prior_weight * _log_frequencies(tokens, spellings, ngrams.unigrams)
         """(tokens,), taken off all log-probs."""
@@ -143,7 +144,7 @@ class WordSearch:
     def __call__(self, log_probs: numpy.ndarray) -> Iterator[Hypothesis]:
         """The hypotheses that are left at the end, the best first; log_probs: (steps, tokens)."""
         heard = numpy.pad(log_probs - self.prior, ((0, 0), (0, 1)), constant_values=IMPOSSIBLE)
-        # A word counts once the space behind it is there; behind a blank, all alignments of a text are one hypothesis.
+        # A word counts once the space behind it is there; where none is, a blank makes one of a text's alignments.
         emissions = numpy.concatenate([heard.take(self._columns, axis=1), self._ending], dtype=numpy.float32)
         with self._turn:
             hypotheses = self._decoder.decode(emissions.ctypes.data, *emissions.shape)
@@ -157,9 +158,9 @@ def _numbered(tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[s
     return {word: [[numbers[token] for token in spelling] for spelling in ways] for word, ways in spellings.items()}
 
 
-def _with_held_ends(spellings: Mapping[str, list[list[int]]], first_number: int) -> list[int]:
-    """Adds to each word its spellings with the last token once more, as a token of another number: from the first
-    number on those of the tokens that are returned.
+def _hold_ends(spellings: Mapping[str, list[list[int]]], first_number: int) -> list[int]:
+    """Give each word its spellings with the last token once more too, held; returns the tokens that may be so, which
+    then have the numbers from `first_number` on.
 
     Only the token before it may last, so an alignment of a word is found once. Two things are found that CTC has not: a
     blank between a last token and the held one, and a word behind one that ends as it begins, without a blank.
