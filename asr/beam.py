@@ -100,10 +100,9 @@ class BeamDecoder:
         pronunciations, phonemes_by_mmi: of a model that hears phonemes; the decoder then wants `model.all_log_probs`.
         lexicon: the words that can be written; by default those of the language model.
         beam_size: hypotheses that are kept at every step; with phonemes, twice as many of theirs and a tenth of the
-        tokens'. lm_weight: of the language model's natural log-probability
-        beside the model's; by default 1.2, and 0.8 where the model writes pieces of words; beside phonemes as these
-        were learned, and where it is given in proportion. word_score: added for every word; more than 0 makes words
-        shorter and more.
+        tokens'. lm_weight: of the language model's natural log-probability beside the model's; by default 1.2, and 0.8
+        where the model writes pieces of words; beside phonemes as these were learned, and where it is given in
+        proportion. word_score: added for every word; more than 0 makes words shorter and more.
         prior_weight: of the log-frequency of each token in the language model's words, which is taken off the model's
         log-probability; a quarter of it for phonemes learned by maximum mutual information.
         processes: searches side by side, in copies of this process (Linux only).
@@ -121,9 +120,8 @@ class BeamDecoder:
         written, spellings = speller.find_writable(unigrams, lexicon, source=language_model)
         ngrams = load_ngrams(language_model, unigrams, spellings)
         settings: dict[str, Any] = {"beam_size": beam_size, "word_score": word_score, "prior_weight": prior_weight}
-        own = settings | {"lm_weight": lm_weight}
-        if pronunciations is not None:
-            own["beam_size"] = ceil(BEAM_OF_TOKENS_BESIDE * beam_size)
+        own_beam = beam_size if pronunciations is None else ceil(BEAM_OF_TOKENS_BESIDE * beam_size)
+        own = settings | {"beam_size": own_beam, "lm_weight": lm_weight}
         by_tokens = WordSearch(speller.tokens, spellings, ngrams, **own)
         readings = [Reading(by_tokens, vocabulary.encode)]
         if pronunciations is not None:

@@ -111,12 +111,16 @@ class WordSearch:
         ngrams: loaded for these words at least. For the settings see `BeamDecoder`.
         """
         flashlight = _import_flashlight()
-        numbered, columns = _numbered(tokens, spellings), [*range(len(tokens))]
+        columns = [*range(len(tokens))]
+        held: dict[str, int] = {}
         if SPACE in tokens:
             pruning, silence = WITH_SPACE, tokens.index(SPACE)
             ending = silence
         else:
-            columns += [*_hold_ends(numbered, len(tokens)), len(tokens)]
+            last_tokens = {spelling[-1] for ways in spellings.values() for spelling in ways}
+            ends = sorted(map(tokens.index, last_tokens))
+            held = {tokens[end]: number for number, end in enumerate(ends, len(tokens))}
+            columns += [*ends, len(tokens)]
             pruning, silence = WITHOUT_SPACE, len(columns) - 1
             ending = BLANK_ID
         self._columns = columns
@@ -135,7 +139,7 @@ class WordSearch:
             criterion_type=flashlight.CriterionType.CTC,
         )
         self._words, unknown = ngrams.words, len(ngrams.words) - 1
-        self._kept = trie, lm = _grow_trie(len(columns), numbered, ngrams, silence), ngrams.kenlm
+        self._kept = trie, lm = _grow_trie(tokens, held, spellings, ngrams, silence), ngrams.kenlm
         self._decoder = flashlight.LexiconDecoder(options, trie, lm, silence, BLANK_ID, unknown, [], False)
         self.prior = prior_weight * _log_frequencies(tokens, spellings, ngrams.unigrams)
         """(tokens,), taken off all log-probs."""
@@ -152,34 +156,29 @@ class WordSearch:
             yield [self._words[number] for number in found.words if number >= 0], found.lmScore * log(10)
 
 
-def _numbered(tokens: Sequence[str], spellings: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, list[list[int]]]:
-    """The spellings of each word in the numbers of tokens."""
-    numbers = {token: number for number, token in enumerate(tokens)}
-    return {word: [[numbers[token] for token in spelling] for spelling in ways] for word, ways in spellings.items()}
+def _grow_trie(
+    tokens: Sequence[str],
+    held: Mapping[str, int],
+    spellings: Mapping[str, Sequence[Sequence[str]]],
+    ngrams: NGrams,
+    silence: int,
+) -> Any:
+    """The tree of words that the search walks through, token by token.
 
-
-def _hold_ends(spellings: Mapping[str, list[list[int]]], first_number: int) -> list[int]:
-    """Give each word its spellings with the last token once more too, held; returns the tokens that may be so, which
-    then have the numbers from `first_number` on.
-
-    Only the token before it may last, so an alignment of a word is found once. Two things are found that CTC has not: a
-    blank between a last token and the held one, and a word behind one that ends as it begins, without a blank.
+    held: the numbers of last tokens that are held; a word may then end in its own once more. Only the token before that
+    may last, so an alignment of a word is found once. Two things are found that CTC has not: a blank between a last
+    token and the held one, and a word behind one that ends as it begins, without a blank.
     """
-    ends = sorted({spelling[-1] for ways in spellings.values() for spelling in ways})
-    held = {token: first_number + place for place, token in enumerate(ends)}
-    for ways in spellings.values():
-        ways += [[*spelling, held[spelling[-1]]] for spelling in ways]
-    return ends
-
-
-def _grow_trie(num_tokens: int, spellings: Mapping[str, list[list[int]]], ngrams: NGrams, silence: int) -> Any:
-    """The tree of words that the search walks through, token by token."""
     flashlight = _import_flashlight()
-    trie = flashlight.Trie(num_tokens, silence)
+    trie = flashlight.Trie(len(tokens) + len(held), silence)
+    token_ids = {token: token_id for token_id, token in enumerate(tokens)}
     numbers = {word: number for number, word in enumerate(ngrams.words)}
     for word, ways in spellings.items():
         for spelling in ways:
-            trie.insert(spelling, numbers[word], ngrams.scores[word])
+            path = [token_ids[token] for token in spelling]
+            trie.insert(path, numbers[word], ngrams.scores[word])
+            if held:
+                trie.insert([*path, held[spelling[-1]]], numbers[word], ngrams.scores[word])
     trie.smear(flashlight.SmearingMode.MAX)
     return trie
 
