@@ -37,7 +37,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     metrics        references, hypotheses    → WER, CER
     threads        how many threads a computation takes, lent and given back
     modelfile      model                     ↔ one .safetensors
-    surgery        a model                   → a copy with another vocabulary, phonemes or dropout
+    surgery        a model                   → a copy with another vocabulary, phonemes, dropout or reader
     averaging      model files               → a model of their mean weights
     cuts           an utterance              → a lhotse cut
     tables         CSV, TSV                  → rows
@@ -73,7 +73,10 @@ The stages, in the order of the flow; a file imports only from files above it:
     forks          a function                → its results, from many processes
     sentences      text                      → its probability, by a GRU
     text_batches   text                      → batches of tokens to learn from
+    text_training  what trainings on text share
     lm_training    text                      → a GRU language model
+    units          recordings                → sentences that nobody said, as a model would hear them
+    reading        text, recordings, a model → a model that writes better
     search         log_probs, spelled words  → hypotheses
     spelling       a language model's words  → how a model writes and pronounces them
     rescoring      log_probs                 → the best of the hypotheses
@@ -89,7 +92,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     report         an evaluation, a survey  → a page for a browser
         analysis, picture, media, page, model_errors, recordings
     commands       what each of `asr`'s commands takes, and the function it calls
-        options, progress, outputs, prepare, train, evaluate, transcribe, language_model
+        options, progress, outputs, prepare, train, evaluate, transcribe, language_model, learn_text
     cli            the `asr` command
 """
 

@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     from asr import __version__
     from asr.commands.evaluate import add_check, add_evaluate, add_verify
     from asr.commands.language_model import add_lm, add_tune_lm
+    from asr.commands.learn_text import add_learn_text
     from asr.commands.prepare import add_download, add_prepare, add_shard
     from asr.commands.train import add_average, add_finetune, add_plot, add_train
     from asr.commands.transcribe import add_align, add_transcribe
@@ -101,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_train,
         add_plot,
         add_finetune,
+        add_learn_text,
         add_average,
         add_evaluate,
         add_verify,

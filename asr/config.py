@@ -69,6 +69,8 @@ class EncoderConfig:
     phoneme_layer: int = 0
     """The layer, counted from below, behind which a second CTC output hears phonemes, which the search with a language
     model reads beside the tokens; it needs `vocabulary.pronunciations`. 0: none."""
+    reads_phonemes: bool = False
+    """Whether the layers above it read what phonemes were heard, and nothing else: `asr learn-text` makes them so."""
 
     def __post_init__(self) -> None:
         require(self.cell in ("gru", "lstm", "rnn"), "model.encoder.cell", self.cell, "be gru, lstm or rnn")
@@ -76,8 +78,9 @@ class EncoderConfig:
         require(self.hidden_size >= 1, "model.encoder.hidden_size", self.hidden_size, "be at least 1")
         require(self.conv_channels >= 1, "model.encoder.conv_channels", self.conv_channels, "be at least 1")
         require(0 <= self.dropout < 1, "model.encoder.dropout", self.dropout, "be in [0, 1)")
-        is_layer = 0 <= self.phoneme_layer <= self.num_layers
-        require(is_layer, "model.encoder.phoneme_layer", self.phoneme_layer, f"be 0 to num_layers={self.num_layers}")
+        least, most = (1, f"{self.num_layers - 1}") if self.reads_phonemes else (0, f"num_layers={self.num_layers}")
+        is_layer = least <= self.phoneme_layer <= self.num_layers - self.reads_phonemes
+        require(is_layer, "model.encoder.phoneme_layer", self.phoneme_layer, f"be {least} to {most}")
 
 
 @dataclass(frozen=True)
@@ -275,8 +278,7 @@ class TrainConfig:
     """A whole recipe."""
 
     output_dir: str = "runs/asr"
-    """Gets model.safetensors, three checkpoints (last, previous, best), config.yaml, TensorBoard's events, and data.txt
-    with all that was found wrong with the data."""
+    """Gets model.safetensors, checkpoints, config.yaml, TensorBoard's events, and data.txt with the data's faults."""
     initial_model: str = ""
     """Model file whose weights the run starts from; `model` and `vocabulary` must be as there. Empty: from random."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -24,6 +24,7 @@ from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.ranks import is_first_process
 from asr.recipe import load_config
 from asr.resuming import find_resume_point
+from asr.surgery import with_vocabulary
 from asr.training import train
 from asr.vocabulary import CharacterVocabulary
 
@@ -167,8 +168,10 @@ def finetune_config(
         how = "train by a recipe that hears them, with initial_model="
         raise AsrError(f"vocabulary.pronunciations: {model_path} hears no phonemes; {how}{model_path}")
     hears_phonemes = not characters or config.vocabulary.pronunciations  # `with_vocabulary` drops those of old letters
+    # Layers that read phonemes are gone with the letters that these belong to.
+    shape = with_vocabulary(model, model.vocabulary).config if characters else model.config
     encoder = dataclasses.replace(
-        model.config.encoder,
+        shape.encoder,
         dropout=config.model.encoder.dropout,
         phoneme_layer=model.config.encoder.phoneme_layer if hears_phonemes else 0,
     )

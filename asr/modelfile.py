@@ -25,8 +25,8 @@ from asr.vocabulary import vocabulary_from_dict
 
 __all__ = ["FORMAT_NUMBER", "PACKAGED_MODEL", "load_model", "read_weights", "save_model", "write_weights"]
 
-FORMAT_NUMBER = 2
-"""Goes up when an older release could not read the file; 2 since a model may hear phonemes."""
+FORMAT_NUMBER = 3
+"""Goes up when an older release could not read the file; 2 since models may hear phonemes, 3 since they may read."""
 
 PACKAGED = "packaged"
 """In place of a path: what comes with the package."""

@@ -1,4 +1,4 @@
-"""Copies of a model with another vocabulary, other phonemes or another dropout, that keep what was learned."""
+"""Copies of a model with another vocabulary, phonemes, dropout or reading layers, that keep what was learned."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from asr.model import CTCModel
 from asr.pronunciation import START, Pronunciations
 from asr.vocabulary import Vocabulary
 
-__all__ = ["match_phonemes", "match_tokens", "with_dropout", "with_phonemes", "with_vocabulary"]
+__all__ = ["match_phonemes", "match_tokens", "with_dropout", "with_phonemes", "with_reader", "with_vocabulary"]
 
 
 def with_dropout(model: CTCModel, dropout: float) -> CTCModel:
@@ -40,14 +41,39 @@ def with_phonemes(
     return changed.train(model.training)
 
 
+def with_reader(model: CTCModel, num_layers: int, vocabulary: Vocabulary) -> CTCModel:
+    """A copy, in the same mode, in which so many new layers read the phonemes that it hears, and write other tokens."""
+    encoder = model.config.encoder
+    encoder = replace(encoder, num_layers=encoder.phoneme_layer + num_layers, reads_phonemes=True)
+    changed = CTCModel(
+        replace(model.config, encoder=encoder),
+        vocabulary,
+        model.pronunciations,
+        phonemes_by_mmi=model.phonemes_by_mmi,
+    )
+    changed.load_state_dict(_below_reader(model), strict=False)
+    return changed.train(model.training)
+
+
+def _below_reader(model: CTCModel) -> dict[str, Tensor]:
+    """The weights by which the phonemes are heard."""
+    layers = (f"encoder.layers.{number}." for number in range(model.config.encoder.phoneme_layer))
+    parts = "encoder.subsampling.", "phoneme_head.", *layers
+    return {name: weight for name, weight in model.state_dict().items() if name.startswith(parts)}
+
+
 def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     """A copy, in the same mode, that writes other tokens: those of `match_tokens` keep what was learned.
 
     A new token knows nothing, and begins as improbable as the rarest old one. Phonemes are no longer heard: the words
-    that they belong to were written in the old tokens.
+    that they belong to were written in the old tokens. Layers that read them are gone with them.
     """
-    changed = CTCModel(replace(model.config, encoder=replace(model.config.encoder, phoneme_layer=0)), vocabulary)
+    encoder = replace(model.config.encoder, phoneme_layer=0, reads_phonemes=False)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "phoneme"))}
+    if model.phoneme_reader is not None:
+        encoder = replace(encoder, num_layers=model.encoder.num_lower_layers)
+        weights = {name: tensor for name, tensor in _below_reader(model).items() if not name.startswith("phoneme")}
+    changed = CTCModel(replace(model.config, encoder=encoder), vocabulary)
     changed.load_state_dict(weights, strict=False)
     with torch.no_grad():
         changed.head.bias.fill_(model.head.bias.min())

@@ -75,12 +75,22 @@ class ShuffledBatches(Sampler[int]):
     """One rank's share of the batches, in an order that is a function of (seed, epoch) alone."""
 
     def __init__(
-        self, num_batches: int, seed: int, epoch: int, world_size: int = 1, rank: int = 0, batches_done: int = 0
+        self,
+        num_batches: int,
+        seed: int,
+        epoch: int,
+        world_size: int = 1,
+        rank: int = 0,
+        *,
+        batches_done: int = 0,
+        most: int | None = None,
     ) -> None:
-        """batches_done: of the rank's share, before a resume; they are left out, but counted in the length."""
+        """batches_done: of the rank's share, before a resume; they are left out, but counted in the length.
+        most: in the rank's share; None is all.
+        """
         order = numpy.random.default_rng([seed, epoch]).permutation(num_batches)
         shared = numpy.resize(order, math.ceil(num_batches / world_size) * world_size)  # as many for each: some twice
-        self._order: list[int] = shared[rank::world_size].tolist()
+        self._order: list[int] = shared[rank::world_size][:most].tolist()
         self._batches_done = batches_done
 
     def __len__(self) -> int:

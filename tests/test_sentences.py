@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from asr import lm_training
+from asr import lm_training, text_training
 from asr.errors import AsrError
 from asr.lm_training import LanguageModelSettings, perplexity, train_language_model
 from asr.sentences import SENTENCE_END, GRULanguageModel, load_language_model, save_language_model
@@ -208,7 +208,7 @@ def test_a_training_goes_on_inside_an_epoch_to_the_same_weights(
         steps.append(module.trainer.global_step)
         return step(module, batch, batch_idx)
 
-    monkeypatch.setattr(lm_training, "CHECKPOINT_MINUTES", 0)
+    monkeypatch.setattr(text_training, "CHECKPOINT_MINUTES", 0)
     monkeypatch.setattr(lm_training._Saver, "on_exception", lambda *_: None)  # as kill -9 leaves it
     monkeypatch.setattr(lm_training._Training, "training_step", stop_in_the_second_epoch)
     with pytest.raises(OSError, match="the power"):
@@ -222,7 +222,7 @@ def test_a_training_goes_on_inside_an_epoch_to_the_same_weights(
 
 
 def test_a_launchers_first_command_with_resume_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm_training, "is_started_again", lambda: True)
+    monkeypatch.setattr(text_training, "is_started_again", lambda: True)
     train_language_model(AGREEING, tmp_path / "lm.safetensors", SMALL, resume=True)
     assert load_language_model(tmp_path / "lm.safetensors")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asr.tuning import Point
     from asr.vocabulary import Vocabulary
 
-__all__ = ["add_lm", "add_tune_lm"]
+__all__ = ["add_lm", "add_tune_lm", "read_text"]
 
 MANIFESTS = (".csv", ".jsonl", ".tsv")
 """Endings of what is read as a manifest where a text is asked for."""
@@ -116,7 +116,7 @@ def _run_lm_build(options: argparse.Namespace) -> int:
     if not 2 <= options.order <= HIGHEST_ORDER:
         raise AsrError(f"--order {options.order} must be 2 to {HIGHEST_ORDER}: the beam search reads no other models")
     check_new_file(options.output)
-    sentences, _, _ = _read_text(options)
+    sentences, _, _ = read_text(options)
     model = build_ngrams(sentences, options.order, prune=options.prune, min_count=options.min_count)
     write_arpa(model, options.output)
     counts = ", ".join(f"{len(rows):,} of {length}" for length, rows in enumerate(model.ngrams, start=1))
@@ -135,7 +135,7 @@ def _run_lm_train(options: argparse.Namespace) -> int:
         logging.getLogger("asr").setLevel(logging.ERROR)
     names = "epochs", "hidden_size", "pieces", "batch_tokens", "learning_rate", "seed"
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    text, held_out, alphabet = _read_text(options, options.initial_model)
+    text, held_out, alphabet = read_text(options, options.initial_model)
     settings = {"held_out": held_out, "alphabet": alphabet, "initial_model": options.initial_model}
     train_language_model(text, options.output, LanguageModelSettings(**given), resume=options.resume, **settings)
     if is_first_process():
@@ -143,7 +143,7 @@ def _run_lm_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read_text(options: argparse.Namespace, initial_model: str | None = None) -> tuple[Iterable[str], list[str], str]:
+def read_text(options: argparse.Namespace, initial_model: str | None = None) -> tuple[Iterable[str], list[str], str]:
     """The normal transcripts of the texts, those of the held-out sets, and the alphabet that both are written in.
 
     initial_model: of `asr lm train`, whose alphabet it is where no model of speech is named.

@@ -1,0 +1,84 @@
+"""`asr learn-text`: text to a model that writes better."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from asr.commands.language_model import read_text
+from asr.commands.options import Commands, given_text
+
+__all__ = ["add_learn_text"]
+
+
+def add_learn_text(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "learn-text", help="teach a model how words are written, by text alone", description=_run_learn_text.__doc__
+    )
+    parser.add_argument("model", type=given_text, metavar="MODEL", help="one that hears phonemes, or `packaged`")
+    parser.add_argument(
+        "texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz; or a manifest, for its texts"
+    )
+    parser.add_argument(
+        "--recordings", nargs="+", required=True, metavar="DATA", help="of which the sentences are put together"
+    )
+    parser.add_argument(
+        "--valid", nargs="+", default=[], metavar="DATA", help="valid sets, told of after each epoch, and held out"
+    )
+    parser.add_argument(
+        "--held-out",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="other sets: leave out sentences that share eight words in a row with their transcripts",
+    )
+    for name, default, help_text in (
+        ("layers", 2, "that read the phonemes"),
+        ("pieces", 0, "of words to write, learned from the text; 0: the model's own tokens"),
+        ("epochs", 8, "each is validated and written"),
+        ("steps", 1000, "of an epoch at most, in each process"),
+        ("batch-steps", 6000, "of 40 ms in a step of each process, about"),
+        ("seed", 1, "of the first weights, the order and whose voice says what"),
+    ):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{help_text} (default: {default})")
+    parser.add_argument("--recordings-share", type=float, metavar="S", help="heard as they are (default: 0.2)")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="at its highest (default: 0.002)")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the .safetensors file")
+    parser.set_defaults(run=_run_learn_text, find_conflict=_find_conflict)
+
+
+def _find_conflict(options: argparse.Namespace) -> str | None:
+    output: Path = options.output
+    if output.suffix != ".safetensors":
+        return f"--output {output}: must end in .safetensors, as model files do"
+    if output.resolve() == Path(options.model).resolve():
+        return f"--output {output}: would replace the model; choose another file"
+    return None
+
+
+def _run_learn_text(options: argparse.Namespace) -> int:
+    """Train the layers that read phonemes with sentences of a text, put together from what was heard of recordings."""
+    from asr.ranks import forget_other_ranks, is_first_process
+
+    forget_other_ranks()
+    from asr.check import check_corpus
+    from asr.config import DataConfig
+    from asr.folders import read_many
+    from asr.modelfile import load_model
+    from asr.reading import LIGHT, ReadingSettings, train_reader
+
+    if not is_first_process():
+        logging.getLogger("asr").setLevel(logging.ERROR)
+    model = load_model(options.model)
+    names = "layers", "pieces", "epochs", "steps", "batch_steps", "recordings_share", "learning_rate", "seed"
+    settings = ReadingSettings(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    recordings = check_corpus(read_many(options.recordings), model, DataConfig(), LIGHT).examples
+    valid = check_corpus(read_many(options.valid), model).examples if options.valid else []
+    options.held_out += options.valid
+    sentences, _, _ = read_text(options)
+    train_reader(model, list(sentences), recordings, options.output, settings, valid=valid, resume=options.resume)
+    if is_first_process():
+        print(options.output)
+    return 0
