@@ -91,6 +91,19 @@ def test_a_tree_of_librispeech(tmp_path: Path) -> None:
     assert (utterance.id, utterance.speaker, utterance.text) == ("84-121123-0001", "84", "BUT IN LESS")
 
 
+@pytest.mark.parametrize(("place", "folder"), [("84/121123", "."), ("84/121123", ".."), ("84", "."), ("84", "121123")])
+def test_part_of_a_tree_of_librispeech_can_be_named_from_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, folder: str
+) -> None:
+    chapter = tmp_path / "84" / "121123"
+    chapter.mkdir(parents=True)
+    shutil.copy(ONE, chapter)
+    (chapter / "84-121123.trans.txt").write_text("84-121123-0001 BUT IN LESS\n")
+    monkeypatch.chdir(tmp_path / place)
+    (utterance,) = read_data(folder)
+    assert (utterance.id, utterance.speaker, utterance.text) == ("84-121123-0001", "84", "BUT IN LESS")
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_a_folder_of_hugging_face(tmp_path: Path, name: str) -> None:
     shutil.copy(ONE, tmp_path / "a.flac")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ class _Chapter:
 
     @classmethod
     def of(cls, transcript_file: Path) -> _Chapter:
-        chapter, speaker = transcript_file.parent.name, transcript_file.parent.parent.name
+        folder = Path(os.path.abspath(transcript_file.parent))  # which may be given as . or ..
+        chapter, speaker = folder.name, folder.parent.name
         if transcript_file.name != f"{speaker}-{chapter}.trans.txt":
             raise AsrError(f"{transcript_file}: the name must be {speaker}-{chapter}.trans.txt, after its two folders")
         return cls(speaker, f"{speaker}-{chapter}-", _audio_files(transcript_file.parent), {})
