@@ -34,6 +34,9 @@ SEPARATOR = re.compile(r"sep=([,;\t])")
 
 LINE_BREAK = re.compile(r"[\r\n]")
 
+LONGEST_VALUE = 2**31 - 1
+"""Characters; as Python has it they are 131,072, and the text of a lecture of three hours has more."""
+
 BinaryFile = gzip.GzipFile | io.BufferedReader
 
 
@@ -51,6 +54,7 @@ def read_table(path: Path, data: BinaryFile, delimiter: str) -> Iterator[tuple[i
     has_spaces = f"{delimiter} " in header  # as people type them, whose quotes stand behind a space then
     form: dict[str, Any] = {"delimiter": delimiter, "quoting": quoting, "skipinitialspace": has_spaces}
     table = csv.reader(chain([header], lines), strict=True, **form)
+    csv.field_size_limit(LONGEST_VALUE)  # there is one for all readers
     has_clips = is_common_voice and (path.parent / "clips").is_dir()
     line = above
     try:

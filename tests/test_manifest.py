@@ -569,6 +569,14 @@ def test_an_open_quote_is_told_where_it_opens(tmp_path: Path) -> None:
         read_manifest(tmp_path / "m.csv")
 
 
+@pytest.mark.parametrize(("name", "delimiter"), [("m.csv", ","), ("m.tsv", "\t")])
+def test_the_text_of_hours_fits_into_a_table(tmp_path: Path, name: str, delimiter: str) -> None:
+    text = " ".join(["And, so, on."] * 20_000)
+    row = delimiter.join(["a.wav", f'"{text}"', "9000"])
+    path = written(tmp_path, f"{delimiter.join(['audio', 'text', 'duration'])}\n{row}\n".encode(), name)
+    assert read_manifest(path)[0].text == text
+
+
 def test_the_case_of_an_ending_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "M.CSV").write_text("audio,text,duration\na.wav,HELLO,1\n")
     with gzip.open(tmp_path / "M.JSONL.GZ", "wt") as file:
