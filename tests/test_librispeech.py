@@ -193,9 +193,9 @@ def test_stereo_is_a_problem_because_a_channel_would_be_lost(tmp_path: Path) -> 
     assert "has 2 channels" in problems_of(tmp_path / "mini")
 
 
-def test_windows_line_ends_and_blank_lines_change_nothing(tmp_path: Path) -> None:
+def test_what_windows_writes_around_the_lines_changes_nothing(tmp_path: Path) -> None:
     transcripts = make_chapter(tmp_path / "mini", "84-1", ["HELLO THERE"])
-    transcripts.write_bytes(b"84-1-0000 HELLO THERE\r\n\r\n")
+    transcripts.write_bytes(b"\xef\xbb\xbf84-1-0000 HELLO THERE\r\n\r\n")
     prepare_librispeech(tmp_path / "mini", tmp_path / "mini.jsonl")
     assert read_cuts(tmp_path / "mini.jsonl")[0]["supervisions"][0]["text"] == "HELLO THERE"
 

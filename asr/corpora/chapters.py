@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,7 @@ def read_chapter(transcript_file: Path, problems: list[str]) -> list[TranscriptL
     # 84-121123-0001 BUT IN LESS THAN FIVE MINUTES THE STAIRCASE GROANED BENEATH AN EXTRAORDINARY WEIGHT
     try:
         chapter = _Chapter.of(transcript_file)
-        lines = transcript_file.read_bytes().splitlines()
+        lines = transcript_file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except (AsrError, OSError) as error:
         problems.append(str(error))
         return []
