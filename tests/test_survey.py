@@ -309,6 +309,11 @@ def test_what_cannot_be_is_told_before_the_recordings_are_heard(
     with pytest.raises(SystemExit):
         main(["check", str(SAMPLES / "manifest.jsonl"), "--fix", str(tmp_path)])
     assert f"--fix {tmp_path}: is a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    for option, path in (("--fix", tmp_path / "file" / "clean.jsonl"), ("--report", tmp_path / "file" / "page")):
+        assert main(["check", str(SAMPLES / "manifest.jsonl"), option, str(path)]) == 1
+        assert f"asr check: {path}" in (told := capsys.readouterr().err)
+        assert "cannot be written; choose another folder" in told
 
 
 def test_nothing_is_written_where_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,11 +63,14 @@ def _run_check(options: argparse.Namespace) -> int:
     from asr.config import VocabularyConfig
     from asr.folders import read_data
     from asr.modelfile import load_model
+    from asr.newfiles import check_new_file
     from asr.surgery import with_vocabulary
     from asr.survey import survey, write_fixed
     from asr.vocabulary import CharacterVocabulary
 
     faults: list[str] = []
+    if options.fix:
+        check_new_file(options.fix)
     model = load_model(options.model)
     if options.new_vocabulary:
         given = VocabularyConfig(characters=options.new_vocabulary)  # with the rules of a training

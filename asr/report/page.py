@@ -16,7 +16,7 @@ from typing import Any
 from asr import __version__
 from asr.errors import AsrError
 from asr.manifest import Utterance
-from asr.newfiles import new_text_file
+from asr.newfiles import check_new_file, new_text_file
 from asr.report.analysis import Edit
 
 __all__ = ["Cell", "Column", "Page", "Row", "check_report", "write_page"]
@@ -108,7 +108,9 @@ MOST_UTTERANCES = 20_000
 
 
 def check_report(folder: Path, utterances: Sequence[Utterance]) -> None:
-    """Raise AsrError where a report would be mixed with something else, take the recordings' place, or be too large."""
+    """Raise AsrError where a report would be mixed with something else, take the recordings' place, or be too large,
+    and where it cannot be written.
+    """
     if (count := len(utterances)) > MOST_UTTERANCES:
         raise AsrError(f"--report holds at most {MOST_UTTERANCES:,} utterances, not {count:,}; name a part of them")
     inside = os.path.join(os.path.realpath(folder), "")
@@ -118,6 +120,7 @@ def check_report(folder: Path, utterances: Sequence[Utterance]) -> None:
         raise AsrError(f"--report {folder}: it is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / "index.html"):
         raise AsrError(f"--report {folder}: the folder holds other files; name a new one")
+    check_new_file(folder / "index.html")
 
 
 def _is_report(path: Path) -> bool:
