@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from asr.audio import open_audio, read_audio
 from asr.cuts import make_cut
@@ -43,6 +44,9 @@ SHARD_SIZE = 1000
 
 HIGHEST_FLAC_RATE, HIGHEST_ODD_RATE = 655350, 65535
 """Hz; libFLAC writes no more, and above the second only tens (RFC 9639, 9.1.2)."""
+
+NO_NAME = ("Cc", "Cs")
+"""Kinds of characters that no id may hold: controls, and what was not UTF-8."""
 
 WHOLE_SECONDS = 0.01
 """An utterance that leaves out less of its recording is all of it."""
@@ -136,7 +140,7 @@ def _packed(utterance: Utterance, name: str) -> tuple[bytes, str, dict[str, Any]
     import soundfile
 
     has_file_name = name.rpartition("/")[2].strip(".")  # of dots and .flac, all would be the name and no extension
-    if not (has_file_name and name.isprintable()):  # unprintable is also what was not UTF-8
+    if not has_file_name or any(category(sign) in NO_NAME for sign in name):
         raise AsrError(f"the id {name!r} cannot name a file in a tar file; give the utterance another")
     start, seconds = utterance.start_seconds, utterance.duration_seconds
     with open_audio(utterance.audio_path) as audio:

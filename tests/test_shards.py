@@ -288,6 +288,18 @@ def test_an_id_that_can_name_no_file_is_told(utterances: list[Utterance], tmp_pa
         write_shards([replace(utterances[0], id=name)], tmp_path / "shards")
 
 
+@pytest.mark.parametrize("name", ["می\u200cروم", "会議\u3000一", "a\u00a0b", "co\u00adop"])
+def test_an_id_may_hold_signs_that_cannot_be_seen(utterances: list[Utterance], tmp_path: Path, name: str) -> None:
+    from lhotse import CutSet
+
+    write_shards([replace(utterances[0], id=name)], tmp_path / "shards")
+    (packed,) = read_data(tmp_path / "shards")
+    assert packed.id == name
+    assert packed.read(16000).equal(utterances[0].read(16000))
+    (cut,) = CutSet.from_shar(in_dir=tmp_path / "shards")
+    assert (cut.id, cut.load_audio().shape[1]) == (name, len(utterances[0].read(16000)))
+
+
 def test_a_line_that_is_wrong_is_told_and_not_taken_for_damage(shards: Path) -> None:
     with gzip.open(shards / "cuts.000001.jsonl.gz", "at") as file:
         file.write('{"audio": "a.wav", "text": "", "duration": 1}\n')
