@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
+import torch
 from torch import Tensor
 
 from asr.audio import frame_powers, open_audio
@@ -185,23 +186,26 @@ def _line(utterance: Utterance, said: str) -> str:
 
 def _listen(utterance: Utterance, sample_rate: int) -> Facts | str:
     """What the samples tell, or why they cannot be read."""
+    num_samples, num_clipped, powers = 0, 0, []
     try:
         with open_audio(utterance.audio_path, sample_rate) as audio:
-            samples = audio.read(utterance.start_seconds, utterance.duration_seconds)
+            # Not at once: of the hours of lectures as many as there are threads would not fit into the memory.
+            for samples in audio.blocks(utterance.start_seconds, utterance.duration_seconds):
+                num_samples += len(samples)
+                num_clipped += int((samples.abs() >= FULL_SCALE).sum())
+                powers.append(frame_powers(samples, int(FRAME_SECONDS * sample_rate)))
             rate, channels = audio.file.samplerate, audio.file.channels
     except AsrError as error:
         return str(error)
-    clipped = float((samples.abs() >= FULL_SCALE).float().mean())
-    return Facts(rate, channels, clipped, _silent_share(samples, sample_rate))
+    return Facts(rate, channels, num_clipped / num_samples, _silent_share(torch.cat(powers)))
 
 
-def _silent_share(samples: Tensor, sample_rate: int) -> float:
-    size = int(FRAME_SECONDS * sample_rate)
-    if len(samples) < size:
+def _silent_share(powers: Tensor) -> float:
+    """Of frames, (frames,) of their powers; 0 of none."""
+    if len(powers) == 0:
         return 0.0
-    power = frame_powers(samples, size)
-    loud = power.quantile(0.95)
-    return float((power <= loud * 10 ** (SILENCE_DB / 10)).float().mean())
+    loud = powers.quantile(0.95)
+    return float((powers <= loud * 10 ** (SILENCE_DB / 10)).float().mean())
 
 
 def _training_problems(utterances: Iterable[Utterance], model: CTCModel, dropped: Counter[str]) -> Findings:

@@ -17,6 +17,7 @@ from command_line import SAMPLES, process
 from torch import Tensor
 
 from asr import load_model
+from asr.audio import AudioFile, read_audio
 from asr.cli import main
 from asr.errors import AsrError
 from asr.folders import read_data
@@ -212,6 +213,29 @@ def test_what_training_at_its_fastest_speed_leaves_out_is_told_before() -> None:
     letters = "AB" * int(0.95 * utterance.duration_seconds * 16000 / model.step_samples / 2)
     found = survey([replace(utterance, text=letters)], model)
     assert ["at speed 1.1" in detail for _, detail in found.keeping_out["left out, too few steps for CTC"]] == [True]
+
+
+def test_a_long_recording_is_heard_and_copied_in_blocks(
+    tmp_path: Path, speech: list[Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = torch.stack([torch.cat([speech[0] * 50, torch.zeros(60 * 16000), speech[1]])] * 2, 1)
+    soundfile.write(tmp_path / "long.wav", both.clamp(-1, 1).numpy(), 16000)
+    (tmp_path / "long.txt").write_text("BUT IN LESS THAN FIVE MINUTES")
+    most, read = [0], AudioFile._read_native
+
+    def watched(audio: AudioFile, start: int, count: int) -> Tensor:
+        most.append(count)
+        return read(audio, start, count)
+
+    monkeypatch.setattr(AudioFile, "_read_native", watched)
+    assert main(["check", str(tmp_path), "--report", str(tmp_path / "page"), "--pictures", "0"]) == 0
+    assert max(most) <= 31 * 16000
+    mono = both.mean(1).clamp(-1, 1)
+    clipped, page = float((mono.abs() >= 0.999).float().mean()), capsys.readouterr().out
+    assert f"{tmp_path}/long.txt:1: long: {clipped:.1%}" in page
+    powers = mono.unfold(0, 400, 400).square().mean(1)
+    assert f"silence: {(powers <= powers.quantile(0.95) * 1e-4).float().mean():.0%} of an utterance" in page
+    assert (read_audio(tmp_path / "page" / "audio" / "1.flac", 16000) - mono).abs().max() <= 2**-15
 
 
 def test_a_sign_with_an_english_word_becomes_it_and_that_is_told(tmp_path: Path) -> None:
