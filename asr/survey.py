@@ -34,7 +34,7 @@ FRAME_SECONDS, SILENCE_DB, MOST_SILENCE = 0.025, -40.0, 0.6
 SLOWEST, FASTEST = 4.0, 25.0
 """Letters per second between which people speak; outside them audio and text may not belong together."""
 
-MARK = re.compile(r"<[^<>]*\w[^<>]*>|\[[^\[\]]*\w[^\[\]]*\]|\{[^{}]*\w[^{}]*\}")
+MARK = re.compile(r"<[^<>\w]*\w[^<>]*>|\[[^\[\]\w]*\w[^\[\]]*\]|\{[^{}\w]*\w[^{}]*\}")
 """What transcribers write beside words, such as [NOISE] and <UNK>."""
 
 REPEATED = "recordings that come again"

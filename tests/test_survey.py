@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from asr.errors import AsrError
 from asr.folders import read_data
 from asr.manifest import read_manifest
 from asr.surgery import with_vocabulary
-from asr.survey import _histogram, survey, write_fixed
+from asr.survey import _histogram, find_marks, survey, write_fixed
 from asr.vocabulary import CharacterVocabulary
 
 
@@ -260,6 +261,14 @@ def test_marks_of_transcribers_are_told_and_not_learned_as_words(tmp_path: Path)
     assert [fixed.text for fixed in read_manifest(tmp_path / "fixed.jsonl")] == ["A B AND C"]
     bracketed = with_vocabulary(load_model(), CharacterVocabulary(" []ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     assert survey([replace(utterance, text="[NOISE] HM")], bracketed).odd["marks whose letters become words"] == []
+
+
+@pytest.mark.parametrize("bracket", "<[{")
+def test_a_mark_left_open_in_the_text_of_hours_takes_no_time(bracket: str) -> None:
+    text = f"BUT {bracket} " + "IN LESS THAN FIVE MINUTES " * 4000
+    began = time.process_time()
+    assert find_marks(text + "[NOISE]", CharacterVocabulary()) == ["[NOISE]"]
+    assert time.process_time() - began < 5
 
 
 def test_words_for_signs_are_written_in_english_alone(tmp_path: Path) -> None:
