@@ -39,6 +39,8 @@ def commands() -> list[str]:
         ["align", "a.wav", "a.txt", "--model"],
         ["evaluate", "packaged", "a.csv", "--lm", "packaged", "--rescore"],
         ["check", "a.csv", "--report"],
+        ["check", "a.csv", "--valid"],
+        ["download", "librispeech", "--subsets", "dev-clean-2", "--dir"],
         ["lm", "build", "a.txt", "-o", "a.arpa", "--model"],
         ["tune-lm", "packaged", "a.csv", "--lm"],
     ],

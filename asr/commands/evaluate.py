@@ -31,7 +31,7 @@ def add_check(commands: Commands) -> None:
     parser = commands.add_parser("check", help="a page about your recordings", description=_run_check.__doc__)
     parser.add_argument("data", metavar="DATA", help="a manifest, or a folder of recordings and texts")
     parser.add_argument("--fix", type=Path, metavar="FILE", help="write a clean manifest, and list each change")
-    parser.add_argument("--valid", metavar="DATA", help="a valid set: what of it is in DATA too?")
+    parser.add_argument("--valid", type=given_text, metavar="DATA", help="a valid set: what of it is in DATA too?")
     parser.add_argument(
         "--model", type=given_text, metavar="M", help="the model to train on from (default: the packaged model)"
     )

@@ -16,7 +16,7 @@ def add_download(commands: Commands) -> None:
     parser.add_argument(
         "--subsets", nargs="+", required=True, metavar="SUBSET", help="such as train-clean-5 dev-clean-2"
     )
-    parser.add_argument("--dir", required=True, type=Path, metavar="DIR", help="gets LibriSpeech/SUBSET")
+    parser.add_argument("--dir", required=True, type=given_path, metavar="DIR", help="gets LibriSpeech/SUBSET")
     parser.add_argument("--mirror", metavar="URL", help="in place of https://www.openslr.org/resources")
     parser.set_defaults(run=_run_download)
 
