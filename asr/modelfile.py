@@ -88,7 +88,8 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
     """The model of a model file in evaluation mode, on `device`, in float32.
 
     path: None and `packaged` are the model in the package.
-    Raises AsrError for a file that is missing, damaged, of a newer format or not a model.
+    Raises AsrError for a file that is missing, damaged, of a newer format or not a model, and for a device that is not
+    there.
     """
     path = PACKAGED_MODEL if path is None or str(path) == PACKAGED else Path(path)
     metadata, weights = read_weights(path, "model file")
@@ -97,7 +98,11 @@ def load_model(path: str | Path | None = None, device: str | torch.device = "cpu
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise AsrError(f"{path}: the weights do not fit the model file's own configuration") from error
-    return model.eval().to(device, torch.float32)  # torch's default type may be another
+    try:
+        return model.eval().to(device, torch.float32)  # torch's default type may be another
+    except (AssertionError, RuntimeError) as error:  # an AssertionError is of a torch that was built for the CPU alone
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise AsrError(f"device={str(device)!r} cannot be used here ({reason}); use device='cpu'") from error
 
 
 def _build(path: Path, metadata: dict[str, str], num_weights: int) -> CTCModel:

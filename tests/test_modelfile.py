@@ -92,6 +92,12 @@ def test_a_loaded_model_is_in_evaluation_mode_on_its_device(path: Path, device: 
     assert {tensor.device.type for tensor in again.state_dict().values()} == {device.type}
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", torch.device("cuda:99")])
+def test_a_device_that_is_not_there_is_told(path: Path, device: str | torch.device) -> None:
+    with pytest.raises(AsrError, match=rf"^device='{device}' cannot be used here \(.+\); use device='cpu'$"):
+        load_model(path, device)
+
+
 def test_a_loaded_model_is_in_float32_whatever_the_default_is(path: Path) -> None:
     torch.set_default_dtype(torch.float64)
     try:
