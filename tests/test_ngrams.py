@@ -245,8 +245,15 @@ def test_what_a_text_loses_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "'%' × 1" in message
 
 
-@pytest.mark.parametrize(("output", "reason"), [("a.txt", "would replace the text"), ("a.arpa.xz", "reads .arpa and")])
-def test_a_language_model_is_not_written_over_its_text_nor_packed_as_nobody_reads(
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("a.txt", "would replace the text"),
+        ("a.arpa.xz", "reads .arpa and"),
+        ("a.safetensors", "an ARPA file is written; call it a.arpa or a.arpa.gz"),
+    ],
+)
+def test_a_language_model_is_not_written_over_its_text_nor_under_a_name_by_which_nobody_reads_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, reason: str
 ) -> None:
     text = tmp_path / "a.txt"

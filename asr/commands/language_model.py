@@ -94,6 +94,8 @@ def _find_lm_build_conflict(options: argparse.Namespace) -> str | None:
     output: Path = options.output
     if output.suffix in (".bz2", ".xz", ".zip"):
         return f"--output {output}: the decoder reads .arpa and .arpa.gz"
+    if output.suffix == ".safetensors":
+        return f"--output {output}: an ARPA file is written; call it {output.stem}.arpa or {output.stem}.arpa.gz"
     if output.resolve() in (Path(data).resolve() for data in (*options.texts, *options.held_out)):
         return f"--output {output}: would replace the text; choose another file"
     return None
