@@ -30,6 +30,8 @@ def find_resume_point(config: TrainConfig, resume: bool) -> Path | None:
         _check_is_text(name)
     if "::" in config.output_dir:
         raise AsrError(f"output_dir={config.output_dir} must not hold ::, which Lightning takes for a chain of systems")
+    if str(output_dir).startswith("data:"):
+        raise AsrError(f"output_dir={config.output_dir} must not begin with data:, an address to Lightning")
     model_file = output_dir / MODEL_NAME
     check_new_file(model_file)
     checkpoint = find_checkpoint(output_dir)

@@ -42,6 +42,12 @@ def test_an_output_folder_that_cannot_be_made_is_told_at_once(tmp_path: Path, pl
         find_resume_point(make_config(tmp_path / place), resume)
 
 
+@pytest.mark.parametrize("name", ["data:a", "./data:a/run"])
+def test_an_output_folder_that_lightning_takes_for_an_address_is_told_at_once(name: str) -> None:
+    with pytest.raises(AsrError, match=f"output_dir={name} must not begin with data:"):
+        find_resume_point(replace(make_config(Path()), output_dir=name), resume=False)
+
+
 @pytest.mark.parametrize("setting", ["output_dir", "data.train", "initial_model"])
 def test_a_name_that_is_no_text_is_told_before_the_first_step(tmp_path: Path, setting: str) -> None:
     config, name = make_config(tmp_path / "run"), f"{tmp_path}/caf\udce9"  # as Python writes a byte of Latin-1
