@@ -194,3 +194,16 @@ def test_a_text_beside_its_recording_is_not_replaced(run: Run, model_path: Path,
     assert run(*arguments, "--resume").code == 0
     assert run(*arguments, "--format", "srt").code == 0
     assert (tmp_path / "a.txt").read_text() == "what a person heard"
+
+
+def test_a_resume_writes_the_missing_formats_and_keeps_the_others(run: Run, model_path: Path, tmp_path: Path) -> None:
+    shutil.copy(SAMPLES / "84-121123-0001.flac", tmp_path / "a.flac")
+    (tmp_path / "a.txt").write_text("what a person heard")
+    options = ("--model", model_path, "--output-dir", tmp_path, "--format", "text,srt", "--resume")
+    done = run("transcribe", *options, tmp_path)
+    assert (done.code, done.output) == (0, "")
+    assert done.errors.startswith("1 of 1 files, ")
+    assert (tmp_path / "a.txt").read_text() == "what a person heard"
+    assert (tmp_path / "a.srt").exists()
+    assert "0 of 0 files" in (done := run("transcribe", *options, tmp_path)).errors
+    assert done.errors.endswith("; done before: 1\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asr.errors import AsrError, reason_of
 
-__all__ = ["Named", "find_recordings", "is_list", "is_written", "make_output_dir", "plan_outputs"]
+__all__ = ["Named", "find_recordings", "is_list", "leave_written", "make_output_dir", "plan_outputs"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,10 @@ def plan_outputs(recordings: Iterable[Named], output_dir: Path, formats: Sequenc
     return outputs
 
 
-def is_written(paths: Iterable[Path]) -> bool:
-    """Whether all of a recording's files are there."""
-    return all(map(os.path.exists, paths))
+def leave_written(outputs: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Of what `plan_outputs` returned, the files that are not there, each of which is whole."""
+    missing = {name: [path for path in paths if not os.path.exists(path)] for name, paths in outputs.items()}
+    return {name: paths for name, paths in missing.items() if paths}
 
 
 def make_output_dir(folder: Path, outputs: dict[str, list[Path]]) -> None:

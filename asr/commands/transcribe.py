@@ -25,7 +25,7 @@ from asr.commands.options import (
     given_text,
     make_decode,
 )
-from asr.commands.outputs import Named, find_recordings, is_list, is_written, make_output_dir, plan_outputs
+from asr.commands.outputs import Named, find_recordings, is_list, leave_written, make_output_dir, plan_outputs
 from asr.commands.progress import audio_bar
 from asr.errors import AsrError, printable, reason_of
 
@@ -63,7 +63,7 @@ def add_transcribe(commands: Commands) -> None:
         "--pcm", type=int, metavar="RATE", help="standard input is 16-bit mono samples of this rate, without a header"
     )
     parser.add_argument(
-        "--skip-existing", "--resume", action="store_true", help="leave recordings whose files are all there already"
+        "--skip-existing", "--resume", action="store_true", help="write only the files that are not there yet"
     )
     add_inference_options(parser)
     parser.add_argument("--model", type=given_text, metavar="M", help="a model file (default: the packaged model)")
@@ -103,10 +103,10 @@ def _run_transcribe(options: argparse.Namespace) -> int:
 
 
 def _plan(recordings: Iterable[Named], options: argparse.Namespace) -> dict[str, list[Path]]:
-    """The files to write for each recording; those of which all are there are left out where that is asked."""
+    """The files to write for each recording; those that are there already are left out where that is asked."""
     outputs = plan_outputs(recordings, options.output_dir, options.format)
     if options.skip_existing:
-        outputs = {name: paths for name, paths in outputs.items() if not is_written(paths)}
+        outputs = leave_written(outputs)
     make_output_dir(options.output_dir, outputs)
     return outputs
 
