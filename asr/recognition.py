@@ -77,6 +77,8 @@ class Recogniser:
 
     def __post_init__(self) -> None:
         check_evaluates(self.model)
+        if self.decode is not None and not callable(self.decode):
+            raise AsrError(f"decode={self.decode!r} must be a BeamDecoder or a HotwordDecoder; None decodes greedily")
         if not self.batch_seconds > 0:
             raise AsrError(f"batch_seconds={self.batch_seconds} must be above 0 seconds")
 

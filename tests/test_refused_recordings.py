@@ -103,6 +103,11 @@ def test_a_batch_without_seconds_is_refused(model: CTCModel, sample_paths: list[
         list(asr.transcribe_files(sample_paths, model=model, batch_seconds=seconds))
 
 
+def test_the_name_of_a_decoder_is_none(model: CTCModel, sample_paths: list[Path]) -> None:
+    with pytest.raises(AsrError, match=r"^decode='beam' must be a BeamDecoder or a HotwordDecoder; None decodes"):
+        model.transcribe(sample_paths[0], decode="beam")  # type: ignore[arg-type]
+
+
 def test_a_file_takes_no_rate_that_would_be_ignored(model: CTCModel, sample_paths: list[Path]) -> None:
     with pytest.raises(AsrError, match=r"flac: sample_rate= is for samples \(a NumPy array or a torch tensor\)"):
         transcribe(sample_paths[0], sample_rate=8000, model=model)
