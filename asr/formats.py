@@ -180,8 +180,8 @@ def _cues(transcript: Transcript) -> Iterator[tuple[tuple[float, float], Cue]]:
 
 def _split(words: Cue) -> Iterator[Cue]:
     """Subtitles that fit: what is too long is parted at its longest pause, of like ones at that nearest the middle."""
-    seconds = words[-1].end_seconds - words[0].start_seconds
-    if len(words) == 1 or (seconds <= CUE_SECONDS and len(_wrap(words)) <= CUE_LINES):
+    begin, end = _milliseconds(words[0].start_seconds), _milliseconds(words[-1].end_seconds)
+    if len(words) == 1 or (end - begin <= 1000 * CUE_SECONDS and len(_wrap(words)) <= CUE_LINES):
         yield words
         return
 

@@ -76,8 +76,8 @@ class Transcript:
 def _part(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
     first = 0
     for index in range(1, len(words) + 1):
-        ends = index == len(words) or words[index].start_seconds - words[index - 1].end_seconds >= PAUSE_SECONDS
-        if ends:
+        pause = words[index].start_seconds - words[index - 1].end_seconds if index < len(words) else PAUSE_SECONDS
+        if round(pause, 3) >= PAUSE_SECONDS:  # of floats, most of 0.6 s would be a hair shorter
             yield words[first:index]
             first = index
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import srt
 import webvtt
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from praatio import textgrid
 
@@ -79,6 +79,14 @@ def test_subtitles_are_short_enough_to_read(transcript: Transcript) -> None:
         assert len(lines) <= 2
         assert max(map(len, lines)) <= LINE_CHARACTERS
         assert (cue.end - cue.start).total_seconds() <= CUE_SECONDS
+
+
+@given(st.integers(1, 10_000))
+@example(28)
+def test_a_subtitle_may_stand_as_long_as_one_may_wherever_it_is(step: int) -> None:
+    ends = [step * 0.04, step * 0.04 + CUE_SECONDS]
+    words = (Word("A", ends[0], ends[0] + 3.3, 0.5), Word("B", ends[1] - 3.3, ends[1], 0.5))
+    assert [cue.content for cue in srt.parse(format_transcript(Transcript("a", words, 1e4), "srt"))] == ["A B"]
 
 
 def test_a_subtitle_is_parted_at_its_longest_pause() -> None:

@@ -104,6 +104,13 @@ def test_segments_are_parted_at_pauses_and_hold_every_word() -> None:
     assert [(segment.start_seconds, segment.end_seconds) for segment in segments] == [(0, 1), (1.6, 3.0), (9.0, 9.5)]
 
 
+@given(first_step=st.integers(0, 10_000))
+def test_segments_are_parted_alike_wherever_they_are_in_a_recording(model: CTCModel, first_step: int) -> None:
+    tokens = DecodedTokens(CHARACTERS.encode("A B C"), [3, 4, 19, 20, 34], [4, 5, 20, 21, 35], [0.0] * 5)
+    words = find_words(tokens, model, first_step)  # behind the first is a pause of 15 steps, and then one of 14
+    assert [segment.text for segment in Transcript("a", words, 1000.0).segments] == ["A", "B C"]
+
+
 def test_a_transcript_without_words_has_no_segments_and_an_empty_text() -> None:
     transcript = Transcript("a", (), 10.0)
     assert (transcript.segments, transcript.text, str(transcript)) == ((), "", "")
