@@ -64,23 +64,24 @@ class EncoderConfig:
     hidden_size: int = 320
     """Units per direction; a layer reads and writes twice as many."""
     dropout: float = 0.1
-    """Share of units that training zeroes, for a whole utterance: of the convolutions' output, and of each layer's
-    before it joins the residual."""
+    """Share of each layer's output, and of the convolutions', that training zeroes for a whole utterance."""
     phoneme_layer: int = 0
-    """The layer, counted from below, behind which a second CTC output hears phonemes, which the search with a language
-    model reads beside the tokens; it needs `vocabulary.pronunciations`. 0: none."""
-    reads_phonemes: bool = False
-    """Whether the layers above it read what phonemes were heard, and nothing else: `asr learn-text` makes them so."""
+    """The layer, from below, behind which a second CTC output hears phonemes (`vocabulary.pronunciations`), which the
+    search with a language model reads beside the tokens. 0: none."""
+    reader_layers: int = 0
+    """Layers that read nothing but what phonemes were heard, and write the tokens, as `asr learn-text` makes them."""
+    reader_size: int = 256
+    """Their units per direction."""
 
     def __post_init__(self) -> None:
         require(self.cell in ("gru", "lstm", "rnn"), "model.encoder.cell", self.cell, "be gru, lstm or rnn")
-        require(self.num_layers >= 1, "model.encoder.num_layers", self.num_layers, "be at least 1")
-        require(self.hidden_size >= 1, "model.encoder.hidden_size", self.hidden_size, "be at least 1")
-        require(self.conv_channels >= 1, "model.encoder.conv_channels", self.conv_channels, "be at least 1")
+        for name in ("num_layers", "hidden_size", "conv_channels", "reader_size"):
+            require(getattr(self, name) >= 1, f"model.encoder.{name}", getattr(self, name), "be at least 1")
         require(0 <= self.dropout < 1, "model.encoder.dropout", self.dropout, "be in [0, 1)")
-        least, most = (1, f"{self.num_layers - 1}") if self.reads_phonemes else (0, f"num_layers={self.num_layers}")
-        is_layer = least <= self.phoneme_layer <= self.num_layers - self.reads_phonemes
-        require(is_layer, "model.encoder.phoneme_layer", self.phoneme_layer, f"be {least} to {most}")
+        is_layer = 0 <= self.phoneme_layer <= self.num_layers
+        require(is_layer, "model.encoder.phoneme_layer", self.phoneme_layer, f"be 0 to num_layers={self.num_layers}")
+        can_read = self.reader_layers == 0 or (self.reader_layers > 0 and self.phoneme_layer == self.num_layers)
+        require(can_read, "model.encoder.reader_layers", self.reader_layers, "be 0 unless phoneme_layer is num_layers")
 
 
 @dataclass(frozen=True)
@@ -290,9 +291,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.output_dir.strip() != "", "output_dir", self.output_dir, "name a folder")
-        # Lightning would take ~ for the home folder, everything else for a folder of that name.
-        rule = "not begin with ~; write the home folder out"
-        require(not self.output_dir.startswith("~"), "output_dir", self.output_dir, rule)
+        is_plain = not self.output_dir.startswith("~")  # Lightning takes it for the home folder, nobody else does
+        require(is_plain, "output_dir", self.output_dir, "not begin with ~; write the home folder out")
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:

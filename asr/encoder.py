@@ -7,6 +7,7 @@ meets padding before the utterance's end.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,15 @@ from torch import Tensor, nn
 from asr.config import EncoderConfig
 from asr.features import Lengths, mask_padding, valid_positions
 from asr.recurrence import bidirectional_gru
+from asr.vocabulary import BLANK_ID
 
-__all__ = ["BiGRUEncoder", "BidirectionalLayer", "ConvSubsampling", "flip_valid"]
+__all__ = ["BiGRUEncoder", "BidirectionalLayer", "ConvSubsampling", "PhonemeReader", "flip_valid"]
+
+LEAST_HEARD, HEARD_SCALE = -10.0, 3.0
+"""Where phonemes are read, nats: the log-probability below which all are alike, and what is 1 there."""
+
+SURELY_NONE = -0.05
+"""Log-probability of the blank above which no phoneme is heard in a step."""
 
 CELLS: dict[str, Any] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
@@ -148,7 +156,7 @@ class BiGRUEncoder(nn.Module):
         self.subsampling = ConvSubsampling(num_mels, config.conv_channels, self.output_size)
         self.dropout = UtteranceDropout(config.dropout)
         self.layers = nn.ModuleList([BidirectionalLayer(config) for _ in range(config.num_layers)])
-        self.norm = nn.LayerNorm(self.output_size)
+        self.norm = nn.Identity() if config.reader_layers else nn.LayerNorm(self.output_size)
 
     def forward(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encodings and their lengths.
@@ -177,3 +185,34 @@ class BiGRUEncoder(nn.Module):
             encodings = layer(encodings, encoding_lengths)
         normal: Tensor = self.norm(encodings)
         return normal.transpose(0, 1)
+
+
+class PhonemeReader(nn.Module):
+    """What phonemes were heard, and nothing else of the sound, to encodings.
+
+    Steps in which none is heard are not read: how long a silence is says little of the words.
+    """
+
+    def __init__(self, config: EncoderConfig, num_phonemes: int) -> None:
+        super().__init__()
+        self.output_size = 2 * config.reader_size
+        self.projection = nn.Linear(num_phonemes, self.output_size)
+        sizes = replace(config, hidden_size=config.reader_size)
+        self.layers = nn.ModuleList([BidirectionalLayer(sizes) for _ in range(config.reader_layers)])
+        self.norm = nn.LayerNorm(self.output_size)
+
+    def forward(self, phonemes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encodings of the steps in which a phoneme is heard: (batch, heard, size); which steps these are, (batch,
+        heard), and how many, (batch,). Past these both are undefined.
+
+        phonemes: (steps, batch, phonemes) log-probabilities; lengths: (batch,) steps.
+        """
+        is_heard = (phonemes[:, :, BLANK_ID] < SURELY_NONE) & valid_positions(lengths, len(phonemes)).T
+        counts = is_heard.sum(0)
+        # The steps that are heard first, in their order.
+        places = (~is_heard).to(torch.uint8).sort(dim=0, stable=True).indices[: max(1, int(counts.max()))]
+        heard = phonemes.gather(0, places[:, :, None].expand(-1, -1, phonemes.shape[2]))
+        encodings = self.projection((heard - LEAST_HEARD).clamp(min=0) / HEARD_SCALE)
+        for layer in self.layers:
+            encodings = layer(encodings, counts)
+        return self.norm(encodings).transpose(0, 1), places.T, counts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from asr.config import ModelConfig
 from asr.devices import full_float32
-from asr.encoder import BiGRUEncoder
+from asr.encoder import BiGRUEncoder, PhonemeReader
 from asr.errors import AsrError
 from asr.features import Lengths, LogMelFrontend, valid_positions
 from asr.pronunciation import Pronunciations
@@ -26,18 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CTCModel", "check_evaluates", "steps_needed"]
 
-LEAST_HEARD, HEARD_SCALE = -10.0, 3.0
-"""Where phonemes are read, nats: the log-probability below which all are alike, and what is 1 there."""
-
-SURELY_NONE, NOT_WRITTEN = -0.05, -30.0
-"""Log-probability of the blank above which no phoneme is heard in a step, and of each token there."""
+NOT_WRITTEN = -30.0
+"""Log-probability of each token in a step that is not read."""
 
 
 class CTCModel(nn.Module):
     """Waveforms to per-step log-probabilities over the vocabulary; the same computation in training and evaluation.
 
-    A model with pronunciations hears phonemes too, by a second head behind one of its layers. The layers above may read
-    nothing but these: then they can learn from text, and what they have learned of it is how words are written.
+    A model with pronunciations hears phonemes too, by a second head behind one of its layers. Instead of the sound it
+    may read these, by layers that have learned from text how words are written.
     """
 
     def __init__(
@@ -61,13 +58,13 @@ class CTCModel(nn.Module):
         self.frontend = LogMelFrontend(config.frontend)
         self.encoder = BiGRUEncoder(config.encoder, config.frontend.num_mels)
         size = self.encoder.output_size
-        self.head = nn.Linear(size, len(vocabulary))
         self.pronunciations = pronunciations
         self.phonemes_by_mmi = phonemes_by_mmi
         self.phoneme_head = (
             None if pronunciations is None else nn.Sequential(nn.LayerNorm(size), nn.Linear(size, len(pronunciations)))
         )
-        self.phoneme_reader = nn.Linear(len(self.phonemes), size) if config.encoder.reads_phonemes else None
+        self.reader = PhonemeReader(config.encoder, len(self.phonemes)) if config.encoder.reader_layers else None
+        self.head = nn.Linear(size if self.reader is None else self.reader.output_size, len(vocabulary))
 
     @property
     def sample_rate(self) -> int:
@@ -115,11 +112,14 @@ class CTCModel(nn.Module):
     def log_probs_of_features(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As `all_log_probs`, from (batch, frames, num_mels) normalized features."""
         middle, lengths = self.encoder.lower_layers(features, feature_lengths)
-        if self.phoneme_head is None:
-            return self._write(middle, lengths), lengths
-        phonemes = self.phoneme_head(middle).float().log_softmax(dim=2)
-        tokens = self._write(middle, lengths) if self.phoneme_reader is None else self.read(phonemes, lengths)
-        return torch.cat([tokens, phonemes.transpose(0, 1)], dim=2), lengths
+        outputs = []
+        if self.reader is None:
+            outputs.append(self.head(self.encoder.upper_layers(middle, lengths)).float().log_softmax(dim=2))
+        if self.phoneme_head is not None:
+            outputs.append(self.phoneme_head(middle).transpose(0, 1).float().log_softmax(dim=2))
+        if self.reader is not None:
+            outputs.insert(0, self.read(outputs[0].transpose(0, 1), lengths))
+        return torch.cat(outputs, dim=2), lengths
 
     def log_probs_of_phonemes(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Of phonemes alone, which a model with pronunciations hears: (steps, batch, phonemes), and lengths, (batch,);
@@ -135,25 +135,15 @@ class CTCModel(nn.Module):
         Steps in which none is heard are not read, and nothing is written there.
         phonemes: (steps, batch, phonemes) log-probabilities; lengths: (batch,) steps.
         """
-        assert self.phoneme_reader is not None
-        steps, batch, _ = phonemes.shape
-        is_heard = (phonemes[:, :, BLANK_ID] < SURELY_NONE) & valid_positions(lengths, steps).T
-        # The steps that are heard first, in their order, and in which place each is then.
-        order = (~is_heard).to(torch.uint8).sort(dim=0, stable=True).indices
-        counts = is_heard.sum(0)
-        order = order[: max(1, int(counts.max()))]
-        heard = phonemes.gather(0, order[:, :, None].expand(-1, -1, phonemes.shape[2]))
-        written = self._write(self.phoneme_reader((heard - LEAST_HEARD).clamp(min=0) / HEARD_SCALE), counts)
-        nothing = written.new_full((batch, steps, written.shape[2]), NOT_WRITTEN)
+        assert self.reader is not None
+        encodings, places, counts = self.reader(phonemes, lengths)
+        written = self.head(encodings).float().log_softmax(dim=2)
+        nothing = written.new_full((len(written), len(phonemes), written.shape[2]), NOT_WRITTEN)
         nothing[:, :, BLANK_ID] = 0.0
-        is_written = valid_positions(counts, len(order))[:, :, None]
-        places = order.T[:, :, None].expand_as(written)
-        return nothing.scatter(1, places, torch.where(is_written, written, nothing[:, : len(order)]))
-
-    def _write(self, middle: Tensor, lengths: Tensor) -> Tensor:
-        """(steps, batch, size) of the lower layers → log-probs (batch, steps, vocabulary)."""
-        written: Tensor = self.head(self.encoder.upper_layers(middle, lengths)).float().log_softmax(dim=2)
-        return written
+        is_read = valid_positions(counts, written.shape[1])[:, :, None]
+        written = torch.where(is_read, written, nothing[:, : written.shape[1]])
+        log_probs: Tensor = nothing.scatter(1, places[:, :, None].expand_as(written), written)
+        return log_probs
 
     def split(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """What `all_log_probs` returns, parted: (batch, steps, vocabulary) and (batch, steps, phonemes)."""

@@ -65,10 +65,12 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 class ReadingSettings:
     """Of the layers that read and their training."""
 
-    layers: int = 2
-    """That read phonemes; where the model has others, new ones take their place."""
-    pieces: int = 0
-    """Tokens, pieces of words, that are learned from the text; 0 keeps the model's vocabulary."""
+    layers: int = 0
+    """That read phonemes, new ones in place of the model's; 0 keeps those that it has, and its vocabulary."""
+    size: int = 256
+    """Of new layers: units per direction."""
+    pieces: int = 2048
+    """Tokens of new layers: pieces of words, learned from the text."""
     epochs: int = 8
     """After each one the model is validated and written."""
     steps: int = 1000
@@ -82,9 +84,10 @@ class ReadingSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("layers", "epochs", "steps", "batch_steps"):
+        require(self.layers >= 0, "layers", self.layers, "be at least 0")
+        for name in ("size", "epochs", "steps", "batch_steps"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
-        require(self.pieces == 0 or self.pieces >= 2, "pieces", self.pieces, "be 0, or at least 2")
+        require(self.pieces >= 2, "pieces", self.pieces, "be at least 2")
         require(0 <= self.recordings_share < 1, "recordings_share", self.recordings_share, "be in [0, 1)")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "be above 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "be at least 0 and below 2^63")
@@ -126,19 +129,16 @@ def train_reader(
 
 
 def _make_reader(model: CTCModel, sentences: Sequence[str], settings: ReadingSettings) -> CTCModel:
-    """The model itself where it has such layers already, or one with new ones; only they can learn."""
-    encoder, vocabulary = model.config.encoder, model.vocabulary
-    if settings.pieces:
+    """The model itself where it shall keep its layers, or one with new ones; only they can learn."""
+    if settings.layers:
         every = max(1, len(sentences) // VOCABULARY_SENTENCES)
-        vocabulary = SentencePieceVocabulary.train(sentences[::every], settings.pieces, vocabulary.alphabet)
-    layers = encoder.num_layers - encoder.phoneme_layer
-    has_reader = encoder.reads_phonemes and layers == settings.layers
-    if not has_reader or vocabulary.to_dict() != model.vocabulary.to_dict():
-        model = with_reader(model, settings.layers, vocabulary)
+        alphabet = model.vocabulary.alphabet
+        vocabulary = SentencePieceVocabulary.train(sentences[::every], settings.pieces, alphabet)
+        model = with_reader(model, settings.layers, settings.size, vocabulary)
+    if model.reader is None:
+        raise AsrError("the model has no layers that read phonemes; have new ones made (--layers 2)")
     model.requires_grad_(False)
-    assert model.phoneme_reader is not None
-    upper = model.encoder.layers[model.encoder.num_lower_layers :]
-    for part in (model.phoneme_reader, *upper, model.encoder.norm, model.head):
+    for part in (model.reader, model.head):
         part.requires_grad_(True)
     return model
 

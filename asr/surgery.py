@@ -41,16 +41,14 @@ def with_phonemes(
     return changed.train(model.training)
 
 
-def with_reader(model: CTCModel, num_layers: int, vocabulary: Vocabulary) -> CTCModel:
-    """A copy, in the same mode, in which so many new layers read the phonemes that it hears, and write other tokens."""
-    encoder = model.config.encoder
-    encoder = replace(encoder, num_layers=encoder.phoneme_layer + num_layers, reads_phonemes=True)
-    changed = CTCModel(
-        replace(model.config, encoder=encoder),
-        vocabulary,
-        model.pronunciations,
-        phonemes_by_mmi=model.phonemes_by_mmi,
-    )
+def with_reader(model: CTCModel, num_layers: int, size: int, vocabulary: Vocabulary) -> CTCModel:
+    """A copy, in the same mode, in which so many new layers of that size read the phonemes that it hears, and write
+    other tokens; the layers above these phonemes are gone.
+    """
+    layer = model.config.encoder.phoneme_layer
+    encoder = replace(model.config.encoder, num_layers=layer, reader_layers=num_layers, reader_size=size)
+    config, by_mmi = replace(model.config, encoder=encoder), model.phonemes_by_mmi
+    changed = CTCModel(config, vocabulary, model.pronunciations, phonemes_by_mmi=by_mmi)
     changed.load_state_dict(_below_reader(model), strict=False)
     return changed.train(model.training)
 
@@ -68,16 +66,15 @@ def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     A new token knows nothing, and begins as improbable as the rarest old one. Phonemes are no longer heard: the words
     that they belong to were written in the old tokens. Layers that read them are gone with them.
     """
-    encoder = replace(model.config.encoder, phoneme_layer=0, reads_phonemes=False)
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(("head.", "phoneme"))}
-    if model.phoneme_reader is not None:
-        encoder = replace(encoder, num_layers=model.encoder.num_lower_layers)
-        weights = {name: tensor for name, tensor in _below_reader(model).items() if not name.startswith("phoneme")}
+    encoder = replace(model.config.encoder, phoneme_layer=0, reader_layers=0)
+    gone = "head.", "phoneme", "reader."
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(gone)}
     changed = CTCModel(replace(model.config, encoder=encoder), vocabulary)
     changed.load_state_dict(weights, strict=False)
     with torch.no_grad():
         changed.head.bias.fill_(model.head.bias.min())
-    _copy_rows(model, changed, "head", match_tokens(model.vocabulary, vocabulary))
+    if model.reader is None:  # else the old rows are of its encodings
+        _copy_rows(model, changed, "head", match_tokens(model.vocabulary, vocabulary))
     return changed.train(model.training)
 
 

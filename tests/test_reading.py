@@ -38,7 +38,7 @@ SPOKEN = [[1, 2, 3, 1, 4], [2, 3, 5, 5, 1], [4, 2]]
 """Phonemes of three recordings."""
 
 PLAIN = AugmentConfig(speeds=[1.0], gain_db=0.0, noise_probability=0.0, num_frequency_masks=0, num_time_masks=0)
-SMALL = ReadingSettings(layers=1, epochs=3, steps=6, batch_steps=800, learning_rate=5e-3)
+SMALL = ReadingSettings(layers=1, size=24, pieces=60, epochs=3, steps=6, batch_steps=800, learning_rate=5e-3)
 
 
 def recording(phoneme_ids: list[int], number: int) -> Heard:
@@ -98,7 +98,7 @@ def hearing(make_model: Callable[..., CTCModel]) -> CTCModel:
 def reader(hearing: CTCModel) -> CTCModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        return with_reader(hearing, 2, hearing.vocabulary).requires_grad_(False)
+        return with_reader(hearing, 2, 16, hearing.vocabulary).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,9 @@ def test_what_is_heard_stays_and_is_all_that_is_read(hearing: CTCModel, reader: 
     tokens, phonemes = reader.split(log_probs)
     assert torch.equal(phonemes, hearing.split(before)[1])
     assert torch.equal(tokens, reader.read(phonemes.transpose(0, 1), lengths))
-    assert reader.config.encoder.num_layers == 3
+    assert reader.config.encoder.num_layers == 1
+    assert reader.reader is not None
+    assert len(reader.reader.layers) == 2
     moved = phonemes + 5 * torch.randn_like(phonemes)
     assert not torch.allclose(tokens, reader.read(moved.transpose(0, 1), lengths))
 
@@ -159,7 +161,7 @@ def test_other_letters_do_without_layers_that_read(reader: CTCModel, hearing: CT
     vocabulary = CharacterVocabulary(" abc")
     changed = with_vocabulary(reader, vocabulary)
     assert changed.config.encoder.num_layers == 1
-    assert not changed.config.encoder.reads_phonemes
+    assert changed.reader is None
     mine, others = changed.state_dict(), hearing.state_dict()
     assert all(torch.equal(mine[name], others[name]) for name in mine if name.startswith("encoder.layers.0"))
     assert changed(*padded(speech))[0].shape[2] == len(vocabulary)
@@ -168,24 +170,24 @@ def test_other_letters_do_without_layers_that_read(reader: CTCModel, hearing: CT
 def test_it_is_fine_tuned_with_and_without_other_letters(reader: CTCModel, tmp_path: Path) -> None:
     path = tmp_path / "reader.safetensors"
     save_model(reader, path)
-    for characters, layers in (("", 3), (" abcdefghijklmnopqrstuvwxyz", 1)):
+    for characters in ("", " abcdefghijklmnopqrstuvwxyz"):
         config = finetune_config(path, [str(MANIFEST)], [str(MANIFEST)], characters=characters)
         model = make_initial_model(config, ["a b c"])
-        assert len(model.encoder.layers) == layers
+        assert (model.reader is None) == bool(characters)
         assert model.config == config.model
 
 
 def test_it_is_trained_as_a_whole(tmp_path: Path) -> None:
     hears = ["model.encoder.phoneme_layer=1", "vocabulary.pronunciations=packaged", "trainer.epochs=1"]
-    config = make_config(tmp_path / "run", *hears, "model.encoder.num_layers=2", "model.encoder.reads_phonemes=true")
+    config = make_config(tmp_path / "run", *hears, "model.encoder.num_layers=1", "model.encoder.reader_layers=1")
     model = load_model(train(config))
-    assert model.phoneme_reader is not None
+    assert model.reader is not None
 
 
-def test_a_layer_must_be_there_to_read(tmp_path: Path) -> None:
-    with pytest.raises(AsrError, match=r"phoneme_layer=1 must be 1 to 0"):
+def test_phonemes_are_read_where_the_last_layer_hears_them(tmp_path: Path) -> None:
+    with pytest.raises(AsrError, match=r"reader_layers=1 must be 0 unless phoneme_layer is num_layers"):
         make_config(
-            tmp_path, "model.encoder.num_layers=1", "model.encoder.phoneme_layer=1", "model.encoder.reads_phonemes=true"
+            tmp_path, "model.encoder.num_layers=2", "model.encoder.phoneme_layer=1", "model.encoder.reader_layers=1"
         )
 
 
@@ -228,7 +230,7 @@ def learned(hearing: CTCModel, examples: list[Example], tmp_path_factory: pytest
 
 def test_only_the_layers_that_read_learn(learned: Path, hearing: CTCModel) -> None:
     model = load_model(learned)
-    assert model.config.encoder.reads_phonemes
+    assert model.reader is not None
     assert model.phonemes == hearing.phonemes
     mine, others = model.state_dict(), hearing.state_dict()
     kept = [name for name in mine if name.startswith(("encoder.subsampling", "encoder.layers.0", "phoneme_head"))]
@@ -240,7 +242,7 @@ def test_a_packaged_model_learns_to_write_a_text(tmp_path: Path) -> None:
     """By heart, from the phonemes of six recordings."""
     model, losses = load_model(), []
     examples = check_corpus(read_manifest(MANIFEST), model).examples
-    settings = replace(SMALL, epochs=2, steps=40, batch_steps=400, pieces=40)
+    settings = replace(SMALL, epochs=2, steps=40, batch_steps=400, size=64)
 
     def note(training: Any, loss: Tensor) -> Tensor:
         losses.append(loss.item())
@@ -251,7 +253,7 @@ def test_a_packaged_model_learns_to_write_a_text(tmp_path: Path) -> None:
         train_reader(model, TEXT, examples, tmp_path / "reader.safetensors", settings)
     assert len(losses) >= 20
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    assert len(load_model(tmp_path / "reader.safetensors").vocabulary) == 40
+    assert 30 < len(load_model(tmp_path / "reader.safetensors").vocabulary) <= 60
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(
@@ -284,9 +286,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 
 
 def test_a_trained_reader_is_trained_on(learned: Path, examples: list[Example], tmp_path: Path) -> None:
-    """Without other layers or pieces its own weights are what it begins with."""
+    """Its own weights are what it begins with."""
     path = tmp_path / "more.safetensors"
-    train_reader(load_model(learned), TEXT, examples, path, replace(SMALL, epochs=1, steps=1, learning_rate=1e-9))
+    train_reader(
+        load_model(learned), TEXT, examples, path, replace(SMALL, layers=0, epochs=1, steps=1, learning_rate=1e-9)
+    )
     before, after = load_file(learned), load_file(path)
     assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-6) for name in before)
 
@@ -314,6 +318,8 @@ def test_what_cannot_be_learned_from_is_refused(
         train_reader(hearing, ["", "A " * 50], examples, path, SMALL)
     with pytest.raises(AsrError, match="of no recording"):
         train_reader(hearing, TEXT, [], path, SMALL)
+    with pytest.raises(AsrError, match="has no layers that read phonemes"):
+        train_reader(hearing, TEXT, examples, path, replace(SMALL, layers=0))
     with pytest.raises(AsrError, match="steps=0 must be at least 1"):
         replace(SMALL, steps=0)
     assert not path.exists()
@@ -326,13 +332,13 @@ def test_the_command(run: Run, hearing: CTCModel, tmp_path: Path, caplog: pytest
     held_out = read_manifest(MANIFEST)[0].text
     text.write_text("\n".join([*TEXT, held_out]), encoding="utf-8")
     data = ["--recordings", str(MANIFEST), "--valid", str(MANIFEST), "-o", str(output)]
-    sizes = ["--layers", "1", "--epochs", "1", "--steps", "2", "--batch-steps", "800"]
+    sizes = ["--layers", "1", "--size", "8", "--epochs", "1", "--steps", "2", "--batch-steps", "800", "--pieces", "60"]
     outcome = run("learn-text", str(tmp_path / "hearing.safetensors"), str(text), *data, *sizes)
     assert outcome.code == 0
     assert outcome.output.strip() == str(output)
     assert "80 sentences" in caplog.text
     assert "of the valid set" in caplog.text
-    assert len(load_model(output).encoder.layers) == 2
+    assert load_model(output).config.encoder.reader_size == 8
 
 
 def test_the_command_replaces_no_model(run: Run, tmp_path: Path) -> None:

@@ -34,8 +34,9 @@ def add_learn_text(commands: Commands) -> None:
         help="other sets: leave out sentences that share eight words in a row with their transcripts",
     )
     for name, default, help_text in (
-        ("layers", 2, "that read the phonemes"),
-        ("pieces", 0, "of words to write, learned from the text; 0: the model's own tokens"),
+        ("layers", 0, "that read the phonemes, new ones; 0: those that the model has"),
+        ("size", 256, "of new layers"),
+        ("pieces", 2048, "of words that new layers write, learned from the text"),
         ("epochs", 8, "each is validated and written"),
         ("steps", 1000, "of an epoch at most, in each process"),
         ("batch-steps", 6000, "of 40 ms in a step of each process, about"),
@@ -72,7 +73,7 @@ def _run_learn_text(options: argparse.Namespace) -> int:
     if not is_first_process():
         logging.getLogger("asr").setLevel(logging.ERROR)
     model = load_model(options.model)
-    names = "layers", "pieces", "epochs", "steps", "batch_steps", "recordings_share", "learning_rate", "seed"
+    names = "layers", "size", "pieces", "epochs", "steps", "batch_steps", "recordings_share", "learning_rate", "seed"
     settings = ReadingSettings(**{name: value for name in names if (value := getattr(options, name)) is not None})
     recordings = check_corpus(read_many(options.recordings), model, DataConfig(), LIGHT).examples
     valid = check_corpus(read_many(options.valid), model).examples if options.valid else []
