@@ -146,7 +146,7 @@ def finetune_config(
 
     overrides: `section.key=value`, over the defaults. frozen_layers: of the encoder, from below, keep their weights.
     characters: what the new model shall write with, where it is not what the old one does; a model of pieces learns
-    as many from the new texts.
+    as many from the new texts, but one that reads phonemes, whose pieces are of millions of words, writes characters.
     Raises AsrError for overrides of what the other arguments say, and of the model section, of which only the dropout
     can change.
     """
@@ -162,7 +162,8 @@ def finetune_config(
     frozen = [] if frozen_layers is None else [f"optimizer.frozen_layers={frozen_layers}"]
     config = load_config(None, [*defaults, *overrides, *frozen])
     characters = characters or config.vocabulary.characters
-    if characters and CharacterVocabulary(characters).to_dict() == model.vocabulary.to_dict():
+    same_letters = model.reader and sorted(characters) == sorted(model.vocabulary.alphabet)
+    if characters and (same_letters or CharacterVocabulary(characters).to_dict() == model.vocabulary.to_dict()):
         characters = ""  # nothing changes, the phonemes included
     if config.vocabulary.pronunciations and model.pronunciations is None:
         how = "train by a recipe that hears them, with initial_model="
@@ -181,7 +182,7 @@ def finetune_config(
         model=dataclasses.replace(model.config, encoder=encoder),
         vocabulary=dataclasses.replace(
             config.vocabulary,
-            kind=model.vocabulary.to_dict()["kind"],
+            kind="characters" if characters and model.reader else model.vocabulary.to_dict()["kind"],
             characters=characters,
             size=len(model.vocabulary),
         ),

@@ -26,7 +26,7 @@ def make_model(config: TrainConfig, texts: Iterable[str]) -> CTCModel:
     if config.initial_model:
         model = before = with_dropout(load_model(config.initial_model), config.model.encoder.dropout)
         is_same_kind = model.vocabulary.to_dict()["kind"] == config.vocabulary.kind
-        if config.vocabulary.characters and is_same_kind:
+        if config.vocabulary.characters and (is_same_kind or (model.reader and not config.model.encoder.reader_layers)):
             vocabulary = make_vocabulary(config, texts)
             if vocabulary.to_dict() != model.vocabulary.to_dict():
                 model = change_vocabulary(model, vocabulary)
@@ -64,7 +64,7 @@ def _other_settings(model: CTCModel, config: TrainConfig) -> Iterator[str]:
 
 def change_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     """`with_vocabulary`; what is kept, new and gone is logged."""
-    kept = match_tokens(model.vocabulary, vocabulary)
+    kept = {} if model.reader else match_tokens(model.vocabulary, vocabulary)
     _log_change("tokens", model.vocabulary.tokens, vocabulary.tokens, kept)
     return with_vocabulary(model, vocabulary)
 

@@ -64,7 +64,8 @@ def with_vocabulary(model: CTCModel, vocabulary: Vocabulary) -> CTCModel:
     """A copy, in the same mode, that writes other tokens: those of `match_tokens` keep what was learned.
 
     A new token knows nothing, and begins as improbable as the rarest old one. Phonemes are no longer heard: the words
-    that they belong to were written in the old tokens. Layers that read them are gone with them.
+    that they belong to were written in the old tokens. Layers that read them are gone with them, and no token is kept,
+    for the new ones are written from what is heard.
     """
     encoder = replace(model.config.encoder, phoneme_layer=0, reader_layers=0)
     gone = "head.", "phoneme", "reader."

@@ -170,10 +170,10 @@ def test_other_letters_do_without_layers_that_read(reader: CTCModel, hearing: CT
 def test_it_is_fine_tuned_with_and_without_other_letters(reader: CTCModel, tmp_path: Path) -> None:
     path = tmp_path / "reader.safetensors"
     save_model(reader, path)
-    for characters in ("", " abcdefghijklmnopqrstuvwxyz"):
+    for characters, others in (("", False), (reader.vocabulary.alphabet, False), (" abcdefghijklmnopqrstuvwxyz", True)):
         config = finetune_config(path, [str(MANIFEST)], [str(MANIFEST)], characters=characters)
         model = make_initial_model(config, ["a b c"])
-        assert (model.reader is None) == bool(characters)
+        assert (model.reader is None) == others
         assert model.config == config.model
 
 
