@@ -135,15 +135,21 @@ class CTCModel(nn.Module):
         Steps in which none is heard are not read, and nothing is written there.
         phonemes: (steps, batch, phonemes) log-probabilities; lengths: (batch,) steps.
         """
-        assert self.reader is not None
-        encodings, places, counts = self.reader(phonemes, lengths)
-        written = self.head(encodings).float().log_softmax(dim=2)
+        written, places, counts = self.read_heard(phonemes, lengths)
         nothing = written.new_full((len(written), len(phonemes), written.shape[2]), NOT_WRITTEN)
         nothing[:, :, BLANK_ID] = 0.0
         is_read = valid_positions(counts, written.shape[1])[:, :, None]
         written = torch.where(is_read, written, nothing[:, : written.shape[1]])
         log_probs: Tensor = nothing.scatter(1, places[:, :, None].expand_as(written), written)
         return log_probs
+
+    def read_heard(self, phonemes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `read`, of the steps alone in which a phoneme is heard: (batch, heard, vocabulary); and which steps these
+        are, (batch, heard), and how many, (batch,). Past these both are undefined.
+        """
+        assert self.reader is not None
+        encodings, places, counts = self.reader(phonemes, lengths)
+        return self.head(encodings).float().log_softmax(dim=2), places, counts
 
     def split(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """What `all_log_probs` returns, parted: (batch, steps, vocabulary) and (batch, steps, phonemes)."""

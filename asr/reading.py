@@ -223,7 +223,8 @@ class _Training(TextTraining):
         draws = numpy.random.SeedSequence([self.settings.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(draws.generate_state(1)[0]))  # dropout's, the same in a resumed training
         phonemes, lengths, tokens, token_lengths = batch
-        losses = ctc_losses(self.model.read(phonemes, lengths), lengths, tokens, token_lengths)
+        log_probs, _, counts = self.model.read_heard(phonemes, lengths)
+        losses = ctc_losses(log_probs, counts, tokens, token_lengths)
         return self.check_loss(losses.sum() / token_lengths.sum().clamp(min=1))
 
     def configure_optimizers(self) -> Any:
