@@ -195,11 +195,11 @@ class PhonemeReader(nn.Module):
 
     def __init__(self, config: EncoderConfig, num_phonemes: int) -> None:
         super().__init__()
-        self.output_size = 2 * config.reader_size
-        self.projection = nn.Linear(num_phonemes, self.output_size)
+        size = 2 * config.reader_size
+        self.projection = nn.Linear(num_phonemes, size)
         sizes = replace(config, hidden_size=config.reader_size)
         self.layers = nn.ModuleList([BidirectionalLayer(sizes) for _ in range(config.reader_layers)])
-        self.norm = nn.LayerNorm(self.output_size)
+        self.norm = nn.LayerNorm(size)
 
     def forward(self, phonemes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encodings of the steps in which a phoneme is heard: (batch, heard, size); which steps these are, (batch,

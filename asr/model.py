@@ -58,13 +58,13 @@ class CTCModel(nn.Module):
         self.frontend = LogMelFrontend(config.frontend)
         self.encoder = BiGRUEncoder(config.encoder, config.frontend.num_mels)
         size = self.encoder.output_size
+        self.head = nn.Linear(2 * config.encoder.reader_size if config.encoder.reader_layers else size, len(vocabulary))
         self.pronunciations = pronunciations
         self.phonemes_by_mmi = phonemes_by_mmi
         self.phoneme_head = (
             None if pronunciations is None else nn.Sequential(nn.LayerNorm(size), nn.Linear(size, len(pronunciations)))
         )
         self.reader = PhonemeReader(config.encoder, len(self.phonemes)) if config.encoder.reader_layers else None
-        self.head = nn.Linear(size if self.reader is None else self.reader.output_size, len(vocabulary))
 
     @property
     def sample_rate(self) -> int:

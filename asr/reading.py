@@ -120,10 +120,9 @@ def train_reader(
     usable = [sentence for sentence in sentences if 0 < len(split_words(sentence)) <= MOST_WORDS]
     if not usable:
         raise AsrError(f"the text holds no sentence of up to {MOST_WORDS} words to learn from")
-    units = list(hear(model, recordings, augment or LIGHT, settings.seed))
     reader = _make_reader(model, usable, settings)
-    batches = SaidBatches(usable, units, reader, settings)
-    log.info("text: %s sentences, said by %s recordings", f"{len(usable):,}", f"{len(units):,}")
+    batches = SaidBatches(usable, list(hear(model, recordings, augment or LIGHT, settings.seed)), reader, settings)
+    log.info("text: %s sentences, said by %s recordings", f"{len(usable):,}", f"{len(batches.references):,}")
     training = _Training(reader, batches, settings)
     fit(training, _Saver(path, list(hear(model, valid))), settings.epochs, checkpoint)
 
@@ -155,9 +154,9 @@ class SaidBatches(Dataset[Batch]):
         self, sentences: Sequence[str], recordings: Sequence[Heard], model: CTCModel, settings: ReadingSettings
     ) -> None:
         assert model.pronunciations is not None
-        self.sentences, self.recordings, self.seed = sentences, recordings, settings.seed
+        self.sentences, self.seed = sentences, settings.seed
         self.vocabulary, self.pronunciations = model.vocabulary, model.pronunciations
-        self.units = Units(recordings)
+        self.units, self.references = Units(recordings), [heard.reference for heard in recordings]
         share = settings.recordings_share
         times = round(share / (1 - share) * len(sentences) / len(recordings)) if share else 0
         lengths = [STEPS_PER_LETTER * len(sentence) for sentence in sentences]
@@ -175,9 +174,8 @@ class SaidBatches(Dataset[Batch]):
 
     @property
     def checksum(self) -> int:
-        """Another one for other sentences or recordings."""
-        heard = crc32(self.units.log_probs.tobytes())
-        return crc32("\n".join(self.sentences).encode(), heard)
+        """Another one for other sentences or recordings; what is heard of these may differ in its last digits."""
+        return crc32("\n".join([*self.sentences, *self.references]).encode())
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -185,8 +183,8 @@ class SaidBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         generator = numpy.random.default_rng([self.seed, self.epoch, index])
         said = [self._say(number, generator) for number in self._batches[index]]
-        heard = self.recordings[0]  # where nothing of the batch can be said
-        rows, texts = zip(*(list(filter(None, said)) or [(heard.log_probs, heard.reference)]), strict=True)
+        first = self.units.recording(0), self.references[0]  # where nothing of the batch can be said
+        rows, texts = zip(*(list(filter(None, said)) or [first]), strict=True)
         phonemes = pad_sequence([torch.from_numpy(row).float() for row in rows])
         tokens = [torch.tensor(self.vocabulary.encode(text), dtype=torch.long) for text in texts]
         lengths = torch.tensor([len(row) for row in rows])
@@ -195,8 +193,8 @@ class SaidBatches(Dataset[Batch]):
     def _say(self, number: int, generator: numpy.random.Generator) -> tuple[numpy.ndarray, str] | None:
         """What is heard, and its text; None where the recordings lack a phoneme of it."""
         if number >= len(self.sentences):
-            heard = self.recordings[(number - len(self.sentences)) % len(self.recordings)]
-            return heard.log_probs, heard.reference
+            number = (number - len(self.sentences)) % len(self.references)
+            return self.units.recording(number), self.references[number]
         sentence = self.sentences[number]
         phonemes = self.units.say(self.pronunciations.encode(sentence), generator)
         return None if phonemes is None else (phonemes, sentence)

@@ -61,14 +61,18 @@ class Units:
         """recordings: in each of which its phonemes have steps enough; raises AsrError where there are none."""
         if not recordings:
             raise AsrError("of no recording all phonemes of its text can be heard; take others")
-        starts = accumulate((len(heard.log_probs) for heard in recordings), initial=0)
+        self._starts = [*accumulate((len(heard.log_probs) for heard in recordings), initial=0)]
         self.log_probs = numpy.concatenate([heard.log_probs for heard in recordings])
         """(steps, phonemes) of all recordings."""
-        self._cuts = [start + cut for start, heard in zip(starts, recordings) for cut in heard.cuts()]
+        self._cuts = [start + cut for start, heard in zip(self._starts, recordings) for cut in heard.cuts()]
         self._stream = "".join("".join(map(chr, heard.phoneme_ids)) + BETWEEN for heard in recordings)
         """A character for each of the cuts: the phoneme behind it."""
         self._places = sorted(range(len(self._stream)), key=lambda place: self._stream[place : place + LONGEST])
         """In the alphabetical order of what follows."""
+
+    def recording(self, number: int) -> numpy.ndarray:
+        """All that was heard of one: (steps, phonemes)."""
+        return self.log_probs[self._starts[number] : self._starts[number + 1]]
 
     def say(self, phoneme_ids: Sequence[int], generator: numpy.random.Generator) -> numpy.ndarray | None:
         """Log-probabilities (steps, phonemes) of a sentence; None for no phonemes, or where no recording has one."""

@@ -257,7 +257,7 @@ def test_real_speech_in_windows_and_whole_has_words_of_the_language_model_only(
         < 0.3
     )
     monkeypatch.setattr("asr.transcription.LONG_SECONDS", 0.0)
-    decode = BeamDecoder(load_model().vocabulary, tmp_path / "lm.arpa")
+    decode = BeamDecoder.for_model(load_model(), tmp_path / "lm.arpa")
     (result,) = transcribe_recordings(load_model(), [Recording(sample_paths[0], "a")], decode=decode)
     assert str(result) == said
 
