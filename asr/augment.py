@@ -1,4 +1,4 @@
-"""What the training step does to its batches so that few hours go further; nothing else calls it.
+"""What a training does to its recordings so that few hours go further; nothing else calls it.
 
 Each function draws from the generator it is given, so a step's draws are a function of its seed.
 """

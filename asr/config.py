@@ -120,7 +120,7 @@ class VocabularyConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What the training step, and nothing else, does to its batches."""
+    """What a training, and nothing else, does to its recordings."""
 
     speeds: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
     """One is drawn per batch, in hundredths: resampling, so the pitch moves too. [1.0] switches it off."""

@@ -131,4 +131,5 @@ def _least_weights(config: ModelConfig) -> float:
     """Fewer than a model of this configuration has, whatever its cell; it has at most some dozens of times as many."""
     encoder, num_mels = config.encoder, config.frontend.num_mels
     convolutions = encoder.conv_channels**2 + encoder.conv_channels * num_mels * encoder.hidden_size / 4
-    return convolutions + encoder.num_layers * encoder.hidden_size**2
+    reader = encoder.reader_layers * encoder.reader_size**2
+    return convolutions + encoder.num_layers * encoder.hidden_size**2 + reader

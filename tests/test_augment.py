@@ -214,11 +214,12 @@ def functions_that_use(tree: ast.AST, names: set[str]) -> set[str]:
     return users
 
 
-def test_augmentation_is_used_in_the_training_step_and_its_picture_and_nowhere_else() -> None:
+def test_augmentation_is_used_where_something_is_learned_and_nowhere_else() -> None:
+    """In the training step and its picture, and for the recordings of which sentences are put together."""
     package = Path(asr.__file__).parent
     files = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path.name != "augment.py"}
     importers = {path.name for path, source in files.items() if "asr.augment" in source or "import augment" in source}
-    assert importers == {"learning.py"}
+    assert importers == {"learning.py", "units.py"}
     names = set(asr.augment.__all__)
     assert functions_that_use(ast.parse(files[package / "learning.py"]), names) == {"augmented_features"}
     users = {path.name: functions_that_use(ast.parse(source), {"augmented_features"}) for path, source in files.items()}

@@ -200,7 +200,15 @@ def test_damaged_metadata_is_refused(path: Path, changed: dict[str, str]) -> Non
     refusal(path)
 
 
-@pytest.mark.parametrize("sizes", [{"hidden_size": 2000}, {"num_layers": 1000}, {"conv_channels": 4000}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 2000},
+        {"num_layers": 1000},
+        {"conv_channels": 4000},
+        {"phoneme_layer": 2, "reader_layers": 1, "reader_size": 20_000},
+    ],
+)
 def test_a_configuration_larger_than_its_weights_takes_no_memory(path: Path, sizes: dict[str, int]) -> None:
     weights, metadata = read_parts(path)
     save_file(weights, path, {**metadata, "config": encoder_config(**sizes)})
