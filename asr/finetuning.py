@@ -24,7 +24,6 @@ from asr.modelfile import PACKAGED_MODEL, load_model
 from asr.ranks import is_first_process
 from asr.recipe import load_config
 from asr.resuming import find_resume_point
-from asr.surgery import with_vocabulary
 from asr.training import train
 from asr.vocabulary import CharacterVocabulary
 
@@ -169,12 +168,11 @@ def finetune_config(
         how = "train by a recipe that hears them, with initial_model="
         raise AsrError(f"vocabulary.pronunciations: {model_path} hears no phonemes; {how}{model_path}")
     hears_phonemes = not characters or config.vocabulary.pronunciations  # `with_vocabulary` drops those of old letters
-    # Layers that read phonemes are gone with the letters that these belong to.
-    shape = with_vocabulary(model, model.vocabulary).config if characters else model.config
     encoder = dataclasses.replace(
-        shape.encoder,
+        model.config.encoder,
         dropout=config.model.encoder.dropout,
         phoneme_layer=model.config.encoder.phoneme_layer if hears_phonemes else 0,
+        reader_layers=0 if characters else model.config.encoder.reader_layers,  # its phonemes are of the old letters
     )
     return dataclasses.replace(
         config,

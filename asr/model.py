@@ -112,22 +112,25 @@ class CTCModel(nn.Module):
     def log_probs_of_features(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As `all_log_probs`, from (batch, frames, num_mels) normalized features."""
         middle, lengths = self.encoder.lower_layers(features, feature_lengths)
-        outputs = []
-        if self.reader is None:
-            outputs.append(self.head(self.encoder.upper_layers(middle, lengths)).float().log_softmax(dim=2))
-        if self.phoneme_head is not None:
-            outputs.append(self.phoneme_head(middle).transpose(0, 1).float().log_softmax(dim=2))
-        if self.reader is not None:
-            outputs.insert(0, self.read(outputs[0].transpose(0, 1), lengths))
-        return torch.cat(outputs, dim=2), lengths
+        phonemes = None if self.phoneme_head is None else self._hear(middle)
+        if self.reader is None or phonemes is None:
+            tokens = self.head(self.encoder.upper_layers(middle, lengths)).float().log_softmax(dim=2)
+        else:
+            tokens = self.read(phonemes, lengths)
+        return tokens if phonemes is None else torch.cat([tokens, phonemes.transpose(0, 1)], dim=2), lengths
 
     def log_probs_of_phonemes(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Of phonemes alone, which a model with pronunciations hears: (steps, batch, phonemes), and lengths, (batch,);
         arguments as of `log_probs_of_features`.
         """
-        assert self.phoneme_head is not None
         middle, lengths = self.encoder.lower_layers(features, feature_lengths)
-        return self.phoneme_head(middle).float().log_softmax(dim=2), lengths
+        return self._hear(middle), lengths
+
+    def _hear(self, middle: Tensor) -> Tensor:
+        """(steps, batch, size) of the lower layers → log-probs of the phonemes (steps, batch, phonemes)."""
+        assert self.phoneme_head is not None
+        log_probs: Tensor = self.phoneme_head(middle).float().log_softmax(dim=2)
+        return log_probs
 
     def read(self, phonemes: Tensor, lengths: Tensor) -> Tensor:
         """The tokens' log-probabilities by a model that reads phonemes: (batch, steps, vocabulary).

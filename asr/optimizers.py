@@ -14,6 +14,9 @@ from asr.muon import Muon
 
 __all__ = ["follow_schedule", "make_optimizer", "take_rates", "with_schedule"]
 
+GATES = {"gru": 3, "lstm": 4, "rnn": 1}
+"""Of a recurrent cell: the matrices that PyTorch keeps as one."""
+
 
 def make_optimizer(
     model: CTCModel, config: OptimizerConfig, total_steps: int, dtype: torch.dtype = torch.float32
@@ -37,7 +40,7 @@ def make_optimizer(
     ]
     optimizer: torch.optim.Optimizer
     if has_muon:
-        gates = cells[0].shape[0] // model.config.encoder.hidden_size
+        gates = GATES[model.config.encoder.cell]
         groups = [{"params": cells, "decays": True, "blocks": gates}, *groups]
         optimizer = Muon(groups, lr=rate, betas=betas, weight_decay=decay, dtype=dtype)
     else:

@@ -32,6 +32,7 @@ from asr.model import CTCModel
 from asr.modelfile import save_model
 from asr.optimizers import make_optimizer
 from asr.plan import fill_batches
+from asr.ranks import is_first_process
 from asr.surgery import with_reader
 from asr.text_training import TextCheckpoints, TextTraining, check_output, fit
 from asr.units import Heard, Units, hear
@@ -123,8 +124,8 @@ def train_reader(
     reader = _make_reader(model, usable, settings)
     batches = SaidBatches(usable, list(hear(model, recordings, augment or LIGHT, settings.seed)), reader, settings)
     log.info("text: %s sentences, said by %s recordings", f"{len(usable):,}", f"{len(batches.references):,}")
-    training = _Training(reader, batches, settings)
-    fit(training, _Saver(path, list(hear(model, valid))), settings.epochs, checkpoint)
+    heard = list(hear(model, valid)) if is_first_process() else []
+    fit(_Training(reader, batches, settings), _Saver(path, heard), settings.epochs, checkpoint)
 
 
 def _make_reader(model: CTCModel, sentences: Sequence[str], settings: ReadingSettings) -> CTCModel:

@@ -42,13 +42,13 @@ BETWEEN = "\0"
 class Heard:
     """What a model heard of one recording."""
 
-    def __init__(self, log_probs: numpy.ndarray, reference: str, phoneme_ids: Sequence[int]) -> None:
+    def __init__(self, log_probs: numpy.ndarray, reference: str, phoneme_ids: list[int]) -> None:
         """log_probs: (steps, phonemes) float16; phoneme_ids: of the reference."""
         self.log_probs, self.reference, self.phoneme_ids = log_probs, reference, phoneme_ids
 
     def cuts(self) -> list[int]:
         """The step where each phoneme begins, half way from the one before, and where the last ends."""
-        aligned = align_tokens(torch.from_numpy(self.log_probs).float(), list(self.phoneme_ids))
+        aligned = align_tokens(torch.from_numpy(self.log_probs).float(), self.phoneme_ids)
         between = [(end + start + 1) // 2 for end, start in zip(aligned.end_steps, aligned.steps[1:])]
         first, last = aligned.steps[0] - MARGIN_STEPS, aligned.end_steps[-1] + MARGIN_STEPS
         return [max(0, first), *between, min(len(self.log_probs), last)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asr.tuning import Point
     from asr.vocabulary import Vocabulary
 
-__all__ = ["add_lm", "add_tune_lm", "read_text"]
+__all__ = ["add_lm", "add_text_options", "add_tune_lm", "read_text"]
 
 MANIFESTS = (".csv", ".jsonl", ".tsv")
 """Endings of what is read as a manifest where a text is asked for."""
@@ -34,7 +34,8 @@ def add_lm(commands: Commands) -> None:
 
 def _add_lm_build(actions: Commands) -> None:
     build = actions.add_parser("build", help="count n-grams of words", description=_run_lm_build.__doc__)
-    _add_text_options(build)
+    add_text_options(build)
+    _add_alphabet_option(build)
     build.add_argument("--order", type=int, default=3, metavar="N", help="words of the longest n-gram (default: 3)")
     build.add_argument(
         "--prune", type=int, nargs="+", default=[], metavar="C", help="per length, drop n-grams seen up to C times"
@@ -50,7 +51,8 @@ def _add_lm_build(actions: Commands) -> None:
 
 def _add_lm_train(actions: Commands) -> None:
     train = actions.add_parser("train", help="a GRU that reads sentences", description=_run_lm_train.__doc__)
-    _add_text_options(train)
+    add_text_options(train)
+    _add_alphabet_option(train)
     for name, default, help_text in (
         ("epochs", 2, "passes over the text"),
         ("hidden-size", 640, "of the GRU"),
@@ -71,7 +73,7 @@ def _add_lm_train(actions: Commands) -> None:
     train.set_defaults(run=_run_lm_train, find_conflict=_find_lm_train_conflict)
 
 
-def _add_text_options(parser: argparse.ArgumentParser) -> None:
+def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz; or a manifest, for its texts"
     )
@@ -82,6 +84,9 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="valid sets: leave out sentences that share eight words in a row with their transcripts",
     )
+
+
+def _add_alphabet_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=given_text,

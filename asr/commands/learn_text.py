@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from asr.commands.language_model import read_text
+from asr.commands.language_model import add_text_options, read_text
 from asr.commands.options import Commands, given_text
 
 __all__ = ["add_learn_text"]
@@ -17,21 +17,12 @@ def add_learn_text(commands: Commands) -> None:
         "learn-text", help="teach a model how words are written, by text alone", description=_run_learn_text.__doc__
     )
     parser.add_argument("model", type=given_text, metavar="MODEL", help="one that hears phonemes, or `packaged`")
-    parser.add_argument(
-        "texts", nargs="+", metavar="TEXT", help="a sentence a line; plain, .gz or .xz; or a manifest, for its texts"
-    )
+    add_text_options(parser)
     parser.add_argument(
         "--recordings", nargs="+", required=True, metavar="DATA", help="of which the sentences are put together"
     )
     parser.add_argument(
         "--valid", nargs="+", default=[], metavar="DATA", help="valid sets, told of after each epoch, and held out"
-    )
-    parser.add_argument(
-        "--held-out",
-        nargs="+",
-        default=[],
-        metavar="DATA",
-        help="other sets: leave out sentences that share eight words in a row with their transcripts",
     )
     for name, default, help_text in (
         ("layers", 0, "that read the phonemes, new ones; 0: those that the model has"),
