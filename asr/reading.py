@@ -158,6 +158,8 @@ class SaidBatches(Dataset[Batch]):
         self.sentences, self.seed = sentences, settings.seed
         self.vocabulary, self.pronunciations = model.vocabulary, model.pronunciations
         self.units, self.references = Units(recordings), [heard.reference for heard in recordings]
+        if missing := self.units.missing(self.pronunciations.phonemes):
+            log.warning("sentences with what no recording has are left out: %s", " ".join(missing))
         share = settings.recordings_share
         times = round(share / (1 - share) * len(sentences) / len(recordings)) if share else 0
         lengths = [STEPS_PER_LETTER * len(sentence) for sentence in sentences]

@@ -70,6 +70,10 @@ class Units:
         self._places = sorted(range(len(self._stream)), key=lambda place: self._stream[place : place + LONGEST])
         """In the alphabetical order of what follows."""
 
+    def missing(self, phonemes: Sequence[str]) -> list[str]:
+        """Of the names of all phonemes, the blank first, those that no recording holds."""
+        return [name for number, name in enumerate(phonemes) if chr(number) not in self._stream]
+
     def recording(self, number: int) -> numpy.ndarray:
         """All that was heard of one: (steps, phonemes)."""
         return self.log_probs[self._starts[number] : self._starts[number + 1]]

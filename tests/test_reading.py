@@ -81,6 +81,7 @@ def test_what_is_taken_in_one_piece_is_as_long_as_the_recordings_allow() -> None
 def test_a_sentence_of_which_a_phoneme_is_nowhere_is_not_said() -> None:
     assert UNITS.say([1, 6], numpy.random.default_rng(0)) is None
     assert UNITS.say([], numpy.random.default_rng(0)) is None
+    assert UNITS.missing(["<blank>", *"ABCDEFG"]) == ["F", "G"]
     with pytest.raises(AsrError, match="of no recording"):
         Units([])
 
@@ -343,6 +344,7 @@ def test_the_command(run: Run, hearing: CTCModel, tmp_path: Path, caplog: pytest
     assert outcome.code == 0
     assert outcome.output.strip() == str(output)
     assert "80 sentences" in caplog.text
+    assert "sentences with what no recording has are left out: " in caplog.text
     assert "of the valid set" in caplog.text
     assert load_model(output).config.encoder.reader_size == 8
 
