@@ -31,6 +31,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     devices        what computes, and in which precision
     model          waveforms                 → log_probs (batch, steps, vocabulary)
     decoder        log_probs                 → token ids
+    placing        token ids, phonemes       → the steps that each token lasts
     likelihood     log_probs, token ids      → how probable these are
     ngrams         text                      → a language model
     transcript     token ids                 → words with times and confidence, segments

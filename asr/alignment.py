@@ -1,7 +1,8 @@
 """Where the words of a known text were spoken.
 
-A short recording is aligned at once. A long one is first recognised: where a long enough stretch of what was recognised
-stands in the text too, both are cut, and the pieces between two such anchors are aligned one by one.
+By their phonemes where the model hears them, else by its tokens. A short recording is aligned at once. A long one is
+first recognised: where a long enough stretch of what was recognised stands in the text too, both are cut, and the
+pieces between two such anchors are aligned one by one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import accumulate, islice, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, islice, pairwise
 from math import inf
 
 import torch
@@ -23,10 +24,10 @@ from asr.decoder import DecodedTokens, collapse_paths, decode_greedy
 from asr.errors import AsrError
 from asr.longform import BATCH_SECONDS, stream_log_probs
 from asr.model import CTCModel, steps_needed
+from asr.pronunciation import Pronunciations
 from asr.sources import AudioSource
 from asr.text import count_lost, without_quotes
 from asr.transcript import Transcript, Word, end_by, word_at
-from asr.vocabulary import Vocabulary
 from asr.words import join_words, split_words
 
 __all__ = ["align", "align_log_probs", "align_tokens", "find_cuts"]
@@ -37,7 +38,9 @@ PIECE_SECONDS = 60.0
 """Shortest piece that a longer recording is cut into."""
 
 ANCHOR_LETTERS = 12
-"""So many letters and spaces in a row that were recognised as they stand in the text are not there by chance."""
+"""So many letters and spaces, or phonemes, in a row that were recognised as they stand in the text are not there by
+chance.
+"""
 
 MOST_CELLS = 400_000_000
 """Steps times tokens of a piece without an anchor, a byte each; larger ones are not searched but spread evenly."""
@@ -46,9 +49,21 @@ CutPoint = tuple[int, int]
 """A step, and the index of the token that begins there."""
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """Words in what they are aligned by: tokens, or phonemes."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    """Of each word: the first and the behind-last index of its ids."""
+    spellings: Sequence[str]
+    """Of all ids: the letters that a token writes, or a sign for each phoneme."""
+
+
 @torch.inference_mode()
 def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: float = BATCH_SECONDS) -> Transcript:
-    """The words of `text`, as they are written there, with the times at which they are heard, and their parts.
+    """The words of `text`, as they are written there, with the times at which they are heard, and their parts:
+    phonemes where the model hears them, else what its tokens write.
 
     A word's confidence tells how well it fits: near 0 where something else was said. What has no letter (digits,
     dashes) is left out.
@@ -56,14 +71,20 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
     Raises AsrError for audio that cannot be read, a text without a letter and a model in training mode.
     """
     with open_audio(source, model.sample_rate) as audio:
-        log_probs = torch.cat(list(stream_log_probs(model, audio.blocks(), batch_seconds=batch_seconds)))
+        hears = model.pronunciations is not None
+        parts = stream_log_probs(model, audio.blocks(), batch_seconds=batch_seconds, with_phonemes=hears)
+        # Of an hour, thousands of tokens a step would take most of a gigabyte.
+        log_probs = torch.cat([model.split(part)[1].clone() if hears else part for part in parts])
         words = align_log_probs(model, log_probs, text)
         seconds = audio.duration_seconds
         return Transcript(audio.name, tuple(end_by(word, seconds) for word in words), seconds)
 
 
 def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
-    """As `align`, from what the model computed of a recording: (steps, vocabulary); raises AsrError as it does."""
+    """As `align`, from what the model computed of a recording; raises AsrError as it does.
+
+    log_probs: (steps, vocabulary); of a model that hears phonemes, theirs: (steps, phonemes).
+    """
     dropped: Counter[str] = Counter()
     plain = without_quotes(text, model.vocabulary.alphabet)  # a word alone does not tell them from apostrophes
     written = split_words(unicodedata.normalize("NFC", text))
@@ -74,10 +95,35 @@ def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word
         log.warning("left out of the text, for the model cannot write them: %s", told)
     if not words:
         raise AsrError("the text to align holds no letter of the model's alphabet")
-    token_ids = model.vocabulary.encode(join_words(normal for _, normal in words))
+    if model.pronunciations is not None:
+        words = _drop_unpronounceable(words, model.pronunciations)
+    encoded = _encode([normal for _, normal in words], model)
     piece_steps = round(PIECE_SECONDS * model.sample_rate / model.step_samples)
-    cuts = find_cuts(log_probs, token_ids, model.vocabulary, piece_steps)
-    return tuple(_words(align_tokens(log_probs, token_ids, cuts), words, model))
+    cuts = find_cuts(log_probs, encoded.ids, encoded.spellings, piece_steps)
+    tokens = align_tokens(log_probs, encoded.ids, cuts)
+    return tuple(_words(tokens, [word for word, _ in words], encoded.spans, model))
+
+
+def _drop_unpronounceable(words: list[tuple[str, str]], pronunciations: Pronunciations) -> list[tuple[str, str]]:
+    """As they are written, and in their normal form; the others are told."""
+    said = [word for word in words if pronunciations.encode(word[1])]
+    if unknown := sorted({normal for _, normal in words} - {normal for _, normal in said}):
+        log.warning("left out of the text, for the model cannot pronounce them: %s", ", ".join(unknown[:8]))
+    if not said:
+        raise AsrError("the text to align holds no word that the model can pronounce")
+    return said
+
+
+def _encode(words: Sequence[str], model: CTCModel) -> _Encoded:
+    """Normal forms, one of which may be several words, such as MOTHER IN LAW."""
+    if model.pronunciations is not None:
+        said = [model.pronunciations.encode(word) for word in words]
+        spans = [*pairwise(accumulate(map(len, said), initial=0))]
+        return _Encoded([*chain.from_iterable(said)], spans, [*map(chr, range(len(model.phonemes)))])
+    token_ids = model.vocabulary.encode(join_words(words))
+    single = iter(model.vocabulary.word_spans(token_ids))
+    own = [[next(single) for _ in split_words(word)] for word in words]
+    return _Encoded(token_ids, [(spans[0][0], spans[-1][1]) for spans in own], model.vocabulary.tokens)
 
 
 def align_tokens(log_probs: Tensor, token_ids: list[int], cuts: Iterable[CutPoint] = ()) -> DecodedTokens:
@@ -96,20 +142,22 @@ def align_tokens(log_probs: Tensor, token_ids: list[int], cuts: Iterable[CutPoin
     return tokens
 
 
-def find_cuts(log_probs: Tensor, token_ids: list[int], vocabulary: Vocabulary, piece_steps: int) -> Iterator[CutPoint]:
+def find_cuts(
+    log_probs: Tensor, token_ids: list[int], spellings: Sequence[str], piece_steps: int
+) -> Iterator[CutPoint]:
     """Points just behind the middle of anchors, at least `piece_steps` apart.
 
     An anchor is a run of letters that were recognised as they stand in the text. Letters are compared, not tokens, for
     what is heard may be split into other tokens; at a point, a token begins in both.
-    log_probs: (steps, vocabulary).
+    log_probs: (steps, vocabulary); spellings: the letters that each token writes.
     """
     from rapidfuzz.distance import Levenshtein
 
     if len(log_probs) <= 2 * piece_steps:
         return
     (heard,) = decode_greedy(log_probs[None], torch.tensor([len(log_probs)], device=log_probs.device))
-    heard_letters, heard_tokens = _spell(heard.token_ids, vocabulary)
-    letters, tokens = _spell(token_ids, vocabulary)
+    heard_letters, heard_tokens = _spell(heard.token_ids, spellings)
+    letters, tokens = _spell(token_ids, spellings)
     last = 0
     for same in Levenshtein.opcodes(heard_letters, letters):
         if same.tag != "equal" or same.src_end - same.src_start < ANCHOR_LETTERS:
@@ -125,9 +173,9 @@ def find_cuts(log_probs: Tensor, token_ids: list[int], vocabulary: Vocabulary, p
                 break
 
 
-def _spell(token_ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, dict[int, int]]:
+def _spell(token_ids: Sequence[int], spellings: Sequence[str]) -> tuple[str, dict[int, int]]:
     """The tokens written one after another, and the number of each by where its first letter stands there."""
-    spelled = [vocabulary.tokens[token_id] for token_id in token_ids]
+    spelled = [spellings[token_id] for token_id in token_ids]
     begins = accumulate(map(len, spelled), initial=0)
     return "".join(spelled), dict(zip(begins, range(len(spelled))))
 
@@ -148,13 +196,18 @@ def _align_piece(log_probs: Tensor, token_ids: list[int]) -> DecodedTokens:
     return tokens
 
 
-def _words(tokens: DecodedTokens, words: Sequence[tuple[str, str]], model: CTCModel) -> Iterator[Word]:
-    """Each written word with its tokens; one that is several in its normal form, such as MOTHER-IN-LAW, takes all."""
-    vocabulary = model.vocabulary
-    spans = iter(vocabulary.word_spans(tokens.token_ids))
-    for written, normal in words:
-        own = [next(spans) for _ in split_words(normal)]
-        start, end = own[0][0], own[-1][1]
-        texts = [(index, vocabulary.decode(tokens.token_ids[index : index + 1])) for index in range(start, end)]
+def _words(
+    tokens: DecodedTokens, words: Sequence[str], spans: Sequence[tuple[int, int]], model: CTCModel
+) -> Iterator[Word]:
+    """Each written word with the tokens, or phonemes, of its span."""
+    for word, (start, end) in zip(words, spans, strict=True):
+        texts = [(index, _name(tokens.token_ids[index], model)) for index in range(start, end)]
         parts = [word_at(tokens, index, index + 1, text, model) for index, text in texts if text]
-        yield replace(word_at(tokens, start, end, written, model), parts=tuple(parts))
+        yield replace(word_at(tokens, start, end, word, model), parts=tuple(parts))
+
+
+def _name(token_id: int, model: CTCModel) -> str:
+    """What a token writes, or a phoneme is called; nothing for a space."""
+    if model.pronunciations is None:
+        return model.vocabulary.decode([token_id])
+    return model.pronunciations.decode([token_id])[0]

@@ -155,8 +155,8 @@ class CTCModel(nn.Module):
         return self.head(encodings).float().log_softmax(dim=2), places, counts
 
     def split(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """What `all_log_probs` returns, parted: (batch, steps, vocabulary) and (batch, steps, phonemes)."""
-        tokens, phonemes = log_probs.tensor_split([len(self.vocabulary)], dim=2)
+        """What `all_log_probs` returns, or a row of it, parted: (…, steps, vocabulary) and (…, steps, phonemes)."""
+        tokens, phonemes = log_probs.tensor_split([len(self.vocabulary)], dim=-1)
         return tokens, phonemes
 
     def transcribe(

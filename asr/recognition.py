@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from asr.decoder import Decode, DecodedTokens, decode_greedy, reads_phonemes
 from asr.errors import AsrError
 from asr.model import CTCModel, check_evaluates
+from asr.placing import extend_to_phonemes
 from asr.plan import fill_batches
 from asr.threads import lent_threads
 from asr.transcript import Word, find_words
@@ -92,12 +93,17 @@ class Recogniser:
         lengths = torch.tensor([len(samples) for samples in waveforms], device=self.model.device)
         padded = pad_sequence(waveforms, batch_first=True).to(self.model.device)
         waveforms.clear()
-        decode = self.decode or decode_greedy
-        hear = self.model.all_log_probs if reads_phonemes(decode) else self.model
+        decode, model = self.decode or decode_greedy, self.model
+        hear = model.all_log_probs if reads_phonemes(decode) or model.reader else model
         log_probs, steps = hear(padded, lengths)
-        without_edge = lengths // self.model.step_samples  # the next stretch has the edge's step
-        steps = torch.where(torch.tensor(goes_on, device=self.model.device), without_edge, steps)
-        return decode(log_probs, steps)
+        without_edge = lengths // model.step_samples  # the next stretch has the edge's step
+        steps = torch.where(torch.tensor(goes_on, device=model.device), without_edge, steps)
+        if model.reader is None:
+            return decode(log_probs, steps)
+        tokens, phonemes = model.split(log_probs)
+        decoded = decode(log_probs if reads_phonemes(decode) else tokens, steps)
+        rows = zip(decoded, phonemes, steps.tolist(), strict=True)
+        return [extend_to_phonemes(each, row[:count], model.phonemes) for each, row, count in rows]
 
     def recognise(self, parts: Iterable[Part]) -> Iterator[Heard]:
         """What was heard in the parts, in their order, each as soon as it and all before it are ready."""

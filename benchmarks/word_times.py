@@ -24,6 +24,7 @@ from asr.alignment import align_log_probs
 from asr.decoder import decode_greedy
 from asr.manifest import read_manifest
 from asr.model import CTCModel
+from asr.placing import extend_to_phonemes
 from asr.transcript import Word, find_words
 from asr.transcription import transcribe
 from asr.tuning import compute_log_probs
@@ -51,10 +52,13 @@ def main() -> None:
 
 def matched_words(model: CTCModel, manifest: Path) -> Iterator[tuple[Word, Word]]:
     """Each word that was recognised right, and the same word of the alignment of its reference."""
-    for reference, rows in compute_log_probs(model, read_manifest(manifest)):
-        log_probs = torch.from_numpy(numpy.concatenate(rows))
+    for reference, rows in compute_log_probs(model, read_manifest(manifest), with_phonemes=True):
+        log_probs, phonemes = model.split(torch.from_numpy(numpy.concatenate(rows)))
         (tokens,) = decode_greedy(log_probs[None], torch.tensor([len(log_probs)]))
-        yield from equal_words(find_words(tokens, model), align_log_probs(model, log_probs, reference))
+        if model.reader:
+            tokens = extend_to_phonemes(tokens, phonemes, model.phonemes)
+        aligned = align_log_probs(model, phonemes if model.pronunciations else log_probs, reference)
+        yield from equal_words(find_words(tokens, model), aligned)
 
 
 def equal_words(words: Sequence[Word], others: Sequence[Word]) -> Iterator[tuple[Word, Word]]:

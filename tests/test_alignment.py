@@ -20,6 +20,8 @@ from asr.cli import main
 from asr.errors import AsrError
 from asr.manifest import read_manifest
 from asr.model import CTCModel
+from asr.pronunciation import Pronunciations
+from asr.surgery import with_phonemes
 from asr.transcript import Word
 from asr.vocabulary import BLANK_ID, CharacterVocabulary, SentencePieceVocabulary
 
@@ -54,8 +56,9 @@ def test_the_words_that_were_recognised_align_where_they_were_recognised(sample_
         heard = transcribe(path)
         aligned = align(load_model(), path, heard.text)
         assert aligned.text == heard.text
-        assert edges(aligned.words) == pytest.approx(edges(heard.words), abs=0.081)
-        assert sum(edges(aligned.words)) == pytest.approx(sum(edges(heard.words)), rel=0.005)
+        aside = [abs(one - other) for one, other in zip(edges(aligned.words), edges(heard.words), strict=True)]
+        assert sum(aside) / len(aside) < 0.04
+        assert max(aside) < 0.4
 
 
 def test_the_text_comes_back_as_it_was_written_without_what_has_no_letter(packaged: CTCModel) -> None:
@@ -63,7 +66,7 @@ def test_the_text_comes_back_as_it_was_written_without_what_has_no_letter(packag
     transcript = align(packaged, SAMPLES / "1272-128104-0000.flac", text)
     assert transcript.text == text.replace(" — in 1900 —", " in").replace("\n", " ")
     middle = next(word for word in transcript.words if word.text == "middle-classes,")
-    assert "".join(part.text for part in middle.parts) == "MIDDLECLASSES"
+    assert " ".join(part.text for part in middle.parts) == "m ih d ax l k l ae s ax z"
     assert middle.parts[0].start_seconds == middle.start_seconds < middle.parts[-1].end_seconds == middle.end_seconds
 
 
@@ -88,7 +91,7 @@ def test_a_long_recording_in_pieces_is_aligned_as_it_is_at_once(
     with torch.inference_mode():
         log_probs = packaged(long[None], torch.tensor([len(long)]))[0][0]
     token_ids = packaged.vocabulary.encode(" ".join(references * 2))
-    cuts = list(find_cuts(log_probs, token_ids, packaged.vocabulary, 50))
+    cuts = list(find_cuts(log_probs, token_ids, packaged.vocabulary.tokens, 50))
     whole, pieces = align_tokens(log_probs, token_ids), align_tokens(log_probs, token_ids, cuts)
     assert len(cuts) > 3
     assert pieces.token_ids == whole.token_ids == token_ids
@@ -174,6 +177,16 @@ def test_a_text_without_a_letter_is_refused(model: CTCModel, text: str) -> None:
         align_log_probs(model, torch.zeros(10, len(CharacterVocabulary())), text)
 
 
+def test_what_the_dictionary_cannot_pronounce_is_told(model: CTCModel, caplog: pytest.LogCaptureFixture) -> None:
+    hearing = with_phonemes(model, 1, Pronunciations({"CAT": ["k", "ae", "t"]}))
+    words = align_log_probs(hearing, torch.randn(20, 4).log_softmax(1), "Cat, dog; TACT!")
+    assert [word.text for word in words] == ["Cat,", "TACT!"]
+    assert [part.text for part in words[1].parts] == ["t", "ae", "k", "t"]
+    assert caplog.messages == ["left out of the text, for the model cannot pronounce them: DOG"]
+    with pytest.raises(AsrError, match=r"^the text to align holds no word that the model can pronounce$"):
+        align_log_probs(hearing, torch.randn(20, 4).log_softmax(1), "dog")
+
+
 def test_the_command_prints_a_ctm(tmp_path: Path, references: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text(references[0])
@@ -192,7 +205,8 @@ def test_a_textgrid_is_what_praats_readers_expect(
     read = textgrid.openTextgrid(str(grid), includeEmptyIntervals=False)
     assert list(read.tierNames) == ["words", "parts"]
     assert [entry.label for entry in read.getTier("words").entries] == references[0].split()
-    assert "".join(entry.label for entry in read.getTier("parts").entries) == references[0].replace(" ", "")
+    phonemes = " ".join(entry.label for entry in read.getTier("parts").entries)
+    assert phonemes.startswith("m ih s t er k w ih l t er ih z dh ax ax p aa s ax l")
     full = textgrid.openTextgrid(str(grid), includeEmptyIntervals=True).getTier("words").entries
     assert full[0].start == 0
     assert full[-1].end == pytest.approx(5.855)
@@ -221,7 +235,7 @@ def test_a_text_that_was_heard_in_other_pieces_is_cut_where_a_piece_begins_in_bo
     heard[::80] = BLANK_ID  # every fortieth letter was missed
     log_probs = torch.nn.functional.one_hot(heard, len(vocabulary)).double().log_softmax(1)
     token_ids = vocabulary.encode(" ".join(sentences))
-    cuts = list(find_cuts(log_probs, token_ids, vocabulary, 100))
+    cuts = list(find_cuts(log_probs, token_ids, vocabulary.tokens, 100))
     assert len(cuts) > 3
     for step, token in cuts:
         letters, pieces = (
