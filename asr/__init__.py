@@ -37,6 +37,7 @@ The stages, in the order of the flow; a file imports only from files above it:
     transcript     token ids                 → words with times and confidence, segments
     metrics        references, hypotheses    → WER, CER
     threads        how many threads a computation takes, lent and given back
+    quantization   weights                   ↔ eight bits each
     modelfile      model                     ↔ one .safetensors
     surgery        a model                   → a copy with another vocabulary, phonemes, dropout or reader
     averaging      model files               → a model of their mean weights

@@ -20,6 +20,7 @@ from asr.config import EncoderConfig, FrontendConfig, ModelConfig
 from asr.errors import AsrError
 from asr.model import CTCModel
 from asr.modelfile import FORMAT_NUMBER, load_model, save_model
+from asr.quantization import dequantize, quantize
 from asr.surgery import with_vocabulary
 from asr.vocabulary import CharacterVocabulary, SentencePieceVocabulary
 
@@ -76,6 +77,36 @@ def test_float16_weights_give_nearly_the_same_log_probs(model: CTCModel, path: P
     again = load_model(path)
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
     torch.testing.assert_close(log_probs(again, speech[1]), log_probs(model, speech[1]), atol=0.1, rtol=0)
+
+
+def test_eight_bits_are_off_by_half_a_scale_at_most_and_a_second_time_by_nothing(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    packaged = load_model()
+    save_model(packaged, one, dtype=torch.int8)
+    assert one.stat().st_size < 0.56 * sum(weight.numel() * 2 for weight in packaged.state_dict().values())
+    before, after = packaged.state_dict(), load_model(one).state_dict()
+    for name, weight in before.items():
+        largest = weight.abs().flatten(1).amax(1) if weight.dim() > 1 else weight.abs() * 0.1
+        off = (after[name] - weight).abs().flatten(1).amax(1) if weight.dim() > 1 else (after[name] - weight).abs()
+        assert (off <= 0.501 / 127 * largest).all(), name
+    save_model(load_model(one), two, dtype=torch.int8)
+    assert all(torch.equal(after[name], again) for name, again in load_model(two).state_dict().items())
+
+
+def test_a_matrix_of_nothing_has_eight_bits_too() -> None:
+    weights = {"one": torch.tensor([[0.0, 0.0], [1e-9, -1e-9], [3.0, -1.5]]), "two": torch.randn(4, 2, 3, 3)}
+    again = dequantize(quantize(weights))
+    torch.testing.assert_close(again["one"], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, -1.5]]), atol=0.012, rtol=0)
+    assert again["two"].shape == (4, 2, 3, 3)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_eight_bits_without_their_scales_are_refused(model: CTCModel, path: Path, damage: str) -> None:
+    save_model(model, path, dtype=torch.int8)
+    weights, metadata = read_parts(path)
+    scales = weights.pop("head.weight.scale")
+    save_file(weights if damage == "missing" else {**weights, "head.weight.scale": scales[1:].clone()}, path, metadata)
+    assert "is damaged or not a model file: head.weight has " in refusal(path)
 
 
 def test_a_float16_file_does_not_round_the_frontend(model: CTCModel, path: Path, speech: list[Tensor]) -> None:

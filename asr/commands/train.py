@@ -145,12 +145,13 @@ def add_average(commands: Commands) -> None:
         "models", nargs="+", metavar="MODEL", help="a model file, or `packaged`; named twice it weighs twice"
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the mean's model file")
+    parser.add_argument("--int8", action="store_true", help="eight bits a weight in place of sixteen; of one model too")
     parser.set_defaults(run=_run_average, find_conflict=_find_average_conflict)
 
 
 def _find_average_conflict(options: argparse.Namespace) -> str | None:
-    if len(options.models) < 2:
-        return "a mean takes two models or more"
+    if len(options.models) < 2 and not options.int8:
+        return "a mean takes two models or more; one is written in eight bits a weight with --int8"
     if options.output.suffix != ".safetensors":
         return f"--output {options.output}: must end in .safetensors, as model files do"
     if options.output.resolve() in (Path(model).resolve() for model in options.models):
@@ -160,9 +161,11 @@ def _find_average_conflict(options: argparse.Namespace) -> str | None:
 
 def _run_average(options: argparse.Namespace) -> int:
     """Write the mean of the weights of models that began as the same one, such as a fine-tuned one and its start."""
+    import torch
+
     from asr.averaging import average
     from asr.modelfile import save_model
 
-    save_model(average(options.models), options.output)
+    save_model(average(options.models), options.output, dtype=torch.int8 if options.int8 else torch.float16)
     print(options.output)
     return 0

@@ -2,6 +2,8 @@
 
 python recipes/base/deepen.py asr/models/base.safetensors runs/deeper.safetensors [LAYERS]
 
+Of a model that reads phonemes, the new layer is one that reads.
+
 The new layer's candidate state reads nothing at first: h̃ = tanh(0), so its output is zero and the residual sum is as
 it was, yet the gradient of its input weights is not zero (compare Chen et al., Net2Net, ICLR 2016).
 """
@@ -23,14 +25,15 @@ from asr.modelfile import save_model
 def deepen(model: CTCModel) -> CTCModel:
     """A copy with one more layer, which writes the same log-probabilities. Its cells must be GRUs."""
     encoder = model.config.encoder
-    config = replace(model.config, encoder=replace(encoder, num_layers=encoder.num_layers + 1))
-    deeper = CTCModel(config, model.vocabulary, model.pronunciations)
+    counted = "num_layers" if model.reader is None else "reader_layers"
+    config = replace(model.config, encoder=replace(encoder, **{counted: getattr(encoder, counted) + 1}))
+    deeper = CTCModel(config, model.vocabulary, model.pronunciations, phonemes_by_mmi=model.phonemes_by_mmi)
     deeper.load_state_dict(model.state_dict(), strict=False)  # all but the new layer's
-    layer = deeper.encoder.layers[-1]
+    layer = (deeper.encoder if deeper.reader is None else deeper.reader).layers[-1]
     with torch.no_grad():
         for cell in (layer.forward_cell, layer.backward_cell):
             for weights in (cell.weight_ih_l0, cell.bias_ih_l0, cell.bias_hh_l0):
-                weights[2 * encoder.hidden_size :] = 0  # the candidate's rows are the last third
+                weights[2 * cell.hidden_size :] = 0  # the candidate's rows are the last third
     return deeper.eval()
 
 
