@@ -33,7 +33,7 @@ from asr.reading import ReadingSettings, SaidBatches, train_reader
 from asr.surgery import with_phonemes, with_reader, with_vocabulary
 from asr.training import train
 from asr.units import Heard, Units, hear
-from asr.vocabulary import CharacterVocabulary
+from asr.vocabulary import BLANK_ID, CharacterVocabulary
 
 SPOKEN = [[1, 2, 3, 1, 4], [2, 3, 5, 5, 1], [4, 2]]
 """Phonemes of three recordings."""
@@ -293,13 +293,14 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 
 
 def test_a_trained_reader_is_trained_on(learned: Path, examples: list[Example], tmp_path: Path) -> None:
-    """Its own weights are what it begins with."""
+    """Its own weights are what it begins with, the blank as probable as it was learned."""
     path = tmp_path / "more.safetensors"
-    train_reader(
-        load_model(learned), TEXT, examples, path, replace(SMALL, layers=0, epochs=1, steps=1, learning_rate=1e-9)
-    )
+    model = load_model(learned)
+    train_reader(model, TEXT, examples, path, replace(SMALL, layers=0, epochs=1, steps=1, learning_rate=1e-9))
     before, after = load_file(learned), load_file(path)
     assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-6) for name in before)
+    lowered = model.head.bias[BLANK_ID] - after["head.bias"][BLANK_ID]
+    assert lowered.item() == pytest.approx(reading.BLANK_PENALTY, abs=1e-2)
 
 
 def test_batches_are_a_function_of_seed_and_epoch(reader: CTCModel, examples: list[Example]) -> None:
