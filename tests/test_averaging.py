@@ -103,6 +103,14 @@ def test_a_mean_is_called_as_model_files_are(
     assert manifest.read_text() == "audio,text\n"
 
 
+def test_one_model_is_written_in_eight_bits(model_path: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    assert main(["average", str(model_path), "--int8", "-o", str(small)]) == 0
+    assert small.stat().st_size < 0.7 * model_path.stat().st_size
+    before, after = (load_model(path).state_dict() for path in (model_path, small))
+    assert all(torch.allclose(weight, after[name], atol=0.01) for name, weight in before.items())
+
+
 def test_one_model_has_no_mean(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["average", str(model_path), "-o", str(tmp_path / "mean.safetensors")])
