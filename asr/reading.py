@@ -140,12 +140,13 @@ def _make_reader(model: CTCModel, sentences: Sequence[str], settings: ReadingSet
         alphabet = model.vocabulary.alphabet
         vocabulary = SentencePieceVocabulary.train(sentences[::every], settings.pieces, alphabet)
         model = with_reader(model, settings.layers, settings.size, vocabulary)
-    elif model.reader is not None:
+    elif model.reader is None:
+        raise AsrError("the model has no layers that read phonemes; have new ones made (--layers 2)")
+    else:
         with torch.no_grad():
             model.head.bias[BLANK_ID] += BLANK_PENALTY
-    if model.reader is None:
-        raise AsrError("the model has no layers that read phonemes; have new ones made (--layers 2)")
     model.requires_grad_(False)
+    assert model.reader is not None
     for part in (model.reader, model.head):
         part.requires_grad_(True)
     return model
