@@ -114,8 +114,8 @@ class _Training(TextTraining):
     sources = "another text, --model, --held-out or --initial-model"
 
     def __init__(self, model: GRULanguageModel, batches: TextBatches, settings: LanguageModelSettings) -> None:
-        super().__init__(batches, settings.seed)
-        self.model, self.settings, self.checksum = model, settings, batches.checksum
+        super().__init__(settings.seed)
+        self.model, self.batches, self.settings, self.checksum = model, batches, settings, batches.checksum
 
     def plan(self) -> dict[str, Any]:
         sizes = {"hidden_size": self.model.cell.hidden_size, "pieces": len(self.model.vocabulary)}

@@ -32,14 +32,13 @@ from asr.model import CTCModel
 from asr.modelfile import save_model
 from asr.optimizers import make_optimizer
 from asr.plan import fill_batches
-from asr.ranks import is_first_process
 from asr.surgery import with_reader
 from asr.text_training import TextCheckpoints, TextTraining, check_output, fit
 from asr.units import Heard, Units, hear
 from asr.vocabulary import BLANK_ID, SentencePieceVocabulary
 from asr.words import split_words
 
-__all__ = ["LIGHT", "ReadingSettings", "SaidBatches", "train_reader"]
+__all__ = ["WIDE", "ReadingSettings", "SaidBatches", "train_reader"]
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +51,13 @@ VOCABULARY_SENTENCES = 250_000
 POOL = 20_000
 """Sentences that are sorted by length among themselves, to make batches of."""
 
-LIGHT = AugmentConfig(noise_probability=0.1, frequency_mask_mels=15, num_time_masks=2)
-"""With which recordings that a model has learned from are heard as badly as new ones, and a little worse."""
+WIDE = AugmentConfig(
+    speeds=[0.77, 0.82, 0.87, 0.92, 0.97, 1.02, 1.07, 1.12, 1.17, 1.22],
+    noise_probability=0.0,
+    frequency_mask_mels=15,
+    num_time_masks=0,
+)
+"""With which recordings that a model has learned from are heard a little worse than new ones, and as surely."""
 
 BLANK_PENALTY = 1.0
 """Nats that the blank of a file is less probable than it was learned: where several pieces may be right, the blank is
@@ -113,7 +117,7 @@ def train_reader(
     """Train the layers that read phonemes, new ones where the model has none, and write it to `path` each epoch.
 
     model: one that hears phonemes; all that hears them stays as it is. sentences: normal transcripts. recordings: of
-    which the sentences are put together, changed by `augment` (by default `LIGHT`). valid: recordings whose
+    which the sentences are put together, changed by `augment` (by default `WIDE`). valid: recordings whose
     WER is logged after each epoch. resume: as of `train_language_model`.
     Raises AsrError for a model that hears no phonemes, for text without a word, where a file would be replaced, and for
     a training that diverges.
@@ -127,10 +131,8 @@ def train_reader(
     if not usable:
         raise AsrError(f"the text holds no sentence of up to {MOST_WORDS} words to learn from")
     reader = _make_reader(model, usable, settings)
-    batches = SaidBatches(usable, list(hear(model, recordings, augment or LIGHT, settings.seed)), reader, settings)
-    log.info("text: %s sentences, said by %s recordings", f"{len(usable):,}", f"{len(batches.references):,}")
-    heard = list(hear(model, valid)) if is_first_process() else []
-    fit(_Training(reader, batches, settings), _Saver(path, heard), settings.epochs, checkpoint)
+    training = _Training(reader, usable, recordings, valid, augment or WIDE, settings)
+    fit(training, _Saver(path), settings.epochs, checkpoint)
 
 
 def _make_reader(model: CTCModel, sentences: Sequence[str], settings: ReadingSettings) -> CTCModel:
@@ -217,13 +219,32 @@ class _Training(TextTraining):
 
     sources = "another text, model, --recordings or --held-out"
 
-    def __init__(self, model: CTCModel, batches: SaidBatches, settings: ReadingSettings) -> None:
-        super().__init__(batches, settings.seed, settings.steps)
-        self.said = batches
-        self.model, self.settings, self.checksum = model.train(), settings, batches.checksum
+    valid: Sequence[Heard] = ()
+    """What was heard of the valid set."""
+
+    def __init__(
+        self,
+        model: CTCModel,
+        sentences: Sequence[str],
+        recordings: Sequence[Example],
+        valid: Sequence[Example],
+        augment: AugmentConfig,
+        settings: ReadingSettings,
+    ) -> None:
+        super().__init__(settings.seed, settings.steps)
+        self.model, self.sentences, self.settings = model, sentences, settings
+        self._to_hear = recordings, valid, augment
+
+    def setup(self, stage: str) -> None:
+        """All that shall be heard is heard by all processes together, as soon as they know of each other."""
+        recordings, valid, augment = self._to_hear
+        self.valid = hear(self.model.eval(), valid)
+        heard = hear(self.model, recordings, augment, self.settings.seed)
+        self.said = self.batches = SaidBatches(self.sentences, heard, self.model.train(), self.settings)
+        log.info("text: %s sentences, said by %s recordings", f"{len(self.sentences):,}", f"{len(heard):,}")
 
     def plan(self) -> dict[str, Any]:
-        return {**asdict(self.settings), "text": self.checksum}
+        return {**asdict(self.settings), "text": self.said.checksum}
 
     def batches_of(self, epoch: int) -> SaidBatches:
         self.said.epoch = epoch
@@ -246,10 +267,6 @@ class _Training(TextTraining):
 class _Saver(TextCheckpoints):
     """Writes the model that each epoch leaves, and tells how it reads the valid set."""
 
-    def __init__(self, path: Path, valid: Sequence[Heard]) -> None:
-        super().__init__(path)
-        self.valid = valid
-
     @torch.no_grad()
     def write(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, _Training)
@@ -257,8 +274,8 @@ class _Saver(TextCheckpoints):
         learned = model.head.bias[BLANK_ID].clone()
         model.head.bias[BLANK_ID] -= BLANK_PENALTY
         save_model(model, self.path)
-        if self.valid:
-            rate = pool([word_errors(heard.reference, _read(model, heard)) for heard in self.valid]).rate
+        if module.valid:
+            rate = pool([word_errors(heard.reference, _read(model, heard)) for heard in module.valid]).rate
             log.info("epoch %d: WER %.2f %% of the valid set", trainer.current_epoch + 1, 100 * rate)
         model.head.bias[BLANK_ID] = learned  # to the last digit, as in the other processes
 

@@ -81,10 +81,13 @@ class TextTraining(lightning.LightningModule):
     sources = "another text"
     """Said where `text` of the plan is another one: that, or options by which it is read."""
 
-    def __init__(self, batches: Dataset[Any], seed: int, most_steps: int | None = None) -> None:
+    batches: Dataset[Any]
+    """Each item is one; given before the first epoch."""
+
+    def __init__(self, seed: int, most_steps: int | None = None) -> None:
         """most_steps: of an epoch, in each process; None takes all batches."""
         super().__init__()
-        self.batches, self.seed, self.most_steps = batches, seed, most_steps
+        self.seed, self.most_steps = seed, most_steps
         self._resumed_at = Place(0, 0)
 
     @abstractmethod

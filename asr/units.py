@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, takewhile
+from itertools import accumulate, takewhile, zip_longest
 
 import numpy
 import torch
+from torch import distributed
 
 from asr.alignment import align_tokens
 from asr.augment import augment_features, augment_waveforms
@@ -110,8 +111,9 @@ def _shared_start(one: str, other: str) -> str:
 @torch.inference_mode()
 def hear(
     model: CTCModel, examples: Sequence[Example], augment: AugmentConfig | None = None, seed: int = 1
-) -> Iterator[Heard]:
-    """What a model that hears phonemes hears of each recording, in any order.
+) -> list[Heard]:
+    """What a model that hears phonemes hears of each recording, in any order, the same however many processes hear:
+    of a training with several, each hears some and gets what the others did.
 
     augment: done to them before, so that it errs as it does with recordings that it has not learned from.
     What cannot be read, or is too short for its phonemes, is left out and told.
@@ -120,18 +122,24 @@ def hear(
     dataset = SpeechDataset(examples, model.vocabulary, model.sample_rate, pronunciations=model.pronunciations)
     seconds = [example.utterance.duration_seconds for example in examples]
     batches = fill_batches(seconds, numpy.argsort(seconds, kind="stable").tolist(), BATCH_SECONDS)
-    generator, left_out = torch.Generator().manual_seed(seed), 0
-    on_cpu = model.device.type == "cpu"
-    for number, indices in enumerate(batches):
-        if number * 10 // len(batches) != (number - 1) * 10 // len(batches):
+    are_several, on_cpu = distributed.is_initialized(), model.device.type == "cpu"
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if are_several else (0, 1)
+    mine, told = [], 0
+    for number in range(rank, len(batches), processes):
+        if number * 10 // len(batches) >= told:
             log.info("hearing recordings: %d of %d", sum(map(len, batches[:number])), len(examples))
-        batch = dataset[indices]
+            told += 1
+        batch = dataset[batches[number]]
+        generator = torch.Generator().manual_seed((seed * len(batches) + number) % 2**63)
         with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu and torch.cpu._is_avx512_bf16_supported()):
-            heard = list(_hear_batch(model, batch, augment, generator))
-        left_out += len(indices) - len(heard)
-        yield from heard
-    if left_out:
+            mine.append(list(_hear_batch(model, batch, augment, generator)))
+    parts = [mine] * processes
+    if are_several:
+        distributed.all_gather_object(parts, mine)
+    heard = [one for batches_heard in zip_longest(*parts, fillvalue=[]) for batch in batches_heard for one in batch]
+    if left_out := len(examples) - len(heard):
         log.warning("%d recordings are left out: they cannot be read, or are too short for their texts", left_out)
+    return heard
 
 
 def _hear_batch(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -220,7 +222,7 @@ def test_what_cannot_be_heard_is_left_out_and_told(
     gone = replace(examples[0].utterance, audio_path="gone.flac")
     short = replace(examples[1].utterance, duration_seconds=0.3)
     others = [Example(gone, "GONE"), Example(short, examples[1].reference)]
-    assert len(list(hear(hearing, [*examples[2:], *others]))) == len(examples) - 2
+    assert len(hear(hearing, [*examples[2:], *others])) == len(examples) - 2
     assert "2 recordings are left out" in caplog.text
 
 
@@ -304,7 +306,7 @@ def test_a_trained_reader_is_trained_on(learned: Path, examples: list[Example], 
 
 
 def test_batches_are_a_function_of_seed_and_epoch(reader: CTCModel, examples: list[Example]) -> None:
-    recordings = list(hear(reader, examples))
+    recordings = hear(reader, examples)
     batches = SaidBatches(TEXT, recordings, reader, SMALL)
     first = [batch[0] for batch in map(batches.__getitem__, range(len(batches)))]
     again = [batch[0] for batch in map(SaidBatches(TEXT, recordings, reader, SMALL).__getitem__, range(len(batches)))]
@@ -355,3 +357,51 @@ def test_the_command_replaces_no_model(run: Run, tmp_path: Path) -> None:
         outcome = run("learn-text", "same.safetensors", "a.txt", "--recordings", "a.jsonl", "-o", output)
         assert outcome.code == 2
         assert reason in outcome.errors
+
+
+HEAR_TOGETHER = """
+import sys
+import torch
+from asr import load_model, units
+from asr.check import check_corpus
+from asr.manifest import read_manifest
+from asr.reading import WIDE
+
+model = load_model(sys.argv[1])
+examples = check_corpus(read_manifest(sys.argv[2]), model).examples
+units.BATCH_SECONDS = 20.0  # of several batches
+torch.set_num_threads(1)
+alone = units.hear(model, examples, WIDE)
+torch.distributed.init_process_group("gloo")
+together = units.hear(model, examples, WIDE)
+assert len(together) == len(alone) == len(examples)
+for one, other in zip(together, alone):
+    assert one.reference == other.reference and one.phoneme_ids == other.phoneme_ids
+    assert (one.log_probs == other.log_probs).all()
+torch.distributed.destroy_process_group()
+"""
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.mark.slow
+def test_two_processes_hear_what_one_hears(hearing: CTCModel, tmp_path: Path) -> None:
+    save_model(hearing, tmp_path / "hearing.safetensors")
+    (tmp_path / "together.py").write_text(HEAR_TOGETHER, encoding="utf-8")
+    command = [*TORCHRUN, "together.py", "hearing.safetensors", str(MANIFEST)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_reader(hearing: CTCModel, tmp_path: Path) -> None:
+    save_model(hearing, tmp_path / "hearing.safetensors")
+    (tmp_path / "text.txt").write_text("\n".join(TEXT), encoding="utf-8")
+    data = ["--recordings", str(MANIFEST), "--valid", str(MANIFEST), "-o", "reader.safetensors"]
+    sizes = ["--layers", "1", "--size", "8", "--epochs", "1", "--steps", "2", "--batch-steps", "200", "--pieces", "60"]
+    command = [*TORCHRUN, "-m", "asr", "learn-text", "hearing.safetensors", "text.txt", *data, *sizes]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "reader.safetensors"
+    assert done.stderr.count("of the valid set") == 1
+    assert load_model(tmp_path / "reader.safetensors").reader is not None

@@ -59,14 +59,14 @@ def _run_learn_text(options: argparse.Namespace) -> int:
     from asr.config import DataConfig
     from asr.folders import read_many
     from asr.modelfile import load_model
-    from asr.reading import LIGHT, ReadingSettings, train_reader
+    from asr.reading import WIDE, ReadingSettings, train_reader
 
     if not is_first_process():
         logging.getLogger("asr").setLevel(logging.ERROR)
     model = load_model(options.model)
     names = "layers", "size", "pieces", "epochs", "steps", "batch_steps", "recordings_share", "learning_rate", "seed"
     settings = ReadingSettings(**{name: value for name in names if (value := getattr(options, name)) is not None})
-    recordings = check_corpus(read_many(options.recordings), model, DataConfig(), LIGHT).examples
+    recordings = check_corpus(read_many(options.recordings), model, DataConfig(), WIDE).examples
     valid = check_corpus(read_many(options.valid), model).examples if options.valid else []
     options.held_out += options.valid
     sentences, _, _ = read_text(options)
