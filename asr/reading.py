@@ -57,7 +57,7 @@ WIDE = AugmentConfig(
     frequency_mask_mels=15,
     num_time_masks=0,
 )
-"""With which recordings that a model has learned from are heard a little worse than new ones, and as surely."""
+"""With which recordings that a model has learned from are heard worse than new ones; more surely than with noise."""
 
 BLANK_PENALTY = 1.0
 """Nats that the blank of a file is less probable than it was learned: where several pieces may be right, the blank is
