@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from asr.alignment import align_tokens
-from asr.decoder import DecodedTokens, check_vocabulary
+from asr.decoder import DecodedTokens, check_vocabulary, split_phonemes
 from asr.errors import AsrError
 from asr.forks import Forks
 from asr.model import CTCModel
@@ -149,12 +149,10 @@ class BeamDecoder:
         (batch,) steps.
         """
         tokens = log_probs = log_probs.detach()
-        if self.pronunciations is not None:
-            tokens, phonemes = log_probs.tensor_split([len(self.vocabulary)], dim=2)
-            if phonemes.shape[2] != len(self.pronunciations):
-                heard = f"{phonemes.shape[2]} of them are there, and the pronunciations have {len(self.pronunciations)}"
-                raise AsrError(f"the decoder reads phonemes too: {heard}; give it what model.all_log_probs returns")
-        check_vocabulary(tokens, self.vocabulary)
+        if self.pronunciations is None:
+            check_vocabulary(tokens, self.vocabulary)
+        else:
+            tokens, _ = split_phonemes(log_probs, self.vocabulary, len(self.pronunciations))
         steps = lengths.tolist()
         found = self._forks.map(row[:length].numpy() for row, length in zip(log_probs.cpu(), steps, strict=True))
         return [

@@ -25,6 +25,7 @@ __all__ = [
     "collapse_paths",
     "decode_greedy",
     "reads_phonemes",
+    "split_phonemes",
 ]
 
 
@@ -80,6 +81,19 @@ def check_vocabulary(log_probs: Tensor, vocabulary: Vocabulary) -> None:
     if log_probs.shape[2] != len(vocabulary):
         tokens = f"the decoder was made for {len(vocabulary)} tokens, and the model has {log_probs.shape[2]}"
         raise AsrError(f"{tokens}; make it with that model's vocabulary")
+
+
+def split_phonemes(log_probs: Tensor, vocabulary: Vocabulary, num_phonemes: int) -> tuple[Tensor, Tensor]:
+    """What `CTCModel.all_log_probs` returns, parted: (batch, steps, vocabulary) and (batch, steps, phonemes).
+
+    Raises AsrError where there are more or fewer of either than a decoder was made for.
+    """
+    tokens, phonemes = log_probs.tensor_split([len(vocabulary)], dim=2)
+    if phonemes.shape[2] != num_phonemes:
+        heard = f"{phonemes.shape[2]} of them are there, and the pronunciations have {num_phonemes}"
+        raise AsrError(f"the decoder reads phonemes too: {heard}; give it what model.all_log_probs returns")
+    check_vocabulary(tokens, vocabulary)
+    return tokens, phonemes
 
 
 def collapse_paths(paths: Tensor, path_log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:

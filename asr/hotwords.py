@@ -1,16 +1,17 @@
 """Words that a recording is likely to hold: names and terms that the model would spell otherwise.
 
 A decoded word, or two in a row, is replaced by a hotword of similar spelling if the audio from the word before to the
-word behind loses at most the hotword's boost, in nats of CTC's likelihood over all alignments. Behind a decoder that
-reads phonemes, tokens and phonemes count as they do there. In Chinese, where each character is a word, as many in a row
-as the longest hotword has are tried. Works behind any decoder.
+word behind loses at most the hotword's boost, in nats of CTC's likelihood over all alignments. Of a model that hears
+phonemes, its sound may be similar too, and counts as much as its tokens: a rare name is heard better than it is
+spelled. Behind a decoder that reads both, they count as they do there. In Chinese, where each character is a word, as
+many in a row as the longest hotword has are tried. Works behind any decoder.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -18,10 +19,11 @@ import numpy
 from torch import Tensor
 
 from asr.alignment import align_tokens
-from asr.decoder import Decode, DecodedTokens, check_vocabulary, reads_phonemes
+from asr.decoder import Decode, DecodedTokens, check_vocabulary, reads_phonemes, split_phonemes
 from asr.errors import AsrError
 from asr.likelihood import ctc_log_likelihoods
 from asr.model import steps_needed
+from asr.pronunciation import Pronunciations
 from asr.text import count_lost
 from asr.vocabulary import Vocabulary
 from asr.words import join_words, split_words
@@ -33,8 +35,15 @@ BOOST, BOOST_BEHIND_LM, BOOST_BEHIND_PHONEMES = 11.0, 5.0, 1.0
 which are right more often, and by phonemes too more often still. With more, more names are found and more other words
 lost."""
 
+BOOST_BY_SOUND = 3.0
+"""Where a model's phonemes count, and no language model."""
+
+PHONEME_SHARE = 0.5
+"""Of them in what was heard of a text there, of which the tokens have the rest."""
+
 LEAST_SIMILARITY = 0.25
-"""Share of letters that what gives way has in common with the hotword; less is not tried (0.2 found no more)."""
+"""Share of letters, or phonemes, that what gives way has in common with the hotword; less is not tried (of letters, 0.2
+found no more)."""
 
 SIGNS = r"#*\§‰()[]{}"
 """Beside those of mathematics and money: without one of them, C# would be C. Other marks are not spoken."""
@@ -56,8 +65,16 @@ class _Change:
 class HotwordDecoder:
     """Decodes as another decoder does, then tries the hotwords."""
 
-    def __init__(self, decode: Decode, vocabulary: Vocabulary, hotwords: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        vocabulary: Vocabulary,
+        hotwords: Mapping[str, float],
+        *,
+        pronunciations: Pronunciations | None = None,
+    ) -> None:
         """hotwords: words, and how many nats less probable each may make what was heard.
+        pronunciations: of a model that hears phonemes; this decoder then wants `model.all_log_probs`.
 
         Raises AsrError for what is not one word that the model can write, for less than 0 nats, and for words alone.
         """
@@ -66,13 +83,21 @@ class HotwordDecoder:
         for word, boost in hotwords.items():
             if not 0 <= boost < inf:
                 raise AsrError(f"hotword {word!r}: its boost of {boost} must be a number of at least 0")
+        if pronunciations is not None and not reads_phonemes(decode):
+            decode = _BySound(decode, vocabulary, pronunciations)
         self._decode, self._vocabulary = decode, vocabulary
         self.reads_phonemes = reads_phonemes(decode)
         self._score_texts = decode.score_texts if reads_phonemes(decode) else self._score_tokens
+        self._forms: list[Callable[[str], Sequence[str]]] = [lambda text: text.replace(" ", "")]
+        """In which words can be alike."""
+        if pronunciations is not None:
+            self._forms.append(lambda text: pronunciations.decode(pronunciations.encode(text)))
         self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
-        """log_probs: (batch, steps, vocabulary); lengths: (batch,) steps."""
+        """log_probs: (batch, steps, vocabulary), with phonemes (batch, steps, vocabulary + phonemes); lengths: (batch,)
+        steps.
+        """
         log_probs = log_probs.detach()
         decoded = self._decode(log_probs, lengths)
         check_vocabulary(self._of_tokens(log_probs), self._vocabulary)
@@ -117,8 +142,12 @@ class HotwordDecoder:
         stretches = list(_stretches(words, max([2, *map(len, spelled)])))
         found = {place for span in stretches if tuple(words[slice(*span)]) in spelled for place in range(*span)}
         spans = [span for span in stretches if found.isdisjoint(range(*span))]
-        heard = ["".join(words[start:end]) for start, end in spans]
-        likeness = cdist(heard, hotwords, scorer=Levenshtein.normalized_similarity, score_cutoff=LEAST_SIMILARITY)
+        heard = [join_words(words[start:end]) for start, end in spans]
+        likeness = numpy.zeros((len(heard), len(hotwords)))
+        for form in self._forms:
+            of_form = cdist([*map(form, heard)], [*map(form, hotwords)], scorer=Levenshtein.normalized_similarity)
+            likeness = numpy.maximum(likeness, of_form)
+        likeness[likeness < LEAST_SIMILARITY] = 0.0
         edges = self._edges(tokens)
         for (start, end), row in zip(spans, likeness, strict=True):
             most_alike = numpy.argsort(-row, kind="stable")[:MOST_TRIED]
@@ -143,6 +172,25 @@ class HotwordDecoder:
         return [(tokens.steps[start], tokens.end_steps[end - 1]) for start, end in spans]
 
 
+class _BySound:
+    """A decoder of tokens, which scores texts by phonemes too."""
+
+    reads_phonemes = True
+
+    def __init__(self, decode: Decode, vocabulary: Vocabulary, pronunciations: Pronunciations) -> None:
+        self._decode, self._vocabulary, self._pronunciations = decode, vocabulary, pronunciations
+
+    def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
+        tokens, _ = split_phonemes(log_probs, self._vocabulary, len(self._pronunciations))
+        return self._decode(tokens, lengths)
+
+    def score_texts(self, log_probs: Tensor, texts: Sequence[str]) -> list[float]:
+        tokens, phonemes = log_probs.tensor_split([len(self._vocabulary)], dim=1)
+        spelled = ctc_log_likelihoods(tokens, [*map(self._vocabulary.encode, texts)])
+        said = ctc_log_likelihoods(phonemes, [*map(self._pronunciations.encode, texts)])
+        return [(1 - PHONEME_SHARE) * one + PHONEME_SHARE * other for one, other in zip(spelled, said, strict=True)]
+
+
 def _stretches(words: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:
     """First and behind-last place of up to so many words in a row."""
     for start in range(len(words)):
@@ -150,9 +198,9 @@ def _stretches(words: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:
 
 
 def usual_boost(*, with_language_model: bool, with_phonemes: bool) -> float:
-    """Nats, where none are given; with_phonemes: whether the search with a language model reads them."""
+    """Nats, where none are given; with_phonemes: whether these count too."""
     if not with_language_model:
-        return BOOST
+        return BOOST_BY_SOUND if with_phonemes else BOOST
     return BOOST_BEHIND_PHONEMES if with_phonemes else BOOST_BEHIND_LM
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from asr.check import Example
 from asr.config import AugmentConfig, OptimizerConfig, require
 from asr.decoder import decode_greedy
+from asr.encoder import BidirectionalLayer
 from asr.errors import AsrError
 from asr.learning import ctc_losses
 from asr.metrics import pool, word_errors
@@ -34,7 +35,7 @@ from asr.optimizers import make_optimizer
 from asr.plan import fill_batches
 from asr.surgery import with_reader
 from asr.text_training import TextCheckpoints, TextTraining, check_output, fit
-from asr.units import Heard, Units, hear
+from asr.units import Heard, Units, hear, vary_sureness
 from asr.vocabulary import BLANK_ID, SentencePieceVocabulary
 from asr.words import split_words
 
@@ -89,6 +90,8 @@ class ReadingSettings:
     """Of 40 ms, about, padding included, in a step of each process."""
     recordings_share: float = 0.2
     """Of the batches: recordings as they were heard."""
+    dropout: float = 0.1
+    """Of the layers that read, while they learn."""
     learning_rate: float = 2e-3
     """At its highest, Muon's."""
     seed: int = 1
@@ -99,6 +102,7 @@ class ReadingSettings:
             require(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
         require(self.pieces >= 2, "pieces", self.pieces, "be at least 2")
         require(0 <= self.recordings_share < 1, "recordings_share", self.recordings_share, "be in [0, 1)")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "be in [0, 1)")
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "be above 0")
         require(0 <= self.seed < 2**63, "seed", self.seed, "be at least 0 and below 2^63")
 
@@ -151,6 +155,9 @@ def _make_reader(model: CTCModel, sentences: Sequence[str], settings: ReadingSet
     assert model.reader is not None
     for part in (model.reader, model.head):
         part.requires_grad_(True)
+    for layer in model.reader.layers:
+        assert isinstance(layer, BidirectionalLayer)
+        layer.dropout.p = settings.dropout  # the model's is of a training by recordings
     return model
 
 
@@ -211,7 +218,7 @@ class SaidBatches(Dataset[Batch]):
             return self.units.recording(number), self.references[number]
         sentence = self.sentences[number]
         phonemes = self.units.say(self.pronunciations.encode(sentence), generator)
-        return None if phonemes is None else (phonemes, sentence)
+        return None if phonemes is None else (vary_sureness(phonemes, generator), sentence)
 
 
 class _Training(TextTraining):

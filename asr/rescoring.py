@@ -13,9 +13,11 @@ from itertools import accumulate, islice
 import numpy
 import torch
 
+from asr.encoder import SURELY_NONE
 from asr.likelihood import ctc_log_likelihoods
 from asr.search import Hypothesis, WordSearch
 from asr.sentences import GRULanguageModel
+from asr.vocabulary import BLANK_ID
 from asr.words import join_words
 
 __all__ = ["Reading", "Rescorer"]
@@ -56,6 +58,7 @@ class Rescorer:
 
     def __call__(self, log_probs: numpy.ndarray) -> Hypothesis:
         """log_probs: (steps, tokens of all readings); returns words and the n-grams' log-probability."""
+        log_probs = self._shorten_silence(log_probs)
         searches = [self._found(reading.search, part) for reading, part in self._parts(log_probs)]
         if len(searches) == 1 and self.language_model is None:
             return next(searches[0], ([], 0.0))
@@ -78,6 +81,16 @@ class Rescorer:
         """Each reading and its columns."""
         sizes = [len(reading.search.prior) for reading in self.readings]
         return zip(self.readings, numpy.split(log_probs, [*accumulate(sizes)][:-1], axis=1), strict=True)
+
+    def _shorten_silence(self, log_probs: numpy.ndarray) -> numpy.ndarray:
+        """Of steps in a row in which no output hears anything the first: all texts lose the others alike, and a search
+        takes as long over silence as over speech.
+        """
+        is_silent = numpy.all([part[:, BLANK_ID] > SURELY_NONE for _, part in self._parts(log_probs)], axis=0)
+        is_further = numpy.zeros_like(is_silent)
+        is_further[1:] = is_silent[1:] & is_silent[:-1]
+        shorter: numpy.ndarray = log_probs[~is_further]
+        return shorter
 
     def _by_text(self, hypotheses: Iterable[Hypothesis]) -> dict[str, Hypothesis]:
         """Of words that are written alike, those that the n-grams find likeliest."""

@@ -24,7 +24,7 @@ from asr.errors import AsrError
 from asr.model import CTCModel, steps_needed
 from asr.plan import fill_batches
 
-__all__ = ["Heard", "Units", "hear"]
+__all__ = ["Heard", "Units", "hear", "vary_sureness"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ SHORTEST, LONGEST = 3, 14
 
 MARGIN_STEPS = 2
 """Of silence that a sentence may have before its first phoneme and behind its last."""
+
+SURENESS = (0.9, 1.5)
+"""By what the log-probabilities of a sentence are multiplied, lowest and highest: there are speakers whose phonemes a
+model takes for others more surely than it does those that it has learned from.
+"""
 
 BATCH_SECONDS = 160.0
 
@@ -102,6 +107,13 @@ class Units:
         """Of the places that begin so."""
         key = lambda place: self._stream[place : place + len(found)]  # noqa: E731 - it is used twice
         return bisect_left(self._places, found, key=key), bisect_right(self._places, found, key=key)
+
+
+def vary_sureness(log_probs: numpy.ndarray, generator: numpy.random.Generator) -> numpy.ndarray:
+    """The same phonemes, heard with other certainty: (steps, phonemes) float32."""
+    powers = log_probs.astype(numpy.float32) * generator.uniform(*SURENESS)
+    varied: numpy.ndarray = powers - numpy.logaddexp.reduce(powers, axis=1, keepdims=True)
+    return varied
 
 
 def _shared_start(one: str, other: str) -> str:

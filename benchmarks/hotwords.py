@@ -40,11 +40,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = find_model(options.model, Path(folder))
     utterances = read_data(options.manifest)[: 20 if options.quick else None]
-    examples = compute_log_probs(model, utterances, with_phonemes=bool(options.lm))
+    examples = compute_log_probs(model, utterances, with_phonemes=True)
     known_sentences = read_sentences([options.known_text], model.vocabulary.normalize)
     known = {word for sentence in known_sentences for word in sentence.split()}
     names = {word for reference, _ in examples for word in reference.split() if len(word) >= SHORTEST_NAME} - known
-    plain: Decode = decode_greedy
+    plain: Decode = HotwordDecoder(decode_greedy, model.vocabulary, {}, pronunciations=model.pronunciations)
     if options.lm:
         plain = BeamDecoder.for_model(model, options.lm, beam_size=50)
     hears = model.pronunciations is not None
@@ -52,7 +52,9 @@ def main() -> None:
     boost = usual if options.boost is None else options.boost
     decoders: dict[str, Decode] = {
         "without": plain,
-        "with": HotwordDecoder(plain, model.vocabulary, dict.fromkeys(names, boost)),
+        "with": HotwordDecoder(
+            plain, model.vocabulary, dict.fromkeys(names, boost), pronunciations=model.pronunciations
+        ),
     }
     references = [reference for reference, _ in examples]
     others = [index for index, reference in enumerate(references) if not names & set(reference.split())]

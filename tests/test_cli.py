@@ -7,6 +7,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -80,8 +81,11 @@ def test_what_help_says_without_importing_torch_is_what_the_modules_have(run: Ru
     for default in defaults:
         assert f"(default: {default:g})" in said
     assert f"(default: {asr.beam.LM_WEIGHT:g}; of pieces {asr.beam.LM_WEIGHT_OF_PIECES:g})" in said
-    boosts = asr.hotwords.BOOST, asr.hotwords.BOOST_BEHIND_LM, asr.hotwords.BOOST_BEHIND_PHONEMES
-    assert "(default: {:g}; with --lm {:g}, by phonemes too {:g})".format(*boosts) in said
+    kinds = [
+        {"with_language_model": lm, "with_phonemes": phonemes} for lm, phonemes in product([False, True], repeat=2)
+    ]
+    boosts = [asr.hotwords.usual_boost(**kind) for kind in kinds]
+    assert "(default: {:g}, by sound too {:g}; with --lm {:g}, by sound too {:g})".format(*boosts) in said
     assert f"(default: {asr.shards.SHARD_SIZE})" in " ".join(run("shard", "--help").output.split())
 
 

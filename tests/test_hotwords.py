@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from asr.cli import main
-from asr.decoder import decode_greedy
+from asr.decoder import decode_greedy, reads_phonemes
 from asr.errors import AsrError
 from asr.hotwords import BOOST, HotwordDecoder, parse_hotword
+from asr.modelfile import load_model
+from asr.pronunciation import Pronunciations
+from asr.transcription import transcribe
 from asr.vocabulary import CharacterVocabulary
 
 VOCABULARY = CharacterVocabulary()
@@ -191,6 +194,40 @@ def test_a_boost_that_is_none_is_told_from_python_too(boost: float) -> None:
 def test_words_without_their_boosts_are_told(hotwords: Any) -> None:
     with pytest.raises(AsrError, match=r"^hotwords=.* must be a dict of words and nats: {'Quilter': 11}$"):
         decode(UNCLEAR, hotwords)
+
+
+PRONUNCIATIONS = Pronunciations({"CAT": ["K", "AE", "T"], "KIT": ["K", "IH", "T"]})
+
+
+def with_phonemes(log_probs: Tensor, phonemes: list[str]) -> Tensor:
+    """Each phoneme surely for two steps beside the letters, then a blank."""
+    numbers = [PRONUNCIATIONS.phonemes.index(each) for phoneme in phonemes for each in (phoneme, phoneme, "<blank>")]
+    heard = torch.full((1, len(numbers), len(PRONUNCIATIONS)), -10.0)
+    heard[0, range(len(numbers)), numbers] = 0.0
+    return torch.cat([log_probs, heard.log_softmax(2)], dim=2)
+
+
+@pytest.mark.parametrize(("vowel", "boost", "text"), [("IH", 0.1, "KIT"), ("AE", 4.0, "CAT")])
+def test_how_a_hotword_sounds_counts_beside_how_it_is_spelled(vowel: str, boost: float, text: str) -> None:
+    letters = log_probs_of("CAT", {0: {"C": 0.6, "K": 0.4}, 1: {"A": 0.6, "I": 0.4}})
+    assert decode(letters, {"KIT": boost}) != text
+    decoder = HotwordDecoder(decode_greedy, VOCABULARY, {"KIT": boost}, pronunciations=PRONUNCIATIONS)
+    assert reads_phonemes(decoder)
+    heard = with_phonemes(letters, ["K", vowel, "T"])
+    (tokens,) = decoder(heard, torch.tensor([heard.shape[1]]))
+    assert VOCABULARY.decode(tokens.token_ids) == text
+    with pytest.raises(AsrError, match="reads phonemes too: 0 of them are there, and the pronunciations have"):
+        decoder(letters, torch.tensor([heard.shape[1]]))
+
+
+def test_a_name_that_the_dictionary_lacks_is_found_by_its_sound(sample_paths: list[Path]) -> None:
+    """Said by nobody as the model would spell it."""
+    model, name = load_model(), "QUILTER"
+    assert model.pronunciations is not None
+    for pronunciations, found in ((None, False), (model.pronunciations, True)):
+        decoder = HotwordDecoder(decode_greedy, model.vocabulary, {name: 3.0}, pronunciations=pronunciations)
+        texts = [transcribe(path, model=model, decode=decoder).text for path in sample_paths]
+        assert any(name in text.split() for text in texts) == found
 
 
 def test_hotwords_for_another_model_are_told() -> None:

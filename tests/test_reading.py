@@ -24,6 +24,7 @@ from asr import reading, text_training
 from asr.check import Example, check_corpus
 from asr.config import AugmentConfig, OptimizerConfig
 from asr.decoder import decode_greedy
+from asr.encoder import UtteranceDropout
 from asr.errors import AsrError
 from asr.finetuning import finetune_config
 from asr.initial import make_model as make_initial_model
@@ -34,7 +35,7 @@ from asr.optimizers import make_optimizer
 from asr.reading import ReadingSettings, SaidBatches, train_reader
 from asr.surgery import with_phonemes, with_reader, with_vocabulary
 from asr.training import train
-from asr.units import Heard, Units, hear
+from asr.units import SURENESS, Heard, Units, hear, vary_sureness
 from asr.vocabulary import BLANK_ID, CharacterVocabulary
 
 SPOKEN = [[1, 2, 3, 1, 4], [2, 3, 5, 5, 1], [4, 2]]
@@ -78,6 +79,18 @@ def test_what_is_taken_in_one_piece_is_as_long_as_the_recordings_allow() -> None
         voices = [UNITS.say(phonemes, numpy.random.default_rng(seed)) for seed in range(20)]
         assert all(len(set(voice[:, 7].tolist())) == 1 for voice in voices if voice is not None)
         assert len({voice[0, 7] for voice in voices if voice is not None}) == 3 - len(phonemes) + 1
+
+
+@given(st.integers(0, 999))
+def test_the_same_phonemes_are_heard_with_other_certainty(seed: int) -> None:
+    generator = numpy.random.default_rng(seed)
+    heard = torch.from_numpy(generator.normal(size=(9, 7))).log_softmax(1).numpy()
+    varied = vary_sureness(heard.astype(numpy.float16), generator)
+    assert numpy.exp(varied).sum(1) == pytest.approx(1.0, abs=1e-5)
+    shares = numpy.diff(varied, axis=1) / numpy.diff(heard, axis=1)
+    share = float(numpy.median(shares))
+    assert SURENESS[0] - 0.01 < share < SURENESS[1] + 0.01
+    assert numpy.diff(varied, axis=1) == pytest.approx(share * numpy.diff(heard, axis=1), abs=0.02)
 
 
 def test_a_sentence_of_which_a_phoneme_is_nowhere_is_not_said() -> None:
@@ -303,6 +316,25 @@ def test_a_trained_reader_is_trained_on(learned: Path, examples: list[Example], 
     assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-6) for name in before)
     lowered = model.head.bias[BLANK_ID] - after["head.bias"][BLANK_ID]
     assert lowered.item() == pytest.approx(reading.BLANK_PENALTY, abs=1e-2)
+
+
+def test_layers_that_read_have_a_dropout_of_their_own(
+    hearing: CTCModel, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file keeps the model's, which is for trainings by recordings."""
+    path, step, shares = tmp_path / "reader.safetensors", reading._Training.training_step, set()
+
+    def note(module: Any, batch: Any, batch_idx: int) -> Tensor:
+        shares.update(part.p for part in module.model.reader.modules() if isinstance(part, UtteranceDropout))
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(reading._Training, "training_step", note)
+    train_reader(hearing, TEXT, examples, path, replace(SMALL, epochs=1, steps=1, dropout=0.37))
+    assert shares == {0.37}
+    model = load_model(path)
+    assert model.config.encoder.dropout == hearing.config.encoder.dropout != 0.37
+    with pytest.raises(AsrError, match=r"dropout=1\.0 must be in \[0, 1\)"):
+        replace(SMALL, dropout=1.0)
 
 
 def test_batches_are_a_function_of_seed_and_epoch(reader: CTCModel, examples: list[Example]) -> None:

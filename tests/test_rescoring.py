@@ -20,6 +20,7 @@ from asr.lm_training import LanguageModelSettings, train_language_model
 from asr.ngrams import build_ngrams, write_arpa
 from asr.pronunciation import Pronunciations
 from asr.rescoring import GRU_SHARE
+from asr.search import WordSearch
 from asr.vocabulary import CharacterVocabulary
 from tests.command_line import Run
 
@@ -89,6 +90,21 @@ def test_nothing_but_blanks_is_an_empty_text(folder: Path) -> None:
     blanks = torch.full((1, 20, len(VOCABULARY)), -20.0)
     blanks[..., 0] = 0.0
     assert text_of(BeamDecoder(VOCABULARY, folder / "lm.arpa", rescore=folder / "lm.safetensors"), blanks) == ""
+
+
+def test_silence_changes_nothing_and_takes_no_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = BeamDecoder(VOCABULARY, folder / "lm.arpa", rescore=folder / "lm.safetensors")
+    heard = log_probs_of("CAT OR A CAT", {"C": 0.6, "B": 0.4})
+    silence = log_probs_of("A", {"A": 1.0})[:, 2:].expand(-1, 500, -1)
+    words = heard.tensor_split([12, 21], dim=1)  # cut behind two spaces
+    paused = torch.cat([silence, words[0], silence, words[1], silence, words[2], silence], dim=1)
+    steps: list[int] = []
+    search = WordSearch.__call__
+    monkeypatch.setattr(
+        WordSearch, "__call__", lambda self, log_probs: steps.append(len(log_probs)) or search(self, log_probs)
+    )
+    assert text_of(decoder, heard) == text_of(decoder, paused) == "CAT OR A CAT"
+    assert steps[1] <= steps[0] + 1  # of the silence before the first word
 
 
 def test_the_packaged_one_stands_beside_the_packaged_n_grams(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 from asr.commands.language_model import add_text_options, read_text
@@ -35,6 +36,7 @@ def add_learn_text(commands: Commands) -> None:
     ):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{help_text} (default: {default})")
     parser.add_argument("--recordings-share", type=float, metavar="S", help="heard as they are (default: 0.2)")
+    parser.add_argument("--dropout", type=float, metavar="S", help="of the layers that read (default: 0.1)")
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="at its highest (default: 0.002)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="gets the .safetensors file")
@@ -64,7 +66,7 @@ def _run_learn_text(options: argparse.Namespace) -> int:
     if not is_first_process():
         logging.getLogger("asr").setLevel(logging.ERROR)
     model = load_model(options.model)
-    names = "layers", "size", "pieces", "epochs", "steps", "batch_steps", "recordings_share", "learning_rate", "seed"
+    names = (field.name for field in fields(ReadingSettings))
     settings = ReadingSettings(**{name: value for name in names if (value := getattr(options, name)) is not None})
     recordings = check_corpus(read_many(options.recordings), model, DataConfig(), WIDE).examples
     valid = check_corpus(read_many(options.valid), model).examples if options.valid else []

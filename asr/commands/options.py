@@ -78,7 +78,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         "--hotword",
         action="append",
         metavar="WORD[:BOOST]",
-        help="a likely word, and by how many nats (default: 11; with --lm 5, by phonemes too 1)",
+        help="a likely word, and by how many nats (default: 11, by sound too 3; with --lm 5, by sound too 1)",
     )
     group = parser.add_argument_group(
         "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
@@ -117,7 +117,8 @@ def make_decode(options: argparse.Namespace, model: CTCModel) -> Decode | None:
         hears = model.pronunciations is not None
         boost = usual_boost(with_language_model=options.lm is not None, with_phonemes=hears)
         hotwords = dict(parse_hotword(text, model.vocabulary, boost) for text in options.hotword)
-        return HotwordDecoder(decode or decode_greedy, model.vocabulary, hotwords)
+        decode = decode or decode_greedy
+        return HotwordDecoder(decode, model.vocabulary, hotwords, pronunciations=model.pronunciations)
     return decode
 
 
