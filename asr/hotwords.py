@@ -35,7 +35,7 @@ BOOST, BOOST_BEHIND_LM, BOOST_BEHIND_PHONEMES = 11.0, 5.0, 1.0
 which are right more often, and by phonemes too more often still. With more, more names are found and more other words
 lost."""
 
-BOOST_BY_SOUND = 3.0
+BOOST_BY_SOUND = 4.5
 """Where a model's phonemes count, and no language model."""
 
 PHONEME_SHARE = 0.5
@@ -147,11 +147,10 @@ class HotwordDecoder:
         for form in self._forms:
             of_form = cdist([*map(form, heard)], [*map(form, hotwords)], scorer=Levenshtein.normalized_similarity)
             likeness = numpy.maximum(likeness, of_form)
-        likeness[likeness < LEAST_SIMILARITY] = 0.0
         edges = self._edges(tokens)
         for (start, end), row in zip(spans, likeness, strict=True):
             most_alike = numpy.argsort(-row, kind="stable")[:MOST_TRIED]
-            tried = [hotwords[index] for index in most_alike if row[index]]
+            tried = [hotwords[index] for index in most_alike if row[index] >= LEAST_SIMILARITY]
             if not tried:
                 continue
             first, last = max(0, start - 1), min(len(words), end + 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from asr.cli import main
 from asr.decoder import decode_greedy, reads_phonemes
 from asr.errors import AsrError
-from asr.hotwords import BOOST, HotwordDecoder, parse_hotword
+from asr.hotwords import BOOST, BOOST_BY_SOUND, HotwordDecoder, parse_hotword
 from asr.modelfile import load_model
 from asr.pronunciation import Pronunciations
 from asr.transcription import transcribe
@@ -220,12 +220,12 @@ def test_how_a_hotword_sounds_counts_beside_how_it_is_spelled(vowel: str, boost:
         decoder(letters, torch.tensor([heard.shape[1]]))
 
 
-def test_a_name_that_the_dictionary_lacks_is_found_by_its_sound(sample_paths: list[Path]) -> None:
-    """Said by nobody as the model would spell it."""
-    model, name = load_model(), "QUILTER"
+def test_a_word_of_real_speech_is_found_by_its_sound(sample_paths: list[Path]) -> None:
+    """Which the model by itself spells otherwise."""
+    model, name = load_model(), "PUNGENT"
     assert model.pronunciations is not None
     for pronunciations, found in ((None, False), (model.pronunciations, True)):
-        decoder = HotwordDecoder(decode_greedy, model.vocabulary, {name: 3.0}, pronunciations=pronunciations)
+        decoder = HotwordDecoder(decode_greedy, model.vocabulary, {name: BOOST_BY_SOUND}, pronunciations=pronunciations)
         texts = [transcribe(path, model=model, decode=decoder).text for path in sample_paths]
         assert any(name in text.split() for text in texts) == found
 

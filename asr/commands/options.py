@@ -78,7 +78,7 @@ def add_language_model_options(parser: argparse.ArgumentParser) -> None:
         "--hotword",
         action="append",
         metavar="WORD[:BOOST]",
-        help="a likely word, and by how many nats (default: 11, by sound too 3; with --lm 5, by sound too 1)",
+        help="a likely word, and by how many nats (default: 11, by sound too 4.5; with --lm 5, by sound too 1)",
     )
     group = parser.add_argument_group(
         "language model", 'needs flashlight-text: pip install "bigru-asr[lm]", Python 3.10 to 3.12'
