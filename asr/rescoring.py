@@ -13,7 +13,6 @@ from itertools import accumulate, islice
 import numpy
 import torch
 
-from asr.encoder import SURELY_NONE
 from asr.likelihood import ctc_log_likelihoods
 from asr.search import Hypothesis, WordSearch
 from asr.sentences import GRULanguageModel
@@ -27,6 +26,9 @@ MOST_SCORED = 30
 
 MOST_RESCORED = 10
 """The best texts by then, which the GRU language model scores."""
+
+SURELY_BLANK = -1e-3
+"""Log-probability of a blank above which nothing is heard in a step; what a prior takes off may outweigh less."""
 
 NGRAM_SHARE, GRU_SHARE = 0.75, 0.5
 """Of the language model's weight, where the GRU has a say: what the n-grams keep of it, and what the GRU gets."""
@@ -86,7 +88,7 @@ class Rescorer:
         """Of steps in a row in which no output hears anything the first: all texts lose the others alike, and a search
         takes as long over silence as over speech.
         """
-        is_silent = numpy.all([part[:, BLANK_ID] > SURELY_NONE for _, part in self._parts(log_probs)], axis=0)
+        is_silent = numpy.all([part[:, BLANK_ID] > SURELY_BLANK for _, part in self._parts(log_probs)], axis=0)
         is_further = numpy.zeros_like(is_silent)
         is_further[1:] = is_silent[1:] & is_silent[:-1]
         shorter: numpy.ndarray = log_probs[~is_further]
