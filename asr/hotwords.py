@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 import numpy
@@ -88,11 +89,11 @@ class HotwordDecoder:
         self._decode, self._vocabulary = decode, vocabulary
         self.reads_phonemes = reads_phonemes(decode)
         self._score_texts = decode.score_texts if reads_phonemes(decode) else self._score_tokens
+        self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
         self._forms: list[Callable[[str], Sequence[str]]] = [lambda text: text.replace(" ", "")]
         """In which words can be alike."""
         if pronunciations is not None:
             self._forms.append(lambda text: pronunciations.decode(pronunciations.encode(text)))
-        self._hotwords = {_normal_word(word, vocabulary): boost for word, boost in hotwords.items()}
 
     def __call__(self, log_probs: Tensor, lengths: Tensor) -> list[DecodedTokens]:
         """log_probs: (batch, steps, vocabulary), with phonemes (batch, steps, vocabulary + phonemes); lengths: (batch,)
@@ -144,8 +145,8 @@ class HotwordDecoder:
         spans = [span for span in stretches if found.isdisjoint(range(*span))]
         heard = [join_words(words[start:end]) for start, end in spans]
         likeness = numpy.zeros((len(heard), len(hotwords)))
-        for form in self._forms:
-            of_form = cdist([*map(form, heard)], [*map(form, hotwords)], scorer=Levenshtein.normalized_similarity)
+        for form, of_hotwords in zip(self._forms, self._hotword_forms, strict=True):
+            of_form = cdist([*map(form, heard)], of_hotwords, scorer=Levenshtein.normalized_similarity)
             likeness = numpy.maximum(likeness, of_form)
         edges = self._edges(tokens)
         for (start, end), row in zip(spans, likeness, strict=True):
@@ -164,6 +165,11 @@ class HotwordDecoder:
                 gain = score + self._hotwords[hotword] - before
                 if gain > 0:
                     yield _Change(start, end, hotword, gain)
+
+    @cached_property
+    def _hotword_forms(self) -> list[list[Sequence[str]]]:
+        """Each form of all hotwords, made when the first recording comes: new names take seconds to pronounce."""
+        return [[*map(form, self._hotwords)] for form in self._forms]
 
     def _edges(self, tokens: DecodedTokens) -> list[tuple[int, int]]:
         """The steps of each word, from the first token's to the last one's."""
